@@ -1,0 +1,53 @@
+# The commands that always work, on a machine with Python 3.11+ and make.
+# Everything is installed into .venv; nothing outside this folder is touched.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types check bench soak clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "amorsize needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+
+$(VENV)/.demo: $(BIN)/python pyproject.toml
+	@echo "Installing amorsize with its demo's needs into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet -e ".[prometheus,progress]"
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml
+	@echo "Installing amorsize with the development tools into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet -e . --group dev
+	@touch $@ $(VENV)/.demo
+
+demo: $(VENV)/.demo  ## Run the main job on real input, in about 30 seconds
+	@$(BIN)/amorsize demo
+
+test: $(VENV)/.dev  ## Run the tests
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## Lint and check the format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev  ## Check the types
+	@$(BIN)/mypy
+
+check: lint types test  ## Lint, types and tests: what CI runs
+
+bench: $(VENV)/.dev  ## Measure, side by side with peers
+	@$(BIN)/python -m benchmarks
+
+soak: $(VENV)/.dev  ## Five minutes of random faults against random work
+	@$(BIN)/python -m benchmarks.soak
+
+clean:  ## Remove what the other commands made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
