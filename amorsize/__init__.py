@@ -1,0 +1,77 @@
+"""Run a Python function over data at the right parallelism, and see what happens meanwhile.
+
+::
+
+    import amorsize
+    amorsize.enable_prometheus()
+    results = amorsize.execute(func, data)
+
+The public names are resolved on first use (PEP 562), so importing amorsize costs little and
+imports no SDK.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+TYPE_CHECKING = False  # importing typing would take longer than all the rest
+if TYPE_CHECKING:
+    from amorsize.errors import AmorsizeError as AmorsizeError
+    from amorsize.executor import execute as execute
+    from amorsize.executor import shutdown as shutdown
+    from amorsize.executor import stream as stream
+    from amorsize.exporters.prometheus import enable_prometheus as enable_prometheus
+    from amorsize.exporters.registry import enable as enable
+    from amorsize.hooks import HookContext as HookContext
+    from amorsize.hooks import HookEvent as HookEvent
+    from amorsize.hooks import HookManager as HookManager
+    from amorsize.hooks import create_error_hook as create_error_hook
+    from amorsize.hooks import create_progress_hook as create_progress_hook
+    from amorsize.hooks import create_throughput_hook as create_throughput_hook
+    from amorsize.hooks import create_timing_hook as create_timing_hook
+    from amorsize.hooks import get_default_manager as get_default_manager
+    from amorsize.optimizer import OptimizationResult as OptimizationResult
+    from amorsize.optimizer import optimize as optimize
+    from amorsize.user_metrics import count as count
+    from amorsize.user_metrics import observe as observe
+    from amorsize.user_metrics import set_gauge as set_gauge
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "AmorsizeError": "amorsize.errors",
+    "HookContext": "amorsize.hooks",
+    "HookEvent": "amorsize.hooks",
+    "HookManager": "amorsize.hooks",
+    "OptimizationResult": "amorsize.optimizer",
+    "count": "amorsize.user_metrics",
+    "create_error_hook": "amorsize.hooks",
+    "create_progress_hook": "amorsize.hooks",
+    "create_throughput_hook": "amorsize.hooks",
+    "create_timing_hook": "amorsize.hooks",
+    "enable": "amorsize.exporters.registry",
+    "enable_prometheus": "amorsize.exporters.prometheus",
+    "execute": "amorsize.executor",
+    "get_default_manager": "amorsize.hooks",
+    "observe": "amorsize.user_metrics",
+    "optimize": "amorsize.optimizer",
+    "set_gauge": "amorsize.user_metrics",
+    "shutdown": "amorsize.executor",
+    "stream": "amorsize.executor",
+}
+
+__all__ = [*_HOME, "__version__"]  # names resolved by __getattr__
+
+
+def __getattr__(name: str) -> object:
+    try:
+        home = _HOME[name]
+    except KeyError:
+        raise AttributeError(f"module 'amorsize' has no attribute {name!r}") from None
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,147 @@
+"""Checks the arguments that ``optimize()``, ``execute()`` and ``stream()`` share.
+
+Every message says what was given, what is allowed and what to do; nothing has run by then.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from amorsize.errors import InvalidTypeError, InvalidValueError
+
+EXECUTORS = ("serial", "thread", "process")
+
+
+@dataclass(frozen=True, slots=True)
+class Arguments:
+    """The checked arguments: integers are ``int`` and durations are ``float``."""
+
+    sample_size: int
+    target_chunk_duration: float
+    n_jobs: int | None
+    chunksize: int | None
+
+
+def validate(
+    func: Callable[[Any], Any],
+    data: Iterable[Any],
+    *,
+    sample_size: int,
+    target_chunk_duration: float,
+    n_jobs: int | None,
+    chunksize: int | None,
+    executor: Any,
+) -> Arguments:
+    """Refuse what cannot be run, before anything runs.
+
+    Anything with ``__index__`` is an integer (those of NumPy too), except a bool.
+
+    Raises:
+        InvalidTypeError: an argument has the wrong type.
+        InvalidValueError: an argument is out of its range, or the executor has no known name.
+
+    >>> validate(abs, [1], sample_size=5, target_chunk_duration=1, n_jobs=2, chunksize=None,
+    ...          executor="thread").target_chunk_duration
+    1.0
+    """
+    if not callable(func):
+        raise InvalidTypeError(
+            f"func is {_shown(func)}, which cannot be called; "
+            "give a function that takes one item, and the data second."
+        )
+    # What iter() looks for, without calling it: that may already start something.
+    kind = type(data)
+    if not hasattr(kind, "__getitem__") and getattr(kind, "__iter__", None) is None:
+        raise InvalidTypeError(
+            f"data is {_shown(data)}, which cannot be iterated; "
+            "give a list, a generator or any other iterable of items."
+        )
+    check_executor(executor)
+    return Arguments(
+        sample_size=check_count("sample_size", sample_size, "the items to try first"),
+        target_chunk_duration=check_seconds("target_chunk_duration", target_chunk_duration),
+        n_jobs=None if n_jobs is None else check_count("n_jobs", n_jobs, "a number of workers"),
+        chunksize=(
+            None if chunksize is None else check_count("chunksize", chunksize, "items of a chunk")
+        ),
+    )
+
+
+def check_count(name: str, value: Any, meaning: str) -> int:
+    """Return a whole number of at least 1, or say what is wrong with it."""
+    optional = "" if name == "sample_size" else ", or leave it out to have it chosen"
+    if isinstance(value, bool):
+        raise InvalidTypeError(
+            f"{name} is {value!r}, a bool; give a whole number of at least 1 ({meaning}){optional}."
+        )
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InvalidTypeError(
+            f"{name} is {_shown(value)}; give a whole number of at least 1 ({meaning}){optional}."
+        ) from None
+    if number < 1:
+        raise InvalidValueError(
+            f"{name} is {number}; it must be at least 1 ({meaning}): "
+            f"give a larger number{optional}."
+        )
+    return number
+
+
+def check_seconds(name: str, value: Any, *, zero: bool = False) -> float:
+    """Return a finite number of seconds above 0 (or from it), or say what is wrong with it."""
+    bound = "0 or more" if zero else "above 0"
+    if isinstance(value, (bool, str, bytes)) or not hasattr(type(value), "__float__"):
+        raise InvalidTypeError(f"{name} is {_shown(value)}; give a number of seconds, {bound}.")
+    try:
+        seconds = float(value)
+    except OverflowError:  # an int beyond all floats
+        seconds = math.inf
+    if not math.isfinite(seconds) or seconds < 0 or (seconds == 0 and not zero):
+        raise InvalidValueError(f"{name} is {seconds}; give a finite number of seconds, {bound}.")
+    return seconds
+
+
+def check_executor(executor: Any) -> None:
+    """Refuse what is neither None nor a known name."""
+    known = ", ".join(repr(name) for name in EXECUTORS)
+    if executor is None or executor in EXECUTORS:
+        return
+    if isinstance(executor, str):
+        raise InvalidValueError(
+            f"executor is {executor!r}, a name that is not known; give one of {known}, "
+            "or None to have it chosen."
+        )
+    raise InvalidTypeError(
+        f"executor is {_shown(executor)}, which cannot be used; give one of {known}, "
+        "or None to have it chosen."
+    )
+
+
+def known_length(data: Iterable[Any]) -> int | None:
+    """The number of items, where the input knows it without being consumed.
+
+    >>> known_length([1, 2]), known_length(iter([1, 2]))
+    (2, None)
+    """
+    if not hasattr(type(data), "__len__"):
+        return None
+    try:
+        return len(data)  # type: ignore[arg-type]  # checked above
+    except Exception:  # a wrapper of an unsized input: tqdm, for one, raises TypeError
+        return None
+
+
+def _shown(value: Any) -> str:
+    """The type, and the value where it is short; never a payload."""
+    kind = type(value).__qualname__
+    if value is None:
+        return "None"
+    if isinstance(value, (int, float, str)):
+        text = repr(value)
+        return f"{text if len(text) <= 40 else text[:37] + '...'} ({kind})"
+    return f"an object of type {kind}"

@@ -1,0 +1,1 @@
+"""The engines that chunks run on: one module each, one interface (``base``)."""

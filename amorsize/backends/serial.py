@@ -1,0 +1,54 @@
+"""The caller's own thread as the only worker."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+
+from amorsize.backends.base import Backend, ChunkDone, Message, Task, WorkerEnded, WorkerStarted
+from amorsize.worker import HOSTNAME, Chunk, run_chunk
+
+
+class SerialBackend(Backend):
+    """Runs each chunk inside ``wait()``, at the speed of a loop."""
+
+    def __init__(self) -> None:
+        self._task: Task | None = None
+        self._chunk: Chunk | None = None
+        self._started = False
+
+    def open(self, task: Task) -> None:
+        self._task = task
+
+    def has_room(self) -> bool:
+        return self._chunk is None
+
+    def submit(self, chunk: Chunk) -> None:
+        self._chunk = chunk
+
+    def wait(self, timeout: float | None) -> Sequence[Message]:
+        if self._chunk is None or self._task is None:
+            return ()
+        if not self._started:
+            self._started = True
+            name = threading.current_thread().name
+            return (WorkerStarted(0, os.getpid(), HOSTNAME, name),)
+        chunk = self._chunk
+        outcome = run_chunk(
+            self._task.func,
+            chunk,
+            return_exceptions=self._task.return_exceptions,
+            exits_pass=True,
+            collect_user_metrics=self._task.collect_user_metrics,
+        )
+        self._chunk = None
+        return (ChunkDone(0, outcome),)
+
+    def wake(self) -> None:
+        pass  # wait() never sleeps
+
+    def close(self, *, cancel: bool) -> Sequence[Message]:
+        if not self._started:
+            return ()
+        return (WorkerEnded(0, "cancelled" if cancel else "finished"),)

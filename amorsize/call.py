@@ -1,0 +1,247 @@
+"""One call of ``execute()`` or ``stream()``: its arguments, checked, and the run they describe."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any
+
+from amorsize import environment, optimizer
+from amorsize.arguments import check_seconds, known_length, validate
+from amorsize.backends.base import Task
+from amorsize.chunking import MAX_CHUNK_ITEMS, ChunkSizer, Input
+from amorsize.errors import InvalidTypeError
+from amorsize.hooks.manager import HookManager, get_default_manager
+from amorsize.optimizer import OptimizationResult
+from amorsize.plan import Plan, Sampled, TimeLimits
+from amorsize.reporting import Reporter
+from amorsize.run import Run
+from amorsize.sampling import Sample
+from amorsize.sinks import Sink, StreamBuffer
+from amorsize.system import ENGINES
+from amorsize.user_metrics import MetricsCollector
+from amorsize.worker import HOSTNAME, ChunkOutcome, Failure
+
+logger = logging.getLogger(__name__)
+
+_STREAM_CHUNK_ITEMS = 10_000
+
+
+class Call:
+    """The arguments of one call, checked, and the run that they describe."""
+
+    def __init__(
+        self,
+        func: Callable[[Any], Any],
+        data: Iterable[Any],
+        *,
+        hooks: HookManager | None,
+        n_jobs: int | None,
+        chunksize: int | None,
+        executor: str | None,
+        sample_size: int,
+        target_chunk_duration: float,
+        progress: bool,
+        progress_interval: float,
+        return_exceptions: bool,
+        timeout: float | None,
+        item_timeout: float | None,
+        name: str | None,
+        verbose: bool,
+    ) -> None:
+        self.begin()
+        checked = validate(
+            func,
+            data,
+            sample_size=sample_size,
+            target_chunk_duration=target_chunk_duration,
+            n_jobs=n_jobs,
+            chunksize=chunksize,
+            executor=executor,
+        )
+        if hooks is not None and not isinstance(hooks, HookManager):
+            raise InvalidTypeError(f"hooks must be a HookManager or None; got {hooks!r}")
+        if name is not None and not isinstance(name, str):
+            raise InvalidTypeError(f"name must be a string or None; got {name!r}")
+        check_seconds("progress_interval", progress_interval, zero=True)
+        for limit, seconds in (("timeout", timeout), ("item_timeout", item_timeout)):
+            if seconds is not None:
+                check_seconds(limit, seconds)
+        environment.enable_exporters()
+        self._func = func
+        self._data = data
+        self._hooks = hooks
+        self._n_jobs = checked.n_jobs
+        self._chunksize = checked.chunksize
+        self._executor = executor
+        self._sample_size = checked.sample_size
+        self._target_chunk_duration = checked.target_chunk_duration
+        self._progress_interval = progress_interval
+        self._return_exceptions = return_exceptions
+        self._timeout = timeout
+        self._item_timeout = item_timeout
+        self._name = name
+        self._verbose = verbose
+        self._cleanup = ExitStack()
+        self._progress = _progress_manager(self._cleanup) if progress else None
+        self.result: OptimizationResult
+        self.run: Run | None = None
+
+    def begin(self) -> None:
+        """Start the clocks."""
+        self._began = time.perf_counter()
+        self._began_monotonic = time.monotonic()
+
+    def __enter__(self) -> None:
+        self._cleanup.__enter__()
+
+    def __exit__(self, *exc: Any) -> None:
+        self._cleanup.close()
+
+    def prepare(self, sink: Sink, *, interruptible: bool) -> Run:
+        """Make the plan, which may run the first items, and the run."""
+        executor = self._executor
+        allowed: tuple[str, ...] = ENGINES
+        if _in_worker_process():
+            # The workers of the outer run have the cores already.
+            allowed = ("serial", "thread")
+            if executor == "process":
+                executor = "serial"
+                logger.warning(
+                    "execute() was called inside a worker process: executor='process' runs "
+                    "serially there. Name 'serial' or 'thread', or leave the choice open."
+                )
+        reporter = Reporter(
+            self._managers(),
+            began=self._began,
+            function=self._name or _name_of(self._func),
+            progress_interval=self._progress_interval,
+        )
+        collect = reporter.takes_user_metrics()
+        iterator = iter(self._data)
+        total = known_length(self._data)
+        self.result, sample = optimizer.choose(
+            self._func,
+            iterator,
+            total,
+            n_jobs=self._n_jobs,
+            chunksize=self._chunksize,
+            executor=executor,
+            allowed=allowed,
+            sample_size=self._sample_size,
+            target_chunk_duration=self._target_chunk_duration,
+            return_exceptions=self._return_exceptions,
+            warm_workers=_warm_workers(),
+            verbose=self._verbose,
+            collector=MetricsCollector() if collect else None,
+        )
+        self.result.data = self._data
+        source = Input(
+            iterator,
+            patient=total is not None,
+            drawn=0 if sample is None else len(sample.items),
+        )
+        if sample is not None:
+            source.exhausted = sample.exhausted
+            if isinstance(sample.input_error, Exception):
+                source.exhausted, source.error = True, sample.input_error
+        plan = Plan(
+            executor_type=self.result.executor_type,
+            n_jobs=self.result.n_jobs,
+            chunksize=self.result.chunksize,
+            estimated_speedup=self.result.estimated_speedup,
+            interruptible=interruptible,
+        )
+        limit = _STREAM_CHUNK_ITEMS if isinstance(sink, StreamBuffer) else MAX_CHUNK_ITEMS
+        self.run = Run(
+            task=Task(
+                self._func,
+                return_exceptions=self._return_exceptions,
+                stamp_items=self._item_timeout is not None,
+                collect_user_metrics=collect,
+            ),
+            plan=plan,
+            data=source,
+            total=total,
+            sampled=_sampled(sample),
+            sizer=ChunkSizer(
+                fixed=self._chunksize,
+                first=plan.chunksize,
+                target_seconds=self._target_chunk_duration,
+                n_jobs=plan.n_jobs,
+                limit=limit,
+            ),
+            sink=sink,
+            reporter=reporter,
+            limits=TimeLimits(
+                timeout=self._timeout,
+                item_timeout=self._item_timeout,
+                deadline=(None if self._timeout is None else self._began_monotonic + self._timeout),
+            ),
+        )
+        return self.run
+
+    def wake(self) -> None:
+        """Make the run look around; may be called from any thread, and from a signal handler."""
+        if self.run is not None:
+            self.run.wake()
+
+    def _managers(self) -> list[HookManager]:
+        managers = [get_default_manager(), self._hooks, self._progress]
+        return [manager for manager in managers if manager is not None]
+
+
+def _sampled(sample: Sample | None) -> Sampled:
+    if sample is None:
+        return Sampled([])
+    failures = [Failure(*failure) for failure in sample.failures]
+    items = sample.items
+    if sample.interrupted is not None:
+        items = items[: len(sample.results)]  # the last call did not come to its end
+    if not items:
+        return Sampled([], interrupted=sample.interrupted)
+    counted = None if sample.collector is None else sample.collector.take()
+    outcome = ChunkOutcome(
+        chunk_id=0,
+        start=0,
+        size=len(items),
+        results=sample.results if len(sample.results) == len(items) else None,
+        failures=failures,
+        started_at=sample.started_at,
+        duration=sample.seconds,
+        pid=os.getpid(),
+        hostname=HOSTNAME,
+        thread_name=threading.current_thread().name,
+        extras={} if counted is None else {"user_metrics": counted},
+    )
+    return Sampled(items, outcome, sample.interrupted)
+
+
+def _name_of(func: Callable[..., Any]) -> str:
+    func = getattr(func, "func", func)  # functools.partial
+    qualified = getattr(func, "__qualname__", None) or type(func).__qualname__
+    module = getattr(func, "__module__", None) or type(func).__module__
+    return f"{module}.{qualified}"
+
+
+def _in_worker_process() -> bool:
+    worker = sys.modules.get("amorsize.backends.process_worker")
+    return worker is not None and worker.serving
+
+
+def _warm_workers() -> int:
+    pool_module = sys.modules.get("amorsize.backends.process_pool")
+    return 0 if pool_module is None else int(pool_module.pool.warm_workers())
+
+
+def _progress_manager(cleanup: ExitStack) -> HookManager:
+    from amorsize.progress import ProgressBar
+
+    manager = HookManager()
+    cleanup.enter_context(ProgressBar().attach(manager))
+    return manager

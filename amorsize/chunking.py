@@ -1,0 +1,128 @@
+"""Splitting any iterable lazily, and deciding how large the next chunk is."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+MAX_CHUNK_ITEMS = 100_000
+"""A bound on items that are held at once; chunks of trivial items could be millions long."""
+
+_DRAW_SECONDS = 0.05
+_GROWTH = 8
+_SHORTEST_CHUNK_SECONDS = 0.002
+
+
+class Input:
+    """The input, drawn in pieces, each item once.
+
+    Args:
+        iterator: where the items come from.
+        patient: wait for all items of a piece. Otherwise what has come within 0.05 s is
+            returned, so that workers get something to do, and are heard, while a slow input
+            goes on.
+        drawn: items already taken from the iterator.
+
+    Attributes:
+        drawn: items taken so far.
+        exhausted: whether the end has been seen.
+        error: what the iterator raised, if it did; that is its end.
+
+    Example:
+        >>> letters = Input(iter("abc"), patient=True)
+        >>> letters.draw(2), letters.draw(2), letters.exhausted
+        (['a', 'b'], ['c'], True)
+    """
+
+    def __init__(self, iterator: Iterator[Any], *, patient: bool, drawn: int = 0) -> None:
+        self._iterator = iterator
+        self._patient = patient
+        self.drawn = drawn
+        self.exhausted = False
+        self.error: Exception | None = None
+
+    def draw(self, size: int) -> list[Any]:
+        """Take up to ``size`` items; none at all only at the end."""
+        items: list[Any] = []
+        if self.exhausted:
+            return items
+        pieces = islice(self._iterator, size)
+        try:
+            if self._patient:
+                items.extend(pieces)
+                self.exhausted = len(items) < size
+            else:
+                deadline = time.monotonic() + _DRAW_SECONDS
+                for item in pieces:
+                    items.append(item)
+                    if time.monotonic() >= deadline:
+                        break
+                else:
+                    self.exhausted = len(items) < size
+        except Exception as error:
+            # What came before it is kept (extend() has it) and runs; then the error is raised.
+            self.exhausted, self.error = True, error
+        self.drawn += len(items)
+        return items
+
+
+class ChunkSizer:
+    """Says how large the next chunk is: as asked, or so that it takes the target duration.
+
+    An adaptive size follows what the items are measured to take, grows at most eightfold at a
+    time (a first item may be untypically fast), and shrinks towards the end of an input of known
+    length, so that no worker is left alone with a long last chunk (guided self-scheduling,
+    Polychronopoulos and Kuck 1987).
+
+    Args:
+        fixed: items a chunk, as the user asked; None for an adaptive size.
+        first: where an adaptive size begins.
+        target_seconds: how long a chunk is to take.
+        n_jobs: workers that share the input.
+        limit: items a chunk at most.
+
+    Example:
+        >>> sizer = ChunkSizer(fixed=None, first=1, target_seconds=0.2, n_jobs=2, limit=1000)
+        >>> sizer.learn(1, 0.1)
+        >>> sizer.next_size(remaining=100)
+        2
+    """
+
+    def __init__(
+        self, *, fixed: int | None, first: int, target_seconds: float, n_jobs: int, limit: int
+    ) -> None:
+        self._fixed = fixed
+        self._size = fixed if fixed is not None else min(first, limit)
+        self._target = target_seconds
+        self._n_jobs = n_jobs
+        self._limit = limit
+        self._items = 0.0
+        self._seconds = 0.0
+
+    def learn(self, items: int, seconds: float) -> None:
+        """Take in how long a chunk took; older chunks count half as much each time."""
+        if self._fixed is not None or items == 0:
+            return
+        self._items = self._items / 2 + items
+        self._seconds = self._seconds / 2 + seconds
+        if self._seconds <= 0:
+            wanted = self._limit
+        else:
+            wanted = int(self._target * self._items / self._seconds)
+        self._size = max(1, min(wanted, self._size * _GROWTH, self._limit))
+
+    def next_size(self, remaining: int | None) -> int:
+        """Return the size of the next chunk, at least 1; ``remaining`` items are undispatched."""
+        if self._fixed is not None or remaining is None or self._n_jobs == 1:
+            return self._size
+        share = math.ceil(remaining / (2 * self._n_jobs))
+        return max(1, min(self._size, max(share, self._shortest())))
+
+    def _shortest(self) -> int:
+        # Below 2 ms a chunk, its way there and back (about 0.1 ms) begins to count.
+        if self._seconds <= 0:
+            return 1
+        return math.ceil(_SHORTEST_CHUNK_SECONDS * self._items / self._seconds)

@@ -1,0 +1,135 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import amorsize
+from amorsize.errors import AmorsizeError
+
+_EXAMPLES = """\
+examples:
+  amorsize demo                     run the demo, in about 30 seconds
+  amorsize demo --quick             run it on a tenth of the input
+  amorsize demo --serve             then keep /metrics up, until Ctrl-C
+  amorsize demo --forever           repeat the work, for dashboards
+  amorsize demo --port 0 --json summary.json
+                                    on a free port, with a summary for programs
+
+exit codes:
+  0    success; also when Ctrl-C or SIGTERM ends --forever, or --serve after
+       its report
+  1    the demo cannot run, or a result was wrong: a line on stderr says why
+  2    wrong usage
+  130  Ctrl-C before the work was done
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments; None means those of the process.
+
+    Returns:
+        The exit code. Wrong usage, ``--help`` and ``--version`` raise ``SystemExit``, as
+        argparse does.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Who reads from a pipe sees each line at once, and no name of a file ends the program.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    options = _parser().parse_args(argv)
+    try:
+        return _demo(options)
+    except AmorsizeError as error:
+        print(f"amorsize: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\namorsize: stopped before the work was done", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # As under `amorsize demo | head`. Python would complain once more when it flushes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from amorsize.demo.run import Options, run_demo  # --help and --version stay quick
+
+    return run_demo(
+        Options(
+            serve=options.serve,
+            forever=options.forever,
+            quick=options.quick,
+            port=options.port,
+            addr=options.addr,
+            json_path=options.json,
+        )
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="amorsize",
+        description="Run a Python function over data at the right parallelism,\n"
+        "and see what happens while it runs.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"amorsize {amorsize.__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", required=True)
+    demo = commands.add_parser(
+        "demo",
+        help="run three stages of real work, and show their metrics",
+        description="Runs three stages on the source files of Python's standard library. Each\n"
+        "needs another engine: measure (processes), compress (threads), and fetch, from a slow\n"
+        "HTTP service of its own (many threads). Shows what was chosen, why, and the metrics.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    staying = demo.add_mutually_exclusive_group()
+    staying.add_argument(
+        "--serve", action="store_true", help="keep /metrics up after the report, until Ctrl-C"
+    )
+    staying.add_argument(
+        "--forever",
+        action="store_true",
+        help="repeat the work until Ctrl-C, with pauses of 5 seconds; every third round the "
+        "service refuses one request in forty on purpose, so that dashboards have errors to show",
+    )
+    demo.add_argument(
+        "--port",
+        type=_port,
+        metavar="P",
+        help="serve /metrics on this port, 0 for a free one (default: $AMORSIZE_PROMETHEUS_PORT, "
+        "else 9464, else a free one)",
+    )
+    demo.add_argument(
+        "--addr",
+        default="127.0.0.1",
+        metavar="A",
+        help="serve on this address (default: %(default)s)",
+    )
+    demo.add_argument("--quick", action="store_true", help="work on a tenth of the input")
+    demo.add_argument(
+        "--json", type=_writable, metavar="FILE", help="write the summary to FILE, as JSON"
+    )
+    return parser
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"a port is a number from 0 to 65535, not {text!r}")
+    return int(text)
+
+
+def _writable(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} is no file in a folder that can be written to")
+    return path

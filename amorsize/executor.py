@@ -1,0 +1,283 @@
+"""``execute()`` and ``stream()``: arguments in, results out. The loop itself is in ``run``."""
+
+from __future__ import annotations
+
+import atexit
+import contextvars
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, TypeVar, overload
+
+from amorsize import termination
+from amorsize.call import Call
+from amorsize.errors import ExecutionCancelledError, InvalidTypeError
+from amorsize.hooks.manager import HookManager
+from amorsize.optimizer import OptimizationResult
+from amorsize.sinks import Collector, StreamBuffer
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_CHUNKS_A_WORKER = 3
+_CLOSE_SECONDS = 1.0
+
+
+@overload
+def execute(
+    func: Callable[[T], R],
+    data: Iterable[T],
+    *,
+    hooks: HookManager | None = ...,
+    n_jobs: int | None = ...,
+    chunksize: int | None = ...,
+    executor: str | None = ...,
+    sample_size: int = ...,
+    target_chunk_duration: float = ...,
+    progress: bool = ...,
+    progress_interval: float = ...,
+    return_exceptions: bool = ...,
+    timeout: float | None = ...,
+    item_timeout: float | None = ...,
+    name: str | None = ...,
+    verbose: bool = ...,
+    return_optimization_result: Literal[False] = ...,
+) -> list[R]: ...
+@overload
+def execute(
+    func: Callable[[T], R],
+    data: Iterable[T],
+    *,
+    hooks: HookManager | None = ...,
+    n_jobs: int | None = ...,
+    chunksize: int | None = ...,
+    executor: str | None = ...,
+    sample_size: int = ...,
+    target_chunk_duration: float = ...,
+    progress: bool = ...,
+    progress_interval: float = ...,
+    return_exceptions: bool = ...,
+    timeout: float | None = ...,
+    item_timeout: float | None = ...,
+    name: str | None = ...,
+    verbose: bool = ...,
+    return_optimization_result: Literal[True],
+) -> tuple[list[R], OptimizationResult]: ...
+def execute(
+    func: Callable[[T], R],
+    data: Iterable[T],
+    *,
+    hooks: HookManager | None = None,
+    n_jobs: int | None = None,
+    chunksize: int | None = None,
+    executor: str | None = None,
+    sample_size: int = 5,
+    target_chunk_duration: float = 0.2,
+    progress: bool = False,
+    progress_interval: float = 0.0,
+    return_exceptions: bool = False,
+    timeout: float | None = None,
+    item_timeout: float | None = None,
+    name: str | None = None,
+    verbose: bool = False,
+    return_optimization_result: bool = False,
+) -> list[R] | tuple[list[R], OptimizationResult]:
+    """Call ``func`` on every item of ``data``, at the right parallelism; return the results.
+
+    Args:
+        func: called with one item. Lambdas, closures and functions of ``__main__`` work in
+            every mode; no main guard is needed.
+        data: any iterable; a generator is drawn from as work proceeds.
+        hooks: told of every event, beside the default manager. Hooks are called from the
+            calling thread, one at a time.
+        n_jobs: workers; None to choose.
+        chunksize: items a chunk; None to choose, and to correct while running.
+        executor: ``"serial"``, ``"thread"`` or ``"process"``; None to choose. Only with None are
+            the first items run in this process, to measure them; their results are used.
+        sample_size: items to measure at most.
+        target_chunk_duration: seconds that a chunk is to take.
+        progress: show a progress bar on stderr (needs ``amorsize[progress]``).
+        progress_interval: seconds between two ``ON_PROGRESS`` events; 0 for one a chunk.
+        return_exceptions: put exceptions in place of results instead of raising the first. An
+            item that was in a dead worker's chunk may then run once more.
+        timeout: seconds for the whole run, from this call; None for no limit.
+        item_timeout: seconds for each item; None for no limit. A worker process is ended and
+            replaced; a thread cannot be stopped and is left behind.
+        name: what the events call the function; None for its qualified name.
+        verbose: explain the choice on stderr.
+        return_optimization_result: return ``(results, OptimizationResult)``.
+
+    Returns:
+        The results, in the order of the input.
+
+    Raises:
+        InvalidValueError, InvalidTypeError: an argument is not allowed; nothing has run.
+        WorkerDiedError: a worker process was killed, or exited.
+        TransportError: the function, an item or a result does not pickle.
+        ExecutionTimeoutError, ItemTimeoutError: a time limit was passed.
+        Exception: whatever ``func`` raised first, as it was raised.
+
+    Example:
+        >>> import amorsize
+        >>> amorsize.execute(lambda x: x * x, range(5))
+        [0, 1, 4, 9, 16]
+    """
+    call = Call(
+        func,
+        data,
+        hooks=hooks,
+        n_jobs=n_jobs,
+        chunksize=chunksize,
+        executor=executor,
+        sample_size=sample_size,
+        target_chunk_duration=target_chunk_duration,
+        progress=progress,
+        progress_interval=progress_interval,
+        return_exceptions=return_exceptions,
+        timeout=timeout,
+        item_timeout=item_timeout,
+        name=name,
+        verbose=verbose,
+    )
+    collector = Collector()
+    with call, termination.DuringExecute(call.wake):
+        run = call.prepare(collector, interruptible=timeout is not None or item_timeout is not None)
+        run.drive()
+    if return_optimization_result:
+        return collector.results, call.result
+    return collector.results
+
+
+def stream(
+    func: Callable[[T], R],
+    data: Iterable[T],
+    *,
+    ordered: bool = True,
+    hooks: HookManager | None = None,
+    n_jobs: int | None = None,
+    chunksize: int | None = None,
+    executor: str | None = None,
+    sample_size: int = 5,
+    target_chunk_duration: float = 0.2,
+    progress: bool = False,
+    progress_interval: float = 0.0,
+    return_exceptions: bool = False,
+    timeout: float | None = None,
+    item_timeout: float | None = None,
+    name: str | None = None,
+    verbose: bool = False,
+) -> Iterator[R]:
+    """Do what :func:`execute` does, as a generator with bounded memory.
+
+    The run is driven by a thread of its own, which also draws the input and calls the hooks (with
+    the caller's context variables), so that events flow while the consumer does something else.
+    A few chunks a worker are in flight or waiting to be consumed; a slow consumer slows the run
+    down. Closing the generator, or dropping it, cancels the run.
+
+    Args:
+        ordered: yield in input order; False to yield results as chunks complete.
+
+    The other arguments, and what is raised, are those of :func:`execute`; bad arguments are
+    refused by this call, the run begins with the first ``next()``.
+
+    Example:
+        >>> import amorsize
+        >>> sum(amorsize.stream(abs, range(-3, 3)))
+        9
+    """
+    call = Call(
+        func,
+        data,
+        hooks=hooks,
+        n_jobs=n_jobs,
+        chunksize=chunksize,
+        executor=executor,
+        sample_size=sample_size,
+        target_chunk_duration=target_chunk_duration,
+        progress=progress,
+        progress_interval=progress_interval,
+        return_exceptions=return_exceptions,
+        timeout=timeout,
+        item_timeout=item_timeout,
+        name=name,
+        verbose=verbose,
+    )
+    if not isinstance(ordered, bool):
+        raise InvalidTypeError(f"ordered must be True or False; got {ordered!r}")
+    return _consume(call, ordered)
+
+
+def shutdown() -> None:
+    """End the worker processes that stay warm between executions; later ones start anew.
+
+    Runs in progress in other threads lose their workers. Called at exit, too.
+    """
+    pool_module = sys.modules.get("amorsize.backends.process_pool")
+    if pool_module is not None:
+        pool_module.pool.shutdown()
+
+
+def _consume(call: Call, ordered: bool) -> Iterator[Any]:
+    call.begin()
+    buffer = StreamBuffer(ordered=ordered)
+    context = contextvars.copy_context()
+
+    def cancel() -> None:
+        buffer.cancel()
+        if driver.ident is None or driver is threading.current_thread():
+            return  # it has not begun; or it closes its own stream, in a hook or as garbage
+        # What cannot be stopped, such as an input that blocks, must not hold the consumer.
+        driver.join(_CLOSE_SECONDS)
+        if driver.is_alive() and call.run is not None:
+            call.run.abandon()
+
+    driver = threading.Thread(
+        target=context.run,
+        args=(_drive, call, buffer, cancel),
+        name="amorsize-stream",
+        daemon=True,
+    )
+    with termination.DuringStream(cancel):
+        try:
+            driver.start()
+            for piece in buffer.pieces():
+                yield from piece
+        finally:
+            cancel()
+            _open_streams.discard(cancel)
+
+
+_open_streams: set[Callable[[], None]] = set()
+
+
+def _cancel_at_exit(cancel: Callable[[], None], *, processes: bool) -> None:
+    """Have a stream that is open when the interpreter exits tell its end.
+
+    Exit functions run last in, first out: this one before those that end workers and exporters.
+    """
+    if processes:
+        import amorsize.backends.process_pool  # noqa: F401  # registers its exit function first
+    _open_streams.add(cancel)
+    atexit.unregister(_cancel_open_streams)
+    atexit.register(_cancel_open_streams)
+
+
+def _cancel_open_streams() -> None:
+    for cancel in list(_open_streams):
+        cancel()
+
+
+def _drive(call: Call, buffer: StreamBuffer, cancel: Callable[[], None]) -> None:
+    error: BaseException | None = None
+    try:
+        with call:
+            run = call.prepare(buffer, interruptible=True)
+            buffer.window = _CHUNKS_A_WORKER * call.result.n_jobs + 1
+            buffer.on_room = call.wake
+            _cancel_at_exit(cancel, processes=call.result.executor_type == "process")
+            run.drive()
+    except ExecutionCancelledError:
+        pass  # the consumer is gone, and knows
+    except BaseException as caught:
+        error = caught
+    buffer.end(error)

@@ -1,0 +1,52 @@
+"""What is known when a run begins: the plan, the sample, the time limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from amorsize.worker import ChunkOutcome
+
+
+@dataclass(slots=True)
+class Plan:
+    """What was decided before the run.
+
+    Attributes:
+        executor_type: ``serial``, ``thread`` or ``process``.
+        n_jobs: workers at most.
+        chunksize: items in the first chunks.
+        estimated_speedup: over a serial run.
+        interruptible: a serial run must answer to time limits or to the consumer of a stream,
+            so that it runs on a thread of its own.
+    """
+
+    executor_type: str
+    n_jobs: int
+    chunksize: int
+    estimated_speedup: float
+    interruptible: bool = False
+
+
+@dataclass(slots=True)
+class Sampled:
+    """What was run in this process before the plan was made.
+
+    Attributes:
+        items: those items, the first of the input.
+        outcome: what came of them, None when there were none.
+        interrupted: what ended the sampling (Ctrl-C, SystemExit), if anything did.
+    """
+
+    items: list[Any]
+    outcome: ChunkOutcome | None = None
+    interrupted: BaseException | None = None
+
+
+@dataclass(slots=True)
+class TimeLimits:
+    """Bounds in seconds, None for none; ``deadline`` is on the monotonic clock."""
+
+    timeout: float | None = None
+    item_timeout: float | None = None
+    deadline: float | None = None

@@ -1,0 +1,316 @@
+"""Turns what the run loop sees into hook events; the only place that builds their contexts."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from amorsize.backends.base import WorkerStarted
+from amorsize.hooks.events import HookContext, HookEvent
+from amorsize.hooks.manager import HookManager
+from amorsize.user_metrics import admit, current_collector
+from amorsize.worker import Chunk, ChunkOutcome, text_of
+
+
+@dataclass(slots=True)
+class _WorkerRecord:
+    """What is told of a worker at its end."""
+
+    id: int
+    metadata: dict[str, Any]
+    items: int = 0
+    busy_seconds: float = 0.0
+
+
+class Reporter:
+    """Tells one execution's events, with figures that never go back.
+
+    A context is built only when somebody listens to its event.
+
+    Args:
+        managers: who is told, in this order.
+        began: ``time.perf_counter()`` when ``execute()`` was called.
+        function: what the events call the function.
+        progress_interval: seconds between two ``ON_PROGRESS``, by the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        managers: Sequence[HookManager],
+        *,
+        began: float,
+        function: str,
+        progress_interval: float,
+    ) -> None:
+        self._managers = tuple(managers)
+        self._began = began
+        self._progress_interval = progress_interval
+        self._last_progress = float("-inf")
+        self._metadata: dict[str, Any] = {
+            "execution_id": os.urandom(16).hex(),
+            "function": function,
+        }
+        self._workers: dict[int, _WorkerRecord] = {}
+        self._next_worker_id = 0
+        self._planning_seconds = 0.0
+        self._busy_seconds = 0.0
+        self._results_bytes = 0
+        self._percent = 0.0
+        self._finished = False
+        self._telling = threading.Lock()
+        self._closed = False
+        self.n_jobs = 0
+        self.chunksize = 0
+        self.total_items: int | None = None
+        self.items_completed = 0
+
+    def listens(self, event: HookEvent) -> bool:
+        """Say whether anybody is told of ``event``."""
+        for manager in self._managers:  # noqa: SIM110  # asked at every event; any() costs twice
+            if manager.has_hooks(event):
+                return True
+        return False
+
+    def takes_user_metrics(self) -> bool:
+        """Say whether the user's numbers reach anybody: a hook, or the chunk that this runs in."""
+        return self._tells_user_metrics() or current_collector() is not None
+
+    def pre_execute(
+        self,
+        *,
+        n_jobs: int,
+        chunksize: int,
+        total_items: int | None,
+        executor_type: str,
+        estimated_speedup: float,
+    ) -> None:
+        """Tell that the plan is made."""
+        self.n_jobs = n_jobs
+        self.chunksize = chunksize
+        self.total_items = total_items
+        self._metadata["executor_type"] = executor_type
+        self._metadata["estimated_speedup"] = estimated_speedup
+        self._planning_seconds = self._elapsed()
+        self._tell(HookEvent.PRE_EXECUTE)
+
+    def worker_started(self, message: WorkerStarted) -> None:
+        """Tell that a worker takes its first chunk."""
+        record = _WorkerRecord(
+            self._next_worker_id,
+            {
+                "pid": message.pid,
+                "hostname": message.hostname,
+                "thread_name": message.thread_name,
+            },
+        )
+        self._next_worker_id += 1
+        self._workers[message.worker] = record
+        self._tell(HookEvent.ON_WORKER_START, metadata=record.metadata, worker_id=record.id)
+
+    def worker_ended(self, worker: int, exit_reason: str, exit_code: int | None = None) -> None:
+        """Tell that a worker is done; nothing for one whose start was never told."""
+        record = self._workers.pop(worker, None)
+        if record is None:
+            return
+        metadata = record.metadata | {
+            "exit_reason": exit_reason,
+            "exit_code": exit_code,
+            "items": record.items,
+            "busy_time": record.busy_seconds,
+        }
+        self._tell(HookEvent.ON_WORKER_END, metadata=metadata, worker_id=record.id)
+
+    def workers(self) -> list[int]:
+        """List the workers whose end has not been told, by the backend's numbers."""
+        return list(self._workers)
+
+    def worker_id(self, worker: int | None) -> int | None:
+        """Translate a backend's number of a worker to that of the events."""
+        record = None if worker is None else self._workers.get(worker)
+        return None if record is None else record.id
+
+    def chunk_completed(
+        self, chunk: Chunk, outcome: ChunkOutcome, worker: int | None, *, sampled: bool = False
+    ) -> None:
+        """Take a chunk's results into account, and tell of them."""
+        self.items_completed += outcome.size
+        self._results_bytes += outcome.results_bytes
+        record = self._add_busy(worker, outcome)
+        if record is not None:
+            record.items += outcome.size
+        user_metrics = self._take_user_metrics(outcome)
+        if not self.listens(HookEvent.ON_CHUNK_COMPLETE):
+            return
+        metadata = _chunk_metadata(chunk, outcome) | user_metrics
+        if sampled:
+            metadata["sampled"] = True
+        self._tell(
+            HookEvent.ON_CHUNK_COMPLETE,
+            metadata=metadata,
+            worker_id=None if record is None else record.id,
+            chunk_id=chunk.id,
+            chunk_size=outcome.size,
+            chunk_time=outcome.duration,
+            results_count=outcome.size,
+            results_size_bytes=outcome.results_bytes,
+        )
+
+    def progress(self, *, last: bool) -> None:
+        """Tell of progress, unless it is too soon; the last is always told."""
+        now = time.perf_counter()
+        if not last and now - self._last_progress < self._progress_interval:
+            return
+        self._last_progress = now
+        self._finished = self._finished or last
+        self._tell(HookEvent.ON_PROGRESS)
+
+    def error(
+        self,
+        error: BaseException,
+        *,
+        traceback_text: str | None = None,
+        failed_items: int = 0,
+        worker: int | None = None,
+        chunk: Chunk | None = None,
+        outcome: ChunkOutcome | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        """Tell of a failure."""
+        user_metrics: dict[str, Any] = {}
+        if outcome is not None and outcome.results is None:
+            # No ON_CHUNK_COMPLETE will come to account for these.
+            self._add_busy(worker, outcome)
+            user_metrics = self._take_user_metrics(outcome)
+        if not self.listens(HookEvent.ON_ERROR):
+            return
+        details = {"failed_items": failed_items}
+        fields: dict[str, Any] = {"worker_id": self.worker_id(worker)}
+        if chunk is not None:
+            details |= _chunk_metadata(chunk, outcome)
+            fields |= {"chunk_id": chunk.id, "chunk_size": len(chunk.items)}
+        if outcome is not None:
+            fields["chunk_time"] = outcome.duration
+        self._tell(
+            HookEvent.ON_ERROR,
+            metadata=details | (metadata or {}) | user_metrics,
+            **_error_fields(error, traceback_text),
+            **fields,
+        )
+
+    def post_execute(self, status: str, error: BaseException | None) -> None:
+        """Tell that the run is over."""
+        self._finished = status == "ok"
+        elapsed = self._elapsed()
+        self._tell(
+            HookEvent.POST_EXECUTE,
+            metadata={
+                "status": status,
+                "planning_time": self._planning_seconds,
+                "measured_speedup": self._busy_seconds / elapsed if elapsed > 0 else 0.0,
+            },
+            results_count=self.items_completed,
+            results_size_bytes=self._results_bytes,
+            **({} if error is None else _error_fields(error, None)),
+        )
+        self._closed = True
+
+    def is_telling(self) -> bool:
+        """Say whether a hook is running now."""
+        return self._telling.locked()
+
+    def _add_busy(self, worker: int | None, outcome: ChunkOutcome) -> _WorkerRecord | None:
+        self._busy_seconds += outcome.duration
+        record = None if worker is None else self._workers.get(worker)
+        if record is not None:
+            record.busy_seconds += outcome.duration
+        return record
+
+    def _tells_user_metrics(self) -> bool:
+        return self.listens(HookEvent.ON_CHUNK_COMPLETE) or self.listens(HookEvent.ON_ERROR)
+
+    def _take_user_metrics(self, outcome: ChunkOutcome) -> dict[str, Any]:
+        """Return the metadata with the user's numbers, once a chunk."""
+        carried = outcome.extras.pop("user_metrics", None)
+        if carried is None:
+            return {}
+        if self._tells_user_metrics():
+            return admit(carried)
+        enclosing = current_collector()
+        if enclosing is not None:
+            enclosing.absorb(carried)
+        return {}
+
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self._began
+
+    def _tell(
+        self, event: HookEvent, *, metadata: dict[str, Any] | None = None, **fields: Any
+    ) -> None:
+        if self._closed or not self.listens(event):
+            return
+        elapsed = self._elapsed()
+        done, total = self.items_completed, self.total_items
+        rate = done / elapsed if elapsed > 0 else 0.0
+        remaining = 0 if total is None else max(0, total - done)
+        context = HookContext(
+            event,
+            n_jobs=self.n_jobs,
+            chunksize=self.chunksize,
+            total_items=total,
+            items_completed=done,
+            items_remaining=remaining,
+            percent_complete=self._percent_complete(),
+            elapsed_time=elapsed,
+            estimated_time_remaining=remaining / rate if rate > 0 else 0.0,
+            throughput_items_per_sec=rate,
+            avg_item_time=self._busy_seconds / done if done else 0.0,
+            worker_count=len(self._workers),
+            metadata=self._metadata | metadata if metadata else self._metadata.copy(),
+            **fields,
+        )
+        interrupted: BaseException | None = None
+        with self._telling:
+            for manager in self._managers:
+                try:
+                    manager.trigger(context)
+                except BaseException as error:  # Ctrl-C in a hook: the others still hear of this
+                    interrupted = interrupted or error
+        if interrupted is not None:
+            raise interrupted
+
+    def _percent_complete(self) -> float:
+        if self._finished:
+            self._percent = 100.0
+        elif self.total_items:
+            # A length that the input announced too small must not take this past 100, nor back.
+            reached = min(100.0, 100.0 * self.items_completed / self.total_items)
+            self._percent = max(self._percent, reached)
+        return self._percent
+
+
+def _chunk_metadata(chunk: Chunk, outcome: ChunkOutcome | None) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"chunk_start": chunk.start}
+    if chunk.retry_of is not None:
+        metadata["retry_of"] = chunk.retry_of
+    if outcome is not None:
+        metadata["failed_items"] = len(outcome.failures)
+        metadata["started_at"] = outcome.started_at
+        if chunk.dispatched_at:
+            # Two clocks may disagree by a little: a wait is never negative.
+            metadata["queue_time"] = max(0.0, outcome.started_at - chunk.dispatched_at)
+    return metadata
+
+
+def _error_fields(error: BaseException, traceback_text: str | None) -> dict[str, Any]:
+    if traceback_text is None:
+        traceback_text = "".join(traceback.format_exception(error))
+    return {
+        "error": error,
+        "error_message": text_of(error),
+        "error_traceback": traceback_text,
+    }

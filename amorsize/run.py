@@ -1,0 +1,466 @@
+"""The run loop: the only one, for every engine, for lists and for streams.
+
+It draws chunks from the input, hands them to a backend while that and the sink have room, and
+turns what the backend tells into results and events. Whatever happens, every start that was told
+has its end, and ``POST_EXECUTE`` comes last.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from typing import Any
+
+from amorsize import log_records, termination
+from amorsize.backends.base import (
+    Backend,
+    ChunkDone,
+    Message,
+    Overdue,
+    Task,
+    WorkerEnded,
+    WorkerLost,
+    WorkerStarted,
+)
+from amorsize.chunking import ChunkSizer, Input
+from amorsize.errors import (
+    ExecutionCancelledError,
+    ExecutionError,
+    ExecutionTimeoutError,
+    ItemTimeoutError,
+    UnpicklableItemError,
+    WorkerDiedError,
+)
+from amorsize.plan import Plan, Sampled, TimeLimits
+from amorsize.reporting import Reporter
+from amorsize.sinks import Sink
+from amorsize.termination import Terminated
+from amorsize.worker import Chunk, ChunkOutcome, Failure, add_note
+
+logger = logging.getLogger(__name__)
+
+_HINT = "Pass return_exceptions=True to go on with the other items."
+
+_LONGEST_WAIT_SECONDS = 0.5
+"""A signal that comes just before the loop begins to wait does not interrupt the wait: Python runs
+its handler when the wait is over."""
+
+
+class Run:
+    """One execution, from the plan to its end."""
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        plan: Plan,
+        data: Input,
+        total: int | None,
+        sampled: Sampled,
+        sizer: ChunkSizer,
+        sink: Sink,
+        reporter: Reporter,
+        limits: TimeLimits,
+    ) -> None:
+        self._task = task
+        self._plan = plan
+        self._input = data
+        self._total = total
+        self._sampled = sampled
+        self._sizer = sizer
+        self._sink = sink
+        self._report = reporter
+        self._limits = limits
+        self._backend: Backend | None = None
+        self._in_flight: dict[int, Chunk] = {}
+        self._again: deque[Chunk] = deque()
+        self._unsendable: deque[tuple[Chunk, UnpicklableItemError]] = deque()
+        self._next_chunk_id = 0
+        self._told: BaseException | None = None
+        self._progress_due = False
+        self._drawing = False
+        self._handover = threading.Lock()
+        self._abandoned = False
+
+    def drive(self) -> None:
+        """Run to the end; raises what the run failed with."""
+        status = "ok"
+        failed: BaseException | None = None
+        try:
+            self._report.pre_execute(
+                n_jobs=self._plan.n_jobs,
+                chunksize=self._plan.chunksize,
+                total_items=self._total,
+                executor_type=self._plan.executor_type,
+                estimated_speedup=self._plan.estimated_speedup,
+            )
+            self._take_sample()
+            self._work()
+        except BaseException as error:
+            status, failed = _status_of(error), error
+            if error is not self._told and not self._abandoned:
+                self._report.error(error)
+            raise
+        finally:
+            if not self._abandoned:
+                self._end(status, failed)
+
+    def abandon(self) -> bool:
+        """End, from another thread, a cancelled run that is held up in the user's input.
+
+        The input cannot be interrupted there, and it may never return: the run's end is told
+        now, by the calling thread, and nothing after it. Says whether that was so.
+        """
+        with self._handover:
+            if not self._drawing or self._report.is_telling():
+                return False
+            self._abandoned = True
+        error = self._cancelled_error()
+        self._report.error(error)
+        self._end("cancelled", error)
+        return True
+
+    def _end(self, status: str, failed: BaseException | None) -> None:
+        try:
+            self._close_backend(cancel=failed is not None)
+        except BaseException as error:
+            if failed is None:  # Ctrl-C at the very end of a run that had gone well
+                status, failed = _status_of(error), error
+                self._report.error(error)
+            raise
+        finally:
+            self._report.post_execute(status, failed)
+
+    def wake(self) -> None:
+        """Make the loop look at its sink; may be called from any thread."""
+        if self._backend is not None:
+            self._backend.wake()
+
+    def _take_sample(self) -> None:
+        outcome = self._sampled.outcome
+        if outcome is not None:
+            chunk = Chunk(self._new_id(), 0, self._sampled.items)
+            self._take_outcome(chunk, outcome, None, sampled=True)
+        if self._sampled.interrupted is not None:
+            raise self._sampled.interrupted
+
+    def _work(self) -> None:
+        self._fill()
+        while not self._is_over():
+            self._check_limits()
+            if self._unsendable:
+                self._take_unsendable(*self._unsendable.popleft())
+            elif self._backend is not None:
+                # Failures last: they may end the run, and what came with them counts.
+                for message in sorted(self._backend.wait(self._patience()), key=_is_failure):
+                    self._handle(message)
+            self._fill()
+            self._tell_progress()
+        if self._input.error is not None:
+            add_note(self._input.error, f"Raised by the input, after {self._input.drawn} items.")
+            raise self._input.error
+
+    def _fill(self) -> None:
+        """Dispatch what there is room for."""
+        while self._backend is None or self._backend.has_room():
+            if self._again:
+                chunk = self._again.popleft()
+            elif self._input.exhausted or not self._sink.has_room(len(self._in_flight)):
+                break
+            else:
+                start = self._input.drawn
+                remaining = None if self._total is None else max(1, self._total - start)
+                items = self._draw(self._sizer.next_size(remaining))
+                if not items:
+                    break
+                chunk = Chunk(self._new_id(), start, items)
+            self._submit(chunk)
+        if self._input.exhausted and self._input.error is None:
+            # Only now is the length certain: len() of the input may have been an estimate.
+            self._report.total_items = self._total = self._input.drawn
+
+    def _draw(self, size: int) -> list[Any]:
+        self._drawing = True
+        try:
+            return self._input.draw(size)
+        finally:
+            with self._handover:
+                self._drawing = False
+            if self._abandoned:
+                raise self._cancelled_error()
+
+    def _submit(self, chunk: Chunk) -> None:
+        if self._backend is None:
+            self._backend = _make_backend(self._plan)
+            self._backend.open(self._task)
+        self._in_flight[chunk.id] = chunk
+        chunk.dispatched_at = time.time()
+        try:
+            self._backend.submit(chunk)
+        except UnpicklableItemError as error:
+            # Told by the loop: here the events of another chunk may be half told.
+            del self._in_flight[chunk.id]
+            self._unsendable.append((chunk, error))
+
+    def _handle(self, message: Message) -> None:
+        match message:
+            case WorkerStarted():
+                self._report.worker_started(message)
+            case ChunkDone(worker, outcome):
+                chunk = self._in_flight.pop(outcome.chunk_id)
+                self._take_outcome(chunk, outcome, worker)
+            case WorkerLost():
+                self._take_loss(message)
+            case WorkerEnded(worker, exit_reason, exit_code):
+                self._report.worker_ended(worker, exit_reason, exit_code)
+
+    def _take_outcome(
+        self,
+        chunk: Chunk,
+        outcome: ChunkOutcome,
+        worker: int | None,
+        *,
+        sampled: bool = False,
+    ) -> None:
+        if records := outcome.extras.get("log_records"):
+            log_records.replay(records, worker_id=self._report.worker_id(worker), chunk_id=chunk.id)
+        results = outcome.results
+        if outcome.failures:
+            first = outcome.failures[0]
+            if results is None and self._task.return_exceptions:
+                # The chunk could not be carried over: that is every item's failure.
+                outcome.results = results = [first.error] * outcome.size
+                outcome.failures = [
+                    Failure(index, first.error, first.traceback)
+                    for index in range(outcome.start, outcome.start + outcome.size)
+                ]
+            self._fail(
+                first.error,
+                traceback_text=first.traceback,
+                failed_items=len(outcome.failures),
+                worker=worker,
+                chunk=chunk,
+                outcome=outcome,
+                metadata={"sampled": True} if sampled else None,
+            )
+        if results is None:
+            return  # a sample that was interrupted before its first failure
+        self._sizer.learn(outcome.size, outcome.duration)
+        self._report.chunk_completed(chunk, outcome, worker, sampled=sampled)
+        self._sink.deliver(outcome.start, results)
+        self._progress_due = True
+        if self._total is None and not self._in_flight:
+            self._fill()  # whether this was the last chunk is known only by looking for another
+        self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        if not self._progress_due:
+            return
+        if self._is_over():
+            last = self._input.error is None
+        elif self._in_flight or self._again or self._unsendable:
+            last = False
+        elif self._total is not None:
+            last = self._report.items_completed >= self._total
+        else:
+            return  # the sink is full, so that nothing could be drawn: the next draw decides
+        self._progress_due = False
+        self._report.progress(last=last)
+
+    def _take_loss(self, loss: WorkerLost, error: ExecutionError | None = None) -> None:
+        for untouched in loss.untouched:
+            del self._in_flight[untouched.id]
+        self._again.extendleft(reversed(loss.untouched))
+        chunk = loss.chunk
+        if chunk is None and not loss.started:
+            logger.warning(
+                "Worker process %s ended with exit code %s before it took any work; "
+                "another takes its place",
+                loss.pid,
+                loss.exit_code,
+            )
+            return
+        culprit_known = error is not None
+        if error is None:
+            error = WorkerDiedError(
+                pid=loss.pid,
+                exit_code=loss.exit_code,
+                chunk_id=None if chunk is None else chunk.id,
+                item_index=loss.item_index,
+                detail=loss.detail,
+                hint="" if self._task.return_exceptions else _HINT,
+            )
+        # With return_exceptions, a first death is held against no item: each runs again, alone.
+        final = chunk is not None and (
+            culprit_known or chunk.retry_of is not None or not self._task.return_exceptions
+        )
+        try:
+            self._fail(
+                error,
+                failed_items=1 if final else 0,
+                worker=loss.worker,
+                chunk=chunk,
+                metadata={"exit_code": loss.exit_code, "item_index": loss.item_index},
+            )
+        finally:
+            self._report.worker_ended(loss.worker, loss.exit_reason, loss.exit_code)
+        if chunk is None:
+            return
+        del self._in_flight[chunk.id]
+        if final:
+            item = chunk.start if loss.item_index is None else loss.item_index
+            self._split(chunk, item, error, alone_before=True)
+        else:
+            suspects = len(chunk.items)
+            if loss.item_index is not None:
+                suspects = loss.item_index - chunk.start + 1
+            self._run_again(chunk, 0, suspects, alone=True)
+            self._run_again(chunk, suspects, len(chunk.items))
+
+    def _take_unsendable(self, chunk: Chunk, error: UnpicklableItemError) -> None:
+        self._fail(error, chunk=chunk, failed_items=1)
+        self._split(chunk, error.index, error)
+
+    def _split(
+        self, chunk: Chunk, index: int, error: Exception, *, alone_before: bool = False
+    ) -> None:
+        """Let one item of a chunk fail, and run those around it."""
+        position = index - chunk.start
+        self._run_again(chunk, 0, position, alone=alone_before)
+        self._run_again(chunk, position + 1, len(chunk.items))
+        single = Chunk(self._new_id(), index, [chunk.items[position]], retry_of=chunk.id)
+        outcome = ChunkOutcome(
+            chunk_id=single.id,
+            start=index,
+            size=1,
+            results=[error],
+            failures=[],
+            started_at=time.time(),
+            duration=0.0,
+            pid=0,
+            hostname="",
+            thread_name="",
+        )
+        self._take_outcome(single, outcome, None)
+
+    def _run_again(self, chunk: Chunk, begin: int, end: int, *, alone: bool = False) -> None:
+        """Queue items of a lost chunk; ``alone``, because one of them may be the killer."""
+        width = 1 if alone else max(1, end - begin)
+        for at in range(begin, end, width):
+            items = chunk.items[at : min(at + width, end)]
+            retry_of = chunk.id if alone else None
+            self._again.append(Chunk(self._new_id(), chunk.start + at, items, retry_of))
+
+    def _fail(
+        self,
+        error: BaseException,
+        *,
+        traceback_text: str | None = None,
+        failed_items: int = 0,
+        worker: int | None = None,
+        chunk: Chunk | None = None,
+        outcome: ChunkOutcome | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        """Tell of a failure; it ends the run unless exceptions are returned in place."""
+        self._report.error(
+            error,
+            traceback_text=traceback_text,
+            failed_items=failed_items,
+            worker=worker,
+            chunk=chunk,
+            outcome=outcome,
+            metadata=metadata,
+        )
+        if not self._task.return_exceptions:
+            self._told = error
+            raise error
+
+    def _check_limits(self) -> None:
+        termination.check()
+        if self._sink.cancelled:
+            raise self._cancelled_error()
+        deadline = self._limits.deadline
+        if deadline is not None and time.monotonic() >= deadline:
+            of_total = "" if self._total is None else f" of {self._total}"
+            raise ExecutionTimeoutError(
+                f"the run took longer than timeout={self._limits.timeout} seconds: "
+                f"{self._report.items_completed}{of_total} items are done"
+            )
+        if self._limits.item_timeout is not None and self._backend is not None:
+            for late in self._backend.overdue(self._limits.item_timeout):
+                loss = self._backend.end_worker(late)
+                if loss is not None:
+                    self._take_loss(loss, self._item_timeout_error(late, loss))
+
+    def _cancelled_error(self) -> ExecutionCancelledError:
+        return ExecutionCancelledError(
+            f"the stream was closed before its end, after {self._report.items_completed} "
+            "completed items"
+        )
+
+    def _item_timeout_error(self, late: Overdue, loss: WorkerLost) -> ItemTimeoutError:
+        after = f"; {loss.detail}" if loss.detail else f"; worker process {loss.pid} was ended"
+        return ItemTimeoutError(
+            f"item {late.item_index} (chunk {late.chunk.id}) ran for {late.seconds:.3g} seconds, "
+            f"longer than item_timeout={self._limits.item_timeout}{after}"
+        )
+
+    def _patience(self) -> float | None:
+        """Return how long the loop may sleep before it must look at a time limit again."""
+        waits = []
+        if self._limits.deadline is not None:
+            waits.append(max(0.0, self._limits.deadline - time.monotonic()))
+        if self._limits.item_timeout is not None:
+            waits.append(min(self._limits.item_timeout / 4, 0.25))
+        return min(waits) if waits else _LONGEST_WAIT_SECONDS
+
+    def _is_over(self) -> bool:
+        return self._input.exhausted and not (self._in_flight or self._again or self._unsendable)
+
+    def _close_backend(self, *, cancel: bool) -> None:
+        try:
+            if self._backend is not None:
+                for message in self._backend.close(cancel=cancel):
+                    if isinstance(message, WorkerLost):
+                        self._report.worker_ended(message.worker, "died", message.exit_code)
+                    else:
+                        self._handle(message)
+        finally:
+            # Whatever kept the backend from telling, every start has its end.
+            for worker in self._report.workers():
+                self._report.worker_ended(worker, "cancelled" if cancel else "finished")
+
+    def _new_id(self) -> int:
+        self._next_chunk_id += 1
+        return self._next_chunk_id - 1
+
+
+def _make_backend(plan: Plan) -> Backend:
+    if plan.executor_type == "process":
+        from amorsize.backends.process import ProcessBackend  # starts no process, costs 10 ms
+
+        return ProcessBackend(plan.n_jobs)
+    if plan.executor_type == "thread" or plan.interruptible:
+        from amorsize.backends.thread import ThreadBackend
+
+        return ThreadBackend(plan.n_jobs)
+    from amorsize.backends.serial import SerialBackend
+
+    return SerialBackend()
+
+
+def _is_failure(message: Message) -> bool:
+    return isinstance(message, WorkerLost) or (
+        isinstance(message, ChunkDone) and bool(message.outcome.failures)
+    )
+
+
+def _status_of(error: BaseException) -> str:
+    if isinstance(error, ExecutionTimeoutError | ItemTimeoutError):
+        return "timeout"
+    if isinstance(error, ExecutionCancelledError | KeyboardInterrupt | Terminated):
+        return "cancelled"
+    return "error"

@@ -1,0 +1,116 @@
+"""Where the run loop puts results: in a list, or before the consumer of a stream."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+_WAIT_SECONDS = 0.5
+"""A Ctrl-C that comes just before a wait is handled when the wait is over."""
+
+
+class Sink(Protocol):
+    """What the run loop asks of the place that results go to."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody wants further results."""
+
+    def has_room(self, in_flight: int) -> bool:
+        """Say whether a further chunk may be dispatched, beside those in flight."""
+
+    def deliver(self, start: int, results: list[Any]) -> None:
+        """Take the results of the items from index ``start`` on; pieces come in any order."""
+
+
+class _InOrder:
+    """Gives pieces back in the order of the input, holding those that came early."""
+
+    def __init__(self) -> None:
+        self._early: dict[int, list[Any]] = {}
+        self._next = 0
+
+    def __len__(self) -> int:
+        return len(self._early)
+
+    def push(self, start: int, results: list[Any]) -> Iterator[list[Any]]:
+        self._early[start] = results
+        while (piece := self._early.pop(self._next, None)) is not None:
+            self._next += len(piece)
+            yield piece
+
+
+class Collector:
+    """Collects all results in input order, in :attr:`results`."""
+
+    cancelled = False
+
+    def __init__(self) -> None:
+        self.results: list[Any] = []
+        self._order = _InOrder()
+
+    def has_room(self, in_flight: int) -> bool:
+        return True
+
+    def deliver(self, start: int, results: list[Any]) -> None:
+        for piece in self._order.push(start, results):
+            self.results.extend(piece)
+
+
+class StreamBuffer:
+    """A bounded buffer between the driver of a stream and its consumer.
+
+    Args:
+        ordered: give results in input order; otherwise as they come.
+
+    Attributes:
+        window: chunks at most in flight and in the buffer together.
+        on_room: called from the consumer's thread when there is room again.
+    """
+
+    def __init__(self, *, ordered: bool) -> None:
+        self._order = _InOrder() if ordered else None
+        self.window = 1
+        self._ready: deque[list[Any]] = deque()
+        self._changed = threading.Condition()
+        self._ended = False
+        self._error: BaseException | None = None
+        self.cancelled = False
+        self.on_room: Callable[[], None] = lambda: None
+
+    def has_room(self, in_flight: int) -> bool:
+        held = len(self._ready) + (0 if self._order is None else len(self._order))
+        return in_flight + held < self.window
+
+    def deliver(self, start: int, results: list[Any]) -> None:
+        pieces = [results] if self._order is None else list(self._order.push(start, results))
+        with self._changed:
+            self._ready.extend(pieces)
+            self._changed.notify()
+
+    def end(self, error: BaseException | None) -> None:
+        """Tell the consumer that no more comes, or what went wrong."""
+        with self._changed:
+            self._ended, self._error = True, error
+            self._changed.notify()
+
+    def cancel(self) -> None:
+        """Tell the driver that the consumer is gone."""
+        self.cancelled = True
+        self.on_room()
+
+    def pieces(self) -> Iterator[list[Any]]:
+        """Yield pieces until the end; raise what went wrong after those that came before it."""
+        while True:
+            with self._changed:
+                while not self._ready and not self._ended:
+                    self._changed.wait(_WAIT_SECONDS)
+                if not self._ready:
+                    break
+                piece = self._ready.popleft()
+            self.on_room()
+            yield piece
+        if self._error is not None:
+            raise self._error

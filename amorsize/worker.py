@@ -1,0 +1,231 @@
+"""Runs one chunk, anywhere: in the caller, in a thread, in a worker process, on a cluster.
+
+Imports the standard library, ``amorsize.errors`` and ``amorsize.user_metrics`` only: every worker
+imports this module.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from amorsize.errors import FunctionExitError
+from amorsize.user_metrics import MetricsCollector
+
+HOSTNAME = socket.gethostname()
+
+CHUNK, ITEM, ITEM_STARTED = 0, 1, 2
+"""Slots of a board: chunk in progress (-1 for none), index of the item (the end of the chunk once
+all are computed), start of the call in progress in monotonic ns (0 for none).
+
+A board outlives its worker, so that the parent knows which item a killed worker was at. It is
+shared memory for a process, a list for a thread.
+"""
+BOARD_SLOTS = 3
+
+
+class Board(Protocol):
+    """A few integers that somebody else may read at any time."""
+
+    def __getitem__(self, slot: int, /) -> int: ...
+    def __setitem__(self, slot: int, value: int, /) -> None: ...
+
+
+@dataclass(slots=True)
+class Chunk:
+    """A run of consecutive items of the input.
+
+    Attributes:
+        id: counts from 0 in order of dispatch.
+        start: the index in the input of the first item.
+        items: the items.
+        retry_of: the id of the chunk of a dead worker whose items run again here, or None.
+        dispatched_at: when it was handed to a backend, seconds since the epoch.
+    """
+
+    id: int
+    start: int
+    items: Sequence[Any]
+    retry_of: int | None = None
+    dispatched_at: float = 0.0
+
+
+@dataclass(slots=True)
+class Failure:
+    """An item whose call raised.
+
+    Attributes:
+        index: the item's index in the input.
+        error: what was raised.
+        traceback: as text, as the worker saw it.
+    """
+
+    index: int
+    error: BaseException
+    traceback: str
+
+
+@dataclass(slots=True)
+class ChunkOutcome:
+    """What comes back from a chunk: an envelope that can grow.
+
+    Attributes:
+        chunk_id, start, size: as in the :class:`Chunk`.
+        results: one for each item, with the exceptions in place under ``return_exceptions``;
+            None when the chunk failed.
+        failures: the items that raised; without ``return_exceptions`` at most one.
+        started_at: when the worker began, seconds since the epoch.
+        duration: seconds around the calls of the function.
+        pid, hostname, thread_name: who ran it.
+        results_bytes: size of the pickled results, 0 where nothing was pickled.
+        extras: what else rides home, by name (log records, the user's numbers, spans).
+    """
+
+    chunk_id: int
+    start: int
+    size: int
+    results: list[Any] | None
+    failures: list[Failure]
+    started_at: float
+    duration: float
+    pid: int
+    hostname: str
+    thread_name: str
+    results_bytes: int = 0
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+def run_chunk(
+    func: Callable[[Any], Any],
+    chunk: Chunk,
+    *,
+    return_exceptions: bool = False,
+    board: Board | None = None,
+    stamp_items: bool = False,
+    stopped: Callable[[], bool] | None = None,
+    exits_pass: bool = False,
+    collect_user_metrics: bool = False,
+) -> ChunkOutcome:
+    """Call ``func`` on each item of a chunk.
+
+    Args:
+        func: the user's function.
+        chunk: its items.
+        return_exceptions: put exceptions in place of results, instead of stopping at the first.
+        board: where to write which item is in progress; None where nobody reads it.
+        stamp_items: also write when each item started (for ``item_timeout``).
+        stopped: asked before each item; when true, the rest of the chunk is left.
+        exits_pass: let SystemExit, KeyboardInterrupt and the like through (the caller's own
+            thread, where Ctrl-C raises) instead of reporting them as a failure of the item.
+        collect_user_metrics: keep the numbers that ``func`` counts, in the outcome's extras.
+
+    Returns:
+        The outcome; its ``results`` are None when an item failed or the chunk was stopped.
+    """
+    items: Iterable[Any] = chunk.items
+    if board is not None:
+        point_board(board, chunk.id, chunk.start)
+        items = _marked(items, chunk.start, board, stamp_items, stopped)
+    results: list[Any] = []
+    failures: list[Failure] = []
+    caught = Exception if exits_pass else BaseException
+    collector = MetricsCollector() if collect_user_metrics else None
+    if collector is not None:
+        collector.enter()
+    started_at = time.time()
+    before = time.perf_counter()
+    try:
+        for item in items:
+            try:
+                results.append(func(item))
+            except caught as error:
+                failures.append(_failure(chunk.start + len(results), error))
+                if not return_exceptions:
+                    break
+                results.append(failures[-1].error)
+        duration = time.perf_counter() - before
+    finally:
+        if collector is not None:
+            collector.leave()
+    extras: dict[str, Any] = {}
+    if collector is not None and (counted := collector.take()) is not None:
+        extras["user_metrics"] = counted
+    complete = len(results) == len(chunk.items)
+    if board is not None:
+        board[ITEM_STARTED] = 0
+        if complete:
+            board[ITEM] = chunk.start + len(results)
+    return ChunkOutcome(
+        chunk_id=chunk.id,
+        start=chunk.start,
+        size=len(chunk.items),
+        results=results if complete else None,
+        failures=failures,
+        started_at=started_at,
+        duration=duration,
+        pid=os.getpid(),
+        hostname=HOSTNAME,
+        thread_name=threading.current_thread().name,
+        extras=extras,
+    )
+
+
+def point_board(board: Board, chunk_id: int, start: int) -> None:
+    """Say that a chunk is in progress, and no call yet; in an order that is true at each step."""
+    board[ITEM_STARTED] = 0
+    board[ITEM] = start
+    board[CHUNK] = chunk_id
+
+
+def text_of(error: BaseException) -> str:
+    """Return the text of an exception, also of one whose ``__str__`` fails."""
+    try:
+        return str(error)
+    except Exception as failed:
+        return f"<its text cannot be shown: {type(failed).__name__}>"
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an exception, where its class lets us (a frozen dataclass does not)."""
+    try:
+        error.add_note(note)
+    except Exception:
+        pass
+
+
+def _marked(
+    items: Iterable[Any],
+    start: int,
+    board: Board,
+    stamp_items: bool,
+    stopped: Callable[[], bool] | None,
+) -> Iterator[Any]:
+    if not stamp_items and stopped is None:
+        for board[ITEM], item in enumerate(items, start):
+            yield item
+        return
+    for board[ITEM], item in enumerate(items, start):
+        if stopped is not None and stopped():
+            return
+        if stamp_items:
+            board[ITEM_STARTED] = time.monotonic_ns()
+        yield item
+        board[ITEM_STARTED] = 0
+
+
+def _failure(index: int, error: BaseException) -> Failure:
+    # The first frame is run_chunk's own, of no interest to the user.
+    frames = error.__traceback__.tb_next if error.__traceback__ is not None else None
+    text = "".join(traceback.format_exception(type(error), error, frames))
+    if not isinstance(error, Exception):
+        error = FunctionExitError(
+            f"the function raised {type(error).__name__}({text_of(error)}) on item {index}; in a "
+            "worker this ends neither the worker nor the program. Raise an Exception instead."
+        )
+    return Failure(index, error, text)

@@ -1,0 +1,45 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from amorsize import HookManager, get_default_manager, shutdown
+from amorsize.testing import RecordingHook
+
+MODES = ("serial", "thread", "process")
+"""Every engine; a further backend is one more name here."""
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    """The engine under test."""
+    return str(request.param)
+
+
+@pytest.fixture
+def hooks() -> HookManager:
+    """A manager of the test's own."""
+    return HookManager()
+
+
+@pytest.fixture
+def recorder(hooks: HookManager) -> RecordingHook:
+    """Records every event of ``hooks``."""
+    return RecordingHook().attach(hooks)
+
+
+@pytest.fixture(autouse=True)
+def _clean_default_manager() -> Iterator[None]:
+    """No test sees what another one registered process-wide."""
+    yield
+    get_default_manager().unregister_all()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shut_down() -> Iterator[None]:
+    """Warm workers serve all tests and end with the session."""
+    yield
+    shutdown()

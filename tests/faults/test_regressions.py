@@ -1,0 +1,315 @@
+"""Faults that once slipped through a review, each as small as it can be shown."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import amorsize
+from amorsize import HookContext, HookEvent, HookManager
+from amorsize.errors import FunctionExitError, TransportError
+from amorsize.testing import RecordingHook, assert_contract
+
+
+class Unprintable(Exception):
+    """An exception whose text cannot be had."""
+
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+class UnprintableExit(BaseException):
+    """The same, and no ``Exception``."""
+
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+class Colour(enum.StrEnum):
+    """A string that is more than a string."""
+
+    RED = "red"
+
+
+def python(script: str, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end."""
+    path = cwd / "program.py"
+    path.write_text(textwrap.dedent(script))
+    return subprocess.run(
+        [sys.executable, str(path), *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_sending_results_is_not_part_of_an_items_time(hooks: HookManager) -> None:
+    """The parent is slow to take results: no item is late, and none is named."""
+    recorder = RecordingHook().attach(hooks)
+    hooks.register(HookEvent.ON_CHUNK_COMPLETE, lambda _: time.sleep(0.7))
+    results = amorsize.execute(
+        lambda x: bytes([x]) * 3_000_000,
+        range(4),
+        executor="process",
+        n_jobs=2,
+        chunksize=1,
+        item_timeout=0.5,
+        return_exceptions=True,
+        hooks=hooks,
+    )
+    assert [type(result) for result in results] == [bytes] * 4
+    assert_contract(recorder.contexts)
+
+
+def test_an_exception_without_a_text_passes(
+    mode: str, hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """As itself, in every mode; no worker is lost over it."""
+
+    def fail(x: int) -> int:
+        raise Unprintable
+
+    with pytest.raises(Unprintable):
+        amorsize.execute(fail, range(3), executor=mode, n_jobs=2, hooks=hooks)
+    assert_contract(recorder.contexts)
+    assert "cannot be shown" in (recorder.contexts[-1].error_message or "")
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_an_exit_without_a_text_is_the_failure_of_its_item(mode: str, hooks: HookManager) -> None:
+    """Not a thread that dies in silence."""
+
+    def fail(x: int) -> int:
+        raise UnprintableExit
+
+    with pytest.raises(FunctionExitError, match="UnprintableExit"):
+        amorsize.execute(fail, range(3), executor=mode, n_jobs=2, timeout=60, hooks=hooks)
+
+
+def test_a_function_that_fails_to_load_beside_a_large_item_does_not_block(
+    hooks: HookManager,
+) -> None:
+    """Its error is long, and the parent has something large to send at the same time."""
+
+    class FailsToLoad:
+        def __call__(self, x: bytes) -> int:
+            return len(x)
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return int, ("x" * 1_000_000,)
+
+    with pytest.raises(TransportError, match="cannot be loaded"):
+        amorsize.execute(
+            FailsToLoad(), [bytes(3_000_000)] * 4, executor="process", n_jobs=2, hooks=hooks
+        )
+
+
+def test_log_records_with_awkward_extras_come_home(caplog: pytest.LogCaptureFixture) -> None:
+    """Subclasses of strings, and objects of classes that this process does not have."""
+
+    def log(x: int) -> int:
+        made_here = type("MadeHere", (), {})
+        logging.getLogger("job").warning("hello", extra={"colour": Colour.RED, "it": made_here()})
+        return x
+
+    assert amorsize.execute(log, [1], executor="process", n_jobs=1) == [1]
+    assert [record.getMessage() for record in caplog.records] == ["hello"]
+
+
+@pytest.mark.parametrize("mode", ["serial", "thread"])
+def test_sigterm_ends_a_child_that_the_function_forked(mode: str, tmp_path: Path) -> None:
+    """As it would without us: by the signal, without a traceback."""
+    done = python(
+        f"""
+        import multiprocessing, time, warnings
+        import amorsize
+        warnings.simplefilter("ignore", DeprecationWarning)
+        def child_work(up):
+            up.set()
+            time.sleep(60)
+        def work(x):
+            context = multiprocessing.get_context("fork")
+            up = context.Event()
+            child = context.Process(target=child_work, args=(up,))
+            child.start()
+            up.wait(30)
+            child.terminate()
+            child.join()
+            return child.exitcode
+        print(amorsize.execute(work, [1], executor="{mode}"))
+        """,
+        tmp_path,
+    )
+    assert (done.stdout, done.stderr) == (f"[{-signal.SIGTERM}]\n", "")
+
+
+def test_a_handler_that_the_application_sets_meanwhile_stays() -> None:
+    """What we took over is given back only where it is still ours."""
+
+    def theirs(signum: int, frame: Any) -> None:
+        pass
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        amorsize.execute(
+            lambda _: signal.signal(signal.SIGTERM, theirs) and None, [1], executor="serial"
+        )
+        assert signal.getsignal(signal.SIGTERM) is theirs
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("event", list(HookEvent), ids=lambda event: event.value)
+def test_a_ctrl_c_in_one_hook_is_not_hidden_from_the_others(
+    event: HookEvent, hooks: HookManager
+) -> None:
+    """Those behind it hear of the same event: starts and ends stay paired."""
+
+    def press_ctrl_c(context: HookContext) -> None:
+        hooks.unregister(event, press_ctrl_c)
+        raise KeyboardInterrupt
+
+    hooks.register(event, press_ctrl_c)
+    recorder = RecordingHook().attach(hooks)
+    everywhere = RecordingHook().attach(HookManager())
+
+    def work(x: int) -> int:
+        if event is HookEvent.ON_ERROR and x == 3:
+            raise ValueError(x)
+        return x
+
+    with pytest.raises(KeyboardInterrupt):
+        amorsize.execute(work, range(5), executor="thread", n_jobs=2, chunksize=1, hooks=hooks)
+    assert everywhere.contexts == []
+    assert_contract(recorder.contexts)
+    if event is not HookEvent.POST_EXECUTE:  # there it was over, and well
+        assert recorder.contexts[-1].metadata["status"] == "cancelled"
+
+
+def test_a_stream_that_is_closed_by_its_own_hook_is_cancelled(
+    mode: str, hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """The driver does not wait for itself."""
+    stream = amorsize.stream(abs, range(100), executor=mode, n_jobs=1, chunksize=1, hooks=hooks)
+
+    def close(context: HookContext) -> None:
+        if context.chunk_id == 3:
+            stream.close()  # type: ignore[attr-defined]  # it is a generator
+
+    hooks.register(HookEvent.ON_CHUNK_COMPLETE, close)
+    try:
+        assert next(stream) == 0
+    except StopIteration:
+        pass
+    post = recorder.wait_for(HookEvent.POST_EXECUTE, 30)
+    assert post.metadata["status"] in ("cancelled", "ok")
+    assert_contract(recorder.contexts)
+
+
+def test_nothing_is_imported_from_the_working_directory_by_chance(tmp_path: Path) -> None:
+    """A file there that is named like a module of the standard library harms no worker."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "pickle.py").write_text("raise SystemExit(77)\n")
+    done = python(
+        """
+        import os
+        os.chdir("elsewhere")
+        import amorsize
+        print(amorsize.execute(abs, [-1], executor="process", n_jobs=1))
+        """,
+        tmp_path,
+    )
+    assert (done.stdout, done.stderr) == ("[1]\n", "")
+
+
+@pytest.mark.parametrize("mode", ["serial", "thread", "process"])
+def test_a_stream_that_is_open_at_exit_tells_its_end(mode: str, tmp_path: Path) -> None:
+    """Before workers and exporters go."""
+    done = python(
+        f"""
+        import amorsize
+        hooks = amorsize.HookManager()
+        hooks.register(
+            amorsize.HookEvent.POST_EXECUTE, lambda c: print(c.metadata["status"], flush=True)
+        )
+        stream = amorsize.stream(abs, range(10**6), executor="{mode}", chunksize=1, hooks=hooks)
+        print(next(stream), flush=True)
+        import builtins
+        builtins.kept = stream  # nothing collects it before the exit
+        """,
+        tmp_path,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\ncancelled\n", "")
+
+
+def test_ctrl_c_twice_leaves_no_worker_and_no_descriptor(tmp_path: Path) -> None:
+    """The second one comes while the first is being handled."""
+    done = python(
+        """
+        import os, signal, threading, time
+        import psutil
+        import amorsize
+        from amorsize import HookEvent, HookManager
+
+        def press_again():
+            time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        def press(context):
+            threading.Thread(target=press_again).start()
+            os.kill(os.getpid(), signal.SIGINT)
+
+        me = psutil.Process()
+        amorsize.execute(abs, [1], executor="process", n_jobs=2)
+        amorsize.shutdown()
+        before = me.num_fds()
+        for _ in range(3):
+            hooks = HookManager()
+            hooks.register(HookEvent.ON_WORKER_START, press)
+            try:
+                amorsize.execute(
+                    lambda x: time.sleep(30), range(4), executor="process", n_jobs=2,
+                    chunksize=1, hooks=hooks,
+                )
+            except KeyboardInterrupt:
+                pass
+            try:
+                time.sleep(0.2)
+            except KeyboardInterrupt:
+                pass
+        amorsize.shutdown()
+        gone, alive = psutil.wait_procs(me.children(), timeout=5)
+        print(len(alive), me.num_fds() - before)
+        """,
+        tmp_path,
+    )
+    assert done.stdout == "0 0\n", done.stderr
+
+
+def test_a_worker_killed_while_the_input_waits_is_told_without_a_chunk() -> None:
+    """The message does not speak of results that were never there."""
+    hooks = HookManager()
+    recorder = RecordingHook().attach(hooks)
+
+    def source() -> Any:
+        yield 1
+        recorder.wait_for(HookEvent.ON_CHUNK_COMPLETE, 30)
+        os.kill(recorder.of(HookEvent.ON_WORKER_START)[0].metadata["pid"], signal.SIGKILL)
+        yield 2
+
+    stream = amorsize.stream(abs, source(), executor="process", n_jobs=1, chunksize=1, hooks=hooks)
+    with pytest.raises(amorsize.AmorsizeError) as caught:
+        list(stream)
+    assert "Its results" not in str(caught.value)

@@ -1,0 +1,92 @@
+"""The benchmarks run, and every figure is there; how fast it was is no matter of a test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import figures
+from benchmarks.__main__ import main
+from benchmarks.harness import FIGURES, Budget, Contender, Figure, Result, run
+from benchmarks.report import rows
+
+SHORTEST = Budget(rounds=1, seconds=0.0)
+
+
+def test_every_figure_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole suite, with the fewest rounds: every value and every peer's is positive."""
+    file = tmp_path / "results.json"
+    assert main(["--json", str(file)], budget=SHORTEST) == 0
+
+    measured = json.loads(file.read_text(encoding="utf-8"))["figures"]
+    assert [each["name"] for each in measured] == list(FIGURES)
+    for each in measured:
+        assert each["seconds"] > 0, each["name"]
+        assert all(peer["seconds"] > 0 for peer in each["peers"].values()), each["name"]
+    shown = capsys.readouterr().out
+    for declared in FIGURES.values():
+        assert declared.title in shown
+
+
+def test_only_chooses_figures_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """``--only`` and ``--list`` name the figures that would be measured."""
+    assert main(["--only", "trigger", "--list"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == ["trigger-0", "trigger-1", "trigger-5"]
+
+
+def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is not there is refused, with what is."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["--only", "nonsense"])
+    said = capsys.readouterr().err
+    assert "no figure is called like nonsense; there are context, " in said
+
+
+def test_every_figure_names_a_peer_of_its_own() -> None:
+    """A figure that is held against a peer has that peer."""
+    figures.load()
+    for declared in FIGURES.values():
+        if declared.against is not None:
+            assert declared.against in run(declared, SHORTEST).peers, declared.name
+
+
+def test_a_ratio_is_that_of_the_same_round() -> None:
+    """Ratios and differences compare rounds in pairs, so that a slow minute cancels out."""
+    result = _result([1.0, 10.0, 2.0], [2.0, 20.0, 4.0], at_most=0.6)
+    assert result.ratio("peer") == 0.5
+    assert result.difference("peer") == -2.0
+    assert result.seconds() == 2.0
+    assert rows(result) == [
+        ("a title", "2 s", "peer", "4 s", "0.50", "< 1%", "0.6: reached"),
+    ]
+
+
+def test_a_missed_target_is_said() -> None:
+    """What is not reached is said in the table, not hidden."""
+    assert rows(_result([3.0], [4.0], at_most=0.6))[0][-1] == "0.6: NOT reached"
+
+
+def test_noise_is_what_the_same_contender_differs_by() -> None:
+    """The noise floor compares a peer with itself."""
+    assert _result([1.0], [4.0], again=[5.0]).noise == pytest.approx(0.2)
+
+
+def _result(
+    ours: list[float],
+    peers: list[float],
+    *,
+    at_most: float | None = None,
+    again: list[float] | None = None,
+) -> Result:
+    declared = Figure(
+        "name",
+        "a title",
+        "s",
+        lambda: iter([{"amorsize": Contender(float)}]),
+        at_most=at_most,
+        against="peer",
+    )
+    return Result(declared, {"amorsize": ours, "peer": peers}, again or peers)

@@ -1,0 +1,63 @@
+"""README and docs stay true: their snippets run, their links lead somewhere, their tests exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Every relative link names a file of the repository."""
+    for target in LINK.findall(page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("snippet", PYTHON.findall((ROOT / "README.md").read_text()))
+def test_the_readmes_snippets_run(
+    snippet: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As they stand, with a function and data."""
+    monkeypatch.setenv("AMORSIZE_PROMETHEUS_PORT", "0")
+    names = {
+        "func": lambda x: x * x,
+        "data": range(100),
+        "generator": lambda: (x for x in range(100)),
+    }
+    try:
+        exec(compile(snippet, "README.md", "exec"), names)
+        if "results" in names:
+            assert names["results"] is not None
+    finally:
+        from amorsize.exporters.base import close_all
+
+        close_all()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_every_fault_of_the_table_has_its_test() -> None:
+    """Each test that docs/faults.md names is a test of the suite."""
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "faults.md").read_text()))
+    written = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    missing = [name for name in sorted(named) if f"def {name}(" not in written]
+    assert len(named) > 25
+    assert missing == []
+
+
+def test_every_row_of_the_fault_table_names_a_test() -> None:
+    """A fault that nobody shows is not in the table."""
+    rows = [
+        line
+        for line in (ROOT / "docs" / "faults.md").read_text().splitlines()
+        if line.startswith("| ") and not line.startswith(("| fault", "| situation"))
+    ]
+    without = [row for row in rows if "`test_" not in row and "the same test" not in row]
+    assert len(rows) > 25
+    assert without == []

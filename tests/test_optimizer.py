@@ -1,0 +1,380 @@
+"""The choice, on real functions and on this machine's clocks, with the machine's size described."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
+from typing import Any
+
+import pytest
+
+import amorsize
+from amorsize.errors import InvalidTypeError, InvalidValueError
+from amorsize.optimizer import OptimizationResult, choose, optimize
+from amorsize.sampling import Clocks, GilProbe, Sample
+from amorsize.system import StartupCosts, SystemFacts
+
+FOUR = SystemFacts.of(4, total_bytes=16 << 30, available_bytes=8 << 30)
+
+
+def chosen(
+    func: Callable[[Any], Any], data: Iterable[Any], total: int | None = None, **others: Any
+) -> tuple[OptimizationResult, Sample | None]:
+    """Choose on a described machine of four cores, where nothing has been measured yet."""
+    options: dict[str, Any] = {
+        "n_jobs": None,
+        "chunksize": None,
+        "executor": None,
+        "sample_size": 5,
+        "target_chunk_duration": 0.2,
+        "system": FOUR,
+        "startup": StartupCosts(),
+    }
+    return choose(func, iter(data), total, **{**options, **others})
+
+
+def increment(item: int) -> int:
+    return item + 1
+
+
+def burn(_: Any) -> int:
+    return sum(number * number for number in range(50_000))
+
+
+def wait(_: Any) -> None:
+    time.sleep(0.005)
+
+
+def ticking(seconds: float, *, cores: float = 1.0) -> tuple[Clocks, Callable[[Any], Any]]:
+    """Clocks that a function moves: a call computes for just so long, on so many cores."""
+    now = [0.0]
+
+    def func(item: Any) -> Any:
+        now[0] += seconds
+        return item
+
+    clocks = Clocks(
+        wall=lambda: now[0],
+        epoch=lambda: 0.0,
+        thread_cpu=lambda: now[0],
+        process_cpu=lambda: now[0] * cores,
+        usage=lambda: (0, 0, 0.0),
+        peak_bytes=lambda: 0,
+    )
+    return clocks, func
+
+
+def test_computing_in_python_gets_processes() -> None:
+    """Measured on a real function; the number of cores is described."""
+    result, sample = chosen(burn, range(100_000), 100_000)
+    assert (result.executor_type, result.n_jobs) == ("process", 4)
+    assert 1.5 < result.estimated_speedup <= 4.1
+    assert sample is not None
+    assert "computes under the GIL" in result.reason
+
+
+def test_sleeping_gets_threads() -> None:
+    """More than there are cores."""
+    result, _ = chosen(wait, range(10_000), 10_000)
+    assert result.executor_type == "thread"
+    assert 8 < result.n_jobs <= 64
+    assert "waiting" in result.reason
+
+
+def test_waiting_for_children_that_compute_gets_no_more_threads_than_cores() -> None:
+    """A subprocess that computes uses a core, though the thread that waits for it does not."""
+    code = "sum(i * i for i in range(400_000))"
+
+    def run(_: int) -> None:
+        subprocess.run([sys.executable, "-S", "-c", code], check=True)
+
+    result, _ = chosen(run, range(1000), 1000)
+    assert result.executor_type in ("thread", "process")
+    assert result.n_jobs <= 8  # a busy machine lets starting the process look like waiting
+
+
+def test_releasing_the_gil_gets_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the probe sees of a free GIL on an idle machine; a busy one may hide it."""
+    monkeypatch.setattr(GilProbe, "share", lambda self: 0.63)
+    buffers = [bytes(8 << 20)] * 100
+
+    def sha(buffer: bytes) -> bytes:
+        return hashlib.sha256(buffer).digest()
+
+    result, _ = chosen(sha, buffers, 100)
+    assert (result.executor_type, result.n_jobs) == ("thread", 4)
+    assert "releases the GIL" in result.reason
+
+
+def test_tiny_work_is_serial_and_the_machine_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten additions."""
+    monkeypatch.setattr("amorsize.optimizer.read_system", lambda **_: pytest.fail("looked"))
+    result, sample = chosen(increment, range(10), 10, system=None)
+    assert (result.executor_type, result.n_jobs, result.estimated_speedup) == ("serial", 1, 1.0)
+    assert sample is not None
+    assert sample.results == [1, 2, 3, 4, 5]
+    assert "too little" in result.reason
+
+
+def test_unpicklable_function_is_never_for_processes() -> None:
+    """It closes over a lock; the warning says so."""
+    lock = threading.Lock()
+    clocks, compute = ticking(0.01)
+
+    def func(item: int) -> int:
+        with lock:
+            return int(compute(item))
+
+    result, _ = chosen(func, range(1000), 1000, clocks=clocks)
+    assert result.executor_type == "serial"
+    assert any("cannot be pickled" in warning for warning in result.warnings)
+    forced, _ = chosen(func, range(1000), 1000, clocks=clocks, n_jobs=3)
+    assert (forced.executor_type, forced.n_jobs) == ("thread", 3)
+
+
+def test_unpicklable_result_is_never_for_processes() -> None:
+    """Only the sample can tell."""
+    clocks, compute = ticking(0.01)
+    result, _ = chosen(lambda x: (compute(x), threading.Lock()), range(999), 999, clocks=clocks)
+    assert result.executor_type == "serial"
+    assert "a result (tuple) cannot be pickled" in result.warnings[0]
+
+
+def test_large_payload_stays_inside() -> None:
+    """16 MB of real pickling for each millisecond of computing."""
+    clocks, compute = ticking(0.001)
+    data = [os.urandom(16 << 20)] * 400
+    result, sample = chosen(lambda x: compute(x) and None, data, 400, clocks=clocks)
+    assert result.executor_type == "serial"
+    assert "moving an item and its result (16.8 MB)" in result.reason
+    assert "given a path or an index" in result.warnings[0]
+    assert sample is not None
+
+
+def test_parallel_inside_stays_serial() -> None:
+    """One call keeps three cores busy."""
+    clocks, func = ticking(0.02, cores=3.0)
+    result, _ = chosen(func, range(1000), 1000, clocks=clocks)
+    assert result.executor_type == "serial"
+    assert "already uses 3.0 cores" in result.reason
+
+
+def test_one_slow_call_is_looked_at_again_where_many_remain() -> None:
+    """It may have been a warm-up; with few items left there is no time for that."""
+    clocks, func = ticking(0.3)
+    _, many = chosen(func, range(100), 100, clocks=clocks)
+    _, few = chosen(func, range(10), 10, clocks=clocks)
+    assert many is not None
+    assert few is not None
+    assert (len(many.items), len(few.items)) == (2, 1)
+
+
+def test_memory_is_minded() -> None:
+    """Room for two workers of four."""
+    clocks, func = ticking(0.01)
+    tight = SystemFacts.of(4, total_bytes=1 << 30, available_bytes=90 << 20)
+    result, _ = chosen(func, range(9999), 9999, clocks=clocks, system=tight)
+    assert (result.executor_type, result.n_jobs) == ("process", 2)
+    assert "hold no more than 2 process workers of this work, out of 4" in result.warnings[0]
+
+
+@pytest.mark.parametrize(("executor", "n_jobs"), [("serial", 1), ("thread", 16), ("process", 4)])
+def test_a_named_executor_takes_no_sample(executor: str, n_jobs: int) -> None:
+    """The first chunks on its workers are the sample."""
+    untouched = count()
+    result, sample = chosen(increment, untouched, None, executor=executor)
+    assert sample is None
+    assert next(untouched) == 0
+    assert (result.executor_type, result.n_jobs, result.chunksize) == (executor, n_jobs, 1)
+    assert result.reason.endswith("as asked for.")
+    given, _ = chosen(increment, [], 0, executor=executor, n_jobs=1, chunksize=9)
+    assert (given.n_jobs, given.chunksize, given.estimated_speedup) == (1, 9, 1.0)
+
+
+def test_one_worker_is_a_serial_run() -> None:
+    """Nothing to choose, nothing to sample; workers beside a serial run are a mistake."""
+    result, sample = chosen(increment, range(10), 10, n_jobs=1)
+    assert (result.executor_type, sample) == ("serial", None)
+    result, _ = chosen(increment, range(10), 10, n_jobs=4, executor="serial")
+    assert result.n_jobs == 1
+    assert "n_jobs=4 has no effect" in result.warnings[0]
+
+
+def test_given_numbers_are_honoured() -> None:
+    """Workers and chunks as asked for, on the engine that suits."""
+    clocks, func = ticking(0.01)
+    result, _ = chosen(func, range(9999), 9999, clocks=clocks, n_jobs=7, chunksize=13)
+    assert (result.executor_type, result.n_jobs, result.chunksize) == ("process", 7, 13)
+    assert "7 workers as asked for" in result.reason
+    assert "more workers than cores" in result.warnings[0]
+
+
+@pytest.mark.parametrize("total", [3, None])
+def test_a_failure_ends_the_choice(total: int | None) -> None:
+    """The caller learns what was sampled, and tells it in its own way."""
+    result, sample = chosen(lambda x: 1 // (1 - x), range(3), total)
+    assert sample is not None
+    assert (sample.items, sample.results, len(sample.failures)) == ([0, 1], [1], 1)
+    assert result.executor_type == "serial"
+    assert "raised ZeroDivisionError on item 1" in result.reason
+    assert "ZeroDivisionError" in result.explain()
+
+
+def test_failures_in_place_do_not_end_it() -> None:
+    """Under return_exceptions they are results."""
+    result, sample = chosen(lambda x: 1 // (1 - x), range(3), 3, return_exceptions=True)
+    assert sample is not None
+    assert len(sample.results) == 3
+    assert "too little" in result.reason or "nothing remains" in result.reason
+
+
+def test_optimize_raises_what_the_sample_raised() -> None:
+    """The same object, without a cause or a context of ours."""
+    error = LookupError("mine")
+
+    def func(item: int) -> None:
+        raise error
+
+    with pytest.raises(LookupError) as caught:
+        optimize(func, [1])
+    assert caught.value is error
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+
+
+def test_optimize_raises_what_the_input_raised() -> None:
+    """So does an interrupt."""
+
+    def broken() -> Iterator[int]:
+        yield 1
+        raise OSError("gone")
+
+    def stop(item: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(OSError, match="gone"):
+        optimize(abs, broken())
+    with pytest.raises(KeyboardInterrupt):
+        optimize(stop, [1])
+
+
+@pytest.mark.parametrize("length", [0, 1, 4, 5, 6, 50])
+def test_data_yields_every_item(length: int) -> None:
+    """The sampled ones come first again; an input that can be read again is given back."""
+    assert list(optimize(increment, (i for i in range(length))).data) == list(range(length))
+    numbers = list(range(length))
+    assert optimize(increment, numbers).data is numbers
+    assert list(optimize(increment, iter(numbers), executor="thread").data) == numbers
+
+
+def test_an_endless_input_is_not_consumed() -> None:
+    """Only the sample is taken."""
+    numbers = count()
+    result = optimize(increment, numbers, sample_size=3)
+    assert next(numbers) == 3
+    data = iter(result.data)
+    assert [next(data) for _ in range(4)] == [0, 1, 2, 4]
+
+
+def test_validation_comes_first() -> None:
+    """Nothing has run by then."""
+    calls: list[int] = []
+    with pytest.raises(InvalidValueError, match="n_jobs is 0"):
+        optimize(calls.append, [1], n_jobs=0)
+    with pytest.raises(InvalidTypeError, match="cannot be iterated"):
+        optimize(calls.append, 5)  # type: ignore[arg-type]  # on purpose
+    assert calls == []
+
+
+def test_explain_shows_the_arithmetic() -> None:
+    """Facts, sample, each engine with its terms, which was taken and why."""
+    clocks, func = ticking(0.01)
+    result, _ = chosen(func, range(1000), 1000, clocks=clocks)
+    text = result.explain()
+    assert result.reason in text
+    for part in (
+        "4 usable cores",
+        "8.59 GB of 17.2 GB memory available",
+        "5 items, 10 ms a call",
+        "995 items, 9.95 s one after the other",
+        "start-up",
+        "compute",
+        "pickling",
+        "round trips",
+        "total",
+        "speedup",
+        "process *",
+        "pickled: item",
+    ):
+        assert part in text
+    engines = [line.split()[0] for line in text.splitlines() if line.startswith("  ")]
+    assert [e for e in engines if e in ("serial", "thread", "process")] == [
+        "serial",
+        "thread",
+        "process",
+    ]
+    assert all(len(line) <= 200 for line in text.splitlines())
+
+
+def test_verbose_tells_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    """And stays quiet without it."""
+    result = optimize(increment, [1, 2], verbose=True)
+    captured = capsys.readouterr()
+    assert captured.err == result.explain() + "\n"
+    assert captured.out == ""
+    optimize(increment, [1, 2])
+    assert capsys.readouterr().err == ""
+
+
+def test_the_choice_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """For debugging, without a payload."""
+    with caplog.at_level(logging.DEBUG, logger="amorsize.optimizer"):
+        optimize(increment, [1, 2])
+    assert "serial, n_jobs=1" in caplog.text
+
+
+def test_a_long_run_measures_the_start_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """optimize() only: a run measures its own pool."""
+    measured: list[str] = []
+    costs = StartupCosts()
+    monkeypatch.setattr("amorsize.optimizer.STARTUP", costs)
+    monkeypatch.setattr("amorsize.optimizer.measure_startup", measured.append)
+    clocks, func = ticking(0.01)
+    for again, expected in ((False, []), (True, ["process"])):
+        chosen(func, range(1000), 1000, clocks=clocks, startup=None, again=again)
+        assert measured == expected
+
+
+def test_result_reads_well() -> None:
+    """repr without the data, str in a line."""
+    result = OptimizationResult(4, 25, "process", 3.61, "Because.", data=[1] * 1000)
+    assert repr(result) == (
+        "OptimizationResult(n_jobs=4, chunksize=25, executor_type='process', "
+        "estimated_speedup=3.61, reason='Because.', warnings=[])"
+    )
+    assert str(result) == "process, n_jobs=4, chunksize=25, estimated speedup 3.6: Because."
+    assert not hasattr(result, "__dict__")
+
+
+def test_importing_is_light() -> None:
+    """Nothing heavy before it is needed."""
+    code = (
+        "import sys, amorsize.optimizer\n"
+        "heavy = {'multiprocessing', 'psutil', 'cloudpickle', 'subprocess', 'concurrent.futures'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_public_names() -> None:
+    """Both are at the top of the package."""
+    assert amorsize.optimize is optimize
+    assert amorsize.OptimizationResult is OptimizationResult
