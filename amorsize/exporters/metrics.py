@@ -1,0 +1,338 @@
+"""The one table of metrics: names, kinds, units, labels, buckets, help.
+
+Exporters, ``docs/metrics.md`` and dashboards are generated from it or checked against it. The
+name in each system is a column of it. ``python -m amorsize.exporters.metrics`` prints the
+documentation page.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import dataclass
+from enum import StrEnum
+
+from amorsize.hooks.events import HookEvent
+
+
+class Kind(StrEnum):
+    """What a metric's value may do."""
+
+    COUNTER = "counter"
+    """Only grows, until the process ends."""
+
+    GAUGE = "gauge"
+    """Goes up and down."""
+
+    HISTOGRAM = "histogram"
+    """Counts observations in buckets, and their sum."""
+
+    INFO = "info"
+    """Always 1; what it says is in its labels."""
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)  # eq=False: hashed by identity, fast
+class Metric:
+    """A row of the table.
+
+    Attributes:
+        prometheus: the name in Prometheus.
+        kind: what its value may do.
+        help: one sentence, without its full stop.
+        labels: names of its labels.
+        unit: base unit, as Prometheus spells it; empty for a plain count or a state.
+        buckets: upper bounds of a histogram's buckets, in its unit, without infinity.
+    """
+
+    prometheus: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...]
+    unit: str = ""
+    buckets: tuple[float, ...] = ()
+
+
+OTHER = "other"
+"""The label of what has no name, or came after the last name that fits."""
+
+EXECUTORS = ("serial", "thread", "process", "dask", "custom")
+STATUSES = ("ok", "error", "cancelled", "timeout")
+
+CLOSED_LABELS: dict[str, tuple[str, ...]] = {
+    "executor": EXECUTORS,
+    "status": STATUSES,
+    "event": tuple(event.value for event in HookEvent),
+}
+"""Labels whose values are all known beforehand."""
+
+LABEL_LIMITS = {"function": 100, "error_type": 50}
+"""Labels whose values come from the user's program, and how many of them are told apart."""
+
+# Few and wide apart: every bucket is a time series for each function, executor and status.
+DURATION_BUCKETS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
+PLANNING_BUCKETS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0)
+QUEUE_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 300.0, 1800.0)
+
+_FUNCTION = ("function",)
+_RUN = ("function", "executor")
+_ENDED_RUN = ("function", "executor", "status")
+
+EXECUTIONS = Metric(
+    prometheus="amorsize_executions_total",
+    kind=Kind.COUNTER,
+    help="Executions that ended, by how they ended",
+    labels=_ENDED_RUN,
+)
+EXECUTIONS_IN_PROGRESS = Metric(
+    prometheus="amorsize_executions_in_progress",
+    kind=Kind.GAUGE,
+    help="Executions that run now",
+    labels=_RUN,
+)
+EXECUTION_DURATION = Metric(
+    prometheus="amorsize_execution_duration_seconds",
+    kind=Kind.HISTOGRAM,
+    help="Time from the call of execute() to the end of the execution",
+    labels=_ENDED_RUN,
+    unit="seconds",
+    buckets=DURATION_BUCKETS,
+)
+PLANNING_DURATION = Metric(
+    prometheus="amorsize_planning_duration_seconds",
+    kind=Kind.HISTOGRAM,
+    help="Time spent on sampling and on choosing the plan of an execution",
+    labels=_FUNCTION,
+    unit="seconds",
+    buckets=PLANNING_BUCKETS,
+)
+ITEMS_PROCESSED = Metric(
+    prometheus="amorsize_items_processed_total",
+    kind=Kind.COUNTER,
+    help="Items of completed chunks, counted while executions run",
+    labels=_RUN,
+)
+ITEMS_FAILED = Metric(
+    prometheus="amorsize_items_failed_total",
+    kind=Kind.COUNTER,
+    help="Items that failed, counted while executions run",
+    labels=_RUN,
+)
+ITEMS_EXPECTED = Metric(
+    prometheus="amorsize_items_expected",
+    kind=Kind.GAUGE,
+    help="Items in the inputs of the executions in progress; inputs of unknown length count 0",
+    labels=_RUN,
+)
+ITEMS_COMPLETED = Metric(
+    prometheus="amorsize_items_completed",
+    kind=Kind.GAUGE,
+    help="Items completed by the executions in progress",
+    labels=_RUN,
+)
+THROUGHPUT = Metric(
+    prometheus="amorsize_throughput_items_per_second",
+    kind=Kind.GAUGE,
+    help="Items a second, summed over the executions in progress, as of their last chunks",
+    labels=_RUN,
+)
+CHUNK_DURATION = Metric(
+    prometheus="amorsize_chunk_duration_seconds",
+    kind=Kind.HISTOGRAM,
+    help="Time a chunk spent in the function, measured in the worker",
+    labels=_RUN,
+    unit="seconds",
+    buckets=DURATION_BUCKETS,
+)
+CHUNK_QUEUE = Metric(
+    prometheus="amorsize_chunk_queue_seconds",
+    kind=Kind.HISTOGRAM,
+    help="Time a chunk waited between its dispatch and its start",
+    labels=_RUN,
+    unit="seconds",
+    buckets=QUEUE_BUCKETS,
+)
+WORKERS = Metric(
+    prometheus="amorsize_workers",
+    kind=Kind.GAUGE,
+    help="Workers that take part in the executions in progress",
+    labels=_RUN,
+)
+WORKER_BUSY = Metric(
+    prometheus="amorsize_worker_busy_seconds_total",
+    kind=Kind.COUNTER,
+    help="Time that workers spent in the function",
+    labels=_RUN,
+    unit="seconds",
+)
+WORKER_DEATHS = Metric(
+    prometheus="amorsize_worker_deaths_total",
+    kind=Kind.COUNTER,
+    help="Workers that died",
+    labels=_RUN,
+)
+ERRORS = Metric(
+    prometheus="amorsize_errors_total",
+    kind=Kind.COUNTER,
+    help="Failures of chunks, deaths of workers, cancellations and timeouts, by exception type",
+    labels=("function", "executor", "error_type"),
+)
+ESTIMATED_SPEEDUP = Metric(
+    prometheus="amorsize_estimated_speedup_ratio",
+    kind=Kind.GAUGE,
+    help="Speedup over serial that the plan of the last execution expected",
+    labels=_RUN,
+    unit="ratio",
+)
+MEASURED_SPEEDUP = Metric(
+    prometheus="amorsize_measured_speedup_ratio",
+    kind=Kind.GAUGE,
+    help="Speedup over serial that the last execution reached",
+    labels=_RUN,
+    unit="ratio",
+)
+LAST_ACTIVITY = Metric(
+    prometheus="amorsize_last_activity_timestamp_seconds",
+    kind=Kind.GAUGE,
+    help="When an execution last showed a sign of life, in seconds since the epoch",
+    labels=_RUN,
+    unit="seconds",
+)
+LAST_COMPLETION = Metric(
+    prometheus="amorsize_last_completion_timestamp_seconds",
+    kind=Kind.GAUGE,
+    help="When an execution last ended, in seconds since the epoch; absent before the first",
+    labels=("function", "status"),
+    unit="seconds",
+)
+LAST_SUCCESS = Metric(
+    prometheus="amorsize_last_success_timestamp_seconds",
+    kind=Kind.GAUGE,
+    help="When an execution last succeeded, in seconds since the epoch; absent before the first",
+    labels=_FUNCTION,
+    unit="seconds",
+)
+LAST_DURATION = Metric(
+    prometheus="amorsize_last_duration_seconds",
+    kind=Kind.GAUGE,
+    help="How long the last execution that ended took",
+    labels=_FUNCTION,
+    unit="seconds",
+)
+LAST_ITEMS = Metric(
+    prometheus="amorsize_last_items",
+    kind=Kind.GAUGE,
+    help="Items that the last execution that ended had completed",
+    labels=_FUNCTION,
+)
+HOOK_ERRORS = Metric(
+    prometheus="amorsize_hook_errors_total",
+    kind=Kind.COUNTER,
+    help="Hooks that raised; the executions went on",
+    labels=("event",),
+)
+EXPORTER_DROPPED = Metric(
+    prometheus="amorsize_exporter_dropped_total",
+    kind=Kind.COUNTER,
+    help="Messages that an exporter dropped because its backend did not keep up",
+    labels=("exporter",),
+)
+EXPORTER_ERRORS = Metric(
+    prometheus="amorsize_exporter_errors_total",
+    kind=Kind.COUNTER,
+    help="Failures of an exporter to deliver",
+    labels=("exporter",),
+)
+USER_METRICS_DROPPED = Metric(
+    prometheus="amorsize_dropped_user_metrics_total",
+    kind=Kind.COUNTER,
+    help="Calls of count(), observe() and set_gauge() that were dropped: too many names",
+    labels=("function", "executor"),
+)
+BUILD_INFO = Metric(
+    prometheus="amorsize_build_info",
+    kind=Kind.INFO,
+    help="Version of amorsize, and of the Python that runs it",
+    labels=("version", "python"),
+)
+
+METRICS: tuple[Metric, ...] = tuple(row for row in globals().values() if isinstance(row, Metric))
+"""Every row, in the order above."""
+
+
+class BoundedLabel:
+    """Turns names from the user's program into at most ``limit`` label values, then ``other``.
+
+    Who came first keeps its name. Safe to call from several threads.
+
+    Example:
+        >>> function = BoundedLabel(1)
+        >>> function("parse"), function("store"), function("parse")
+        ('parse', 'other', 'parse')
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._known: dict[str, str] = {}
+
+    def __call__(self, name: object) -> str:
+        if not isinstance(name, str) or not name:
+            return OTHER
+        label = self._known.get(name)
+        if label is not None:
+            return label
+        with self._lock:
+            if name not in self._known and len(self._known) >= self._limit:
+                return OTHER
+            # A lone surrogate in one name would make the whole exposition unencodable.
+            label = name.encode("utf-8", "backslashreplace").decode()
+            return self._known.setdefault(name, label)
+
+
+def closed_label(label: str, value: object) -> str:
+    """Return ``value`` where it is one of the label's known values, else ``other``."""
+    return value if isinstance(value, str) and value in CLOSED_LABELS[label] else OTHER
+
+
+def to_markdown() -> str:
+    """Write the documentation page of the table."""
+    lines = [
+        "# Metrics",
+        "",
+        "<!-- Written by `python -m amorsize.exporters.metrics`; do not edit by hand. -->",
+        "",
+        "| Prometheus name | kind | labels | what it says |",
+        "|---|---|---|---|",
+    ]
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        lines.append(f"| `{metric.prometheus}` | {metric.kind} | {labels} | {metric.help}. |")
+    lines += ["", "## Labels", "", "| label | values |", "|---|---|"]
+    for label, limit in LABEL_LIMITS.items():
+        lines.append(f"| `{label}` | the first {limit} names, then `{OTHER}` |")
+    for label, values in CLOSED_LABELS.items():
+        lines.append(f"| `{label}` | {', '.join(f'`{value}`' for value in values)} |")
+    lines += [
+        "",
+        "`function` is the qualified name of the function, or what was passed as `name=`.",
+        "No process id, host name or execution id is ever a label.",
+        "",
+        "Counters and histograms whose labels have known values exist at zero from the start of a",
+        "function's first execution. Gauges with `last_` in their name, and the speedups, appear",
+        "with their first value. The other gauges are sums over the executions in progress, and 0",
+        "when there is none.",
+        "",
+        "## Buckets",
+        "",
+        "| histogram | upper bounds, in seconds |",
+        "|---|---|",
+    ]
+    for metric in METRICS:
+        if metric.buckets:
+            bounds = ", ".join(f"{bound:g}" for bound in metric.buckets)
+            lines.append(f"| `{metric.prometheus}` | {bounds} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(to_markdown())

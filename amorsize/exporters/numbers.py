@@ -1,0 +1,155 @@
+"""The values behind the metric table, kept in this process.
+
+For exporters that are asked for totals (Prometheus), not for those that send each event on.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Mapping
+from itertools import product
+from typing import NamedTuple, TypeAlias
+
+from amorsize.exporters import metrics
+from amorsize.exporters.metrics import CLOSED_LABELS, METRICS, Kind, Metric
+
+Labels: TypeAlias = tuple[str, ...]
+"""Label values, in the order of the metric's labels."""
+
+
+class Exemplar(NamedTuple):
+    """One observation of a bucket, with the labels that say where it came from."""
+
+    labels: Mapping[str, str]
+    value: float
+    timestamp: float
+
+
+class Histogram:
+    """Counts of observations.
+
+    Attributes:
+        counts: of each bucket alone, the one to infinity too.
+        total: the sum of all observations.
+        exemplars: the last one of each bucket that has one, by its position; None without any.
+    """
+
+    __slots__ = ("counts", "exemplars", "total")
+
+    def __init__(self, buckets: int) -> None:
+        self.counts = [0] * (buckets + 1)
+        self.total: float = 0
+        self.exemplars: dict[int, Exemplar] | None = None
+
+    def copy(self) -> Histogram:
+        """Copy it, without sharing what changes."""
+        copied = Histogram.__new__(Histogram)
+        copied.counts = self.counts.copy()
+        copied.total = self.total
+        copied.exemplars = None if self.exemplars is None else self.exemplars.copy()
+        return copied
+
+
+Value: TypeAlias = float | Histogram
+
+Series: TypeAlias = dict[Metric, dict[Labels, Value]]
+
+
+class Numbers:
+    """Counters, gauges and histograms by metric and labels. Hold a lock of your own around it."""
+
+    def __init__(self) -> None:
+        self._plain: dict[Metric, dict[Labels, float]] = {
+            metric: {} for metric in METRICS if metric.kind is not Kind.HISTOGRAM
+        }
+        self._histograms: dict[Metric, dict[Labels, Histogram]] = {
+            metric: {} for metric in METRICS if metric.kind is Kind.HISTOGRAM
+        }
+
+    def add(self, metric: Metric, labels: Labels, amount: float) -> None:
+        """Add to a counter."""
+        series = self._plain[metric]
+        series[labels] = series.get(labels, 0) + amount
+
+    def set(self, metric: Metric, labels: Labels, value: float) -> None:
+        """Set a gauge."""
+        self._plain[metric][labels] = value
+
+    def observe(
+        self, metric: Metric, labels: Labels, value: float, exemplar: Exemplar | None = None
+    ) -> None:
+        """Count a value in a histogram."""
+        histogram = self._histograms[metric].get(labels)
+        if histogram is None:
+            histogram = self._histograms[metric][labels] = Histogram(len(metric.buckets))
+        bucket = bisect_left(metric.buckets, value)
+        histogram.counts[bucket] += 1
+        histogram.total += value
+        if exemplar is not None:
+            if histogram.exemplars is None:
+                histogram.exemplars = {}
+            histogram.exemplars[bucket] = exemplar
+
+    def start_at_zero(self, **known: str) -> None:
+        """Create the counters and histograms of some labels, over all values of closed ones.
+
+        A series that is missing until its first event hides that event from ``rate()``.
+        """
+        for metric in METRICS:
+            if known.keys().isdisjoint(metric.labels):
+                continue
+            values = [
+                (known[label],) if label in known else CLOSED_LABELS.get(label, ())
+                for label in metric.labels
+            ]
+            for labels in product(*values):
+                if metric.kind is Kind.COUNTER:
+                    self._plain[metric].setdefault(labels, 0)
+                elif metric.kind is Kind.HISTOGRAM and labels not in self._histograms[metric]:
+                    self._histograms[metric][labels] = Histogram(len(metric.buckets))
+
+    def copy(self) -> Series:
+        """Copy everything, which takes much less time than showing it to anybody."""
+        series: Series = {metric: dict(values) for metric, values in self._plain.items()}
+        for metric, histograms in self._histograms.items():
+            series[metric] = {labels: each.copy() for labels, each in histograms.items()}
+        return series
+
+
+LIVE_GAUGES = (
+    metrics.EXECUTIONS_IN_PROGRESS,
+    metrics.ITEMS_EXPECTED,
+    metrics.ITEMS_COMPLETED,
+    metrics.THROUGHPUT,
+    metrics.WORKERS,
+)
+"""Gauges that are sums over the executions in progress."""
+
+
+class LiveRun:
+    """An execution in progress, for the gauges."""
+
+    __slots__ = ("busy_seconds", "completed", "expected", "labels", "throughput", "workers")
+
+    def __init__(self, labels: Labels) -> None:
+        self.labels = labels
+        self.expected = 0
+        self.completed = 0
+        self.throughput = 0.0
+        self.workers = 0
+        self.busy_seconds: dict[int | None, float] = {}
+
+    def totals(self) -> tuple[float, ...]:
+        """What it contributes to each of ``LIVE_GAUGES``."""
+        return 1, self.expected, self.completed, self.throughput, self.workers
+
+
+def number(value: object) -> float | None:
+    """Return ``value`` where it is a finite number, at least 0; None where it is none.
+
+    What clocks that were set back make negative is 0: counters and sums must not go back.
+    """
+    if isinstance(value, int | float) and math.isfinite(value):
+        return value if value > 0 else 0
+    return None

@@ -1,0 +1,201 @@
+"""Exporters by name: our own, and those that other packages register.
+
+A package registers one in the entry-point group ``amorsize.exporters``: the entry point's name is
+the exporter's, its object an :class:`~amorsize.exporters.Exporter` class, or a function that
+enables one and returns it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import threading
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from amorsize.errors import (
+    AmorsizeError,
+    ExporterError,
+    InvalidTypeError,
+    InvalidValueError,
+    MissingExtraError,
+)
+from amorsize.exporters.base import Exporter, enable_once, enabled_stays, in_child_process
+from amorsize.exporters.sender import describe_error
+
+logger = logging.getLogger(__name__)
+
+GROUP = "amorsize.exporters"
+"""The entry-point group."""
+
+OWN = {"prometheus": "amorsize.exporters.prometheus:enable_prometheus"}
+"""Our own exporters. They need no entry point, so they also work where nothing is installed."""
+
+
+def enable(name: str, **settings: Any) -> Exporter:
+    """Enable an exporter by its name.
+
+    Args:
+        name: ``"prometheus"``, or the name of an exporter that an installed package registers.
+        **settings: what its own ``enable_*()`` takes.
+
+    Returns:
+        The exporter, attached to every execution. Called again with the same settings, the same
+        one.
+
+    Raises:
+        InvalidValueError: there is no exporter of this name; the message lists those there are.
+        InvalidTypeError: the name is no string, or the exporter has no such setting.
+        MissingExtraError: the package that the exporter needs is not installed.
+        ExporterError: the exporter cannot be loaded, or cannot be enabled as asked.
+
+    Example:
+        >>> import amorsize
+        >>> with amorsize.enable("prometheus", port=0) as exporter:
+        ...     results = amorsize.execute(abs, [-1, 2])
+    """
+    if not isinstance(name, str):
+        raise InvalidTypeError(f"name must be the name of an exporter, a string; got {name!r}")
+    found = _find(name)
+    if found is None:
+        raise InvalidValueError(f"there is no exporter {name!r}; known are {_known()}")
+    return _enable(name, found, settings)
+
+
+def enable_named(names: str, origin: str) -> None:
+    """Enable the exporters that an environment variable names: once, and in parents only.
+
+    An exporter that is enabled already stays as it is. A mistake in the variable, or in one that
+    an exporter reads, is raised; where an exporter fails for another reason, such as a port that
+    is taken, this is logged, and the run goes on without it.
+
+    Args:
+        names: the names, separated by commas.
+        origin: the environment variable that holds them.
+
+    Raises:
+        InvalidValueError: a name is unknown, or what an exporter reads from the environment is
+            wrong. The next call raises it again.
+        MissingExtraError: the package that an exporter needs is not installed.
+    """
+    global _named_done
+    with _named_lock:
+        if _named_done or in_child_process():
+            return
+        _named_done = True  # already now: an exporter may itself call execute()
+        try:
+            _enable_all(names, origin)
+        except BaseException:
+            _named_done = False
+            raise
+
+
+_named_done = False
+_named_lock = threading.RLock()
+
+
+def _enable_all(names: str, origin: str) -> None:
+    found: dict[str, EntryPoint] = {}
+    for name in filter(None, map(str.strip, names.split(","))):
+        entry_point = _find(name)
+        if entry_point is None:
+            raise InvalidValueError(
+                f"the environment variable {origin} names {name!r}, and there is no such "
+                f"exporter; known are {_known()}. Separate several by commas."
+            )
+        found[name] = entry_point
+    for name, entry_point in found.items():  # none is enabled before all are known
+        try:
+            with enabled_stays():
+                _enable(name, entry_point, {})
+        except (InvalidValueError, InvalidTypeError, MissingExtraError):
+            raise
+        except Exception as error:
+            # What we raise ourselves is meant to be read in full, and holds no secrets.
+            text = str(error) if isinstance(error, AmorsizeError) else describe_error(error)
+            logger.error(
+                "%s asks for the %s exporter, which failed: %s The run goes on without it.",
+                origin,
+                name,
+                text if text.endswith(".") else f"{text}.",
+            )
+
+
+def _find(name: str) -> EntryPoint | None:
+    if name in OWN:
+        return EntryPoint(name, OWN[name], GROUP)
+    candidates = {each.value: each for each in entry_points(group=GROUP, name=name)}
+    if len(candidates) > 1:
+        raise ExporterError(
+            f"several packages register an exporter {name!r}: {', '.join(sorted(candidates))}. "
+            "Uninstall all but one."
+        )
+    return next(iter(candidates.values()), None)
+
+
+def _known() -> str:
+    return ", ".join(sorted({*OWN, *entry_points(group=GROUP).names}))
+
+
+def _enable(name: str, entry_point: EntryPoint, settings: dict[str, Any]) -> Exporter:
+    target = _load(name, entry_point)
+    _require_settings(name, target, settings)
+    if isinstance(target, type):
+        kind: type[Exporter] = target
+        return enable_once(kind, settings, lambda: kind(**settings))
+    exporter = target(**settings)
+    if not isinstance(exporter, Exporter):
+        raise ExporterError(
+            f"the exporter {name!r} ({entry_point.value}) returned {type(exporter).__name__} "
+            "when it was enabled; it must return an amorsize.exporters.Exporter"
+        )
+    return exporter
+
+
+def _load(name: str, entry_point: EntryPoint) -> type[Exporter] | Callable[..., object]:
+    try:
+        target = entry_point.load()
+    except AmorsizeError:
+        raise
+    except Exception as error:
+        distribution = "" if entry_point.dist is None else f" of {entry_point.dist.name}"
+        raise ExporterError(
+            f"the exporter {name!r} ({entry_point.value}{distribution}) cannot be loaded: "
+            f"{describe_error(error)}"
+        ) from error
+    if isinstance(target, type):
+        good, kind = issubclass(target, Exporter), f"the class {target.__qualname__}"
+    else:
+        good, kind = callable(target), f"an object of type {type(target).__name__}"
+    if not good:
+        raise ExporterError(
+            f"the exporter {name!r} ({entry_point.value}) must be a subclass of "
+            f"amorsize.exporters.Exporter, or a function that enables and returns one; it is {kind}"
+        )
+    return target  # type: ignore[no-any-return]  # checked just now
+
+
+def _require_settings(name: str, target: Callable[..., object], settings: dict[str, Any]) -> None:
+    try:
+        signature = inspect.signature(target)
+    except (ValueError, TypeError):
+        return  # some callables do not tell their signature
+    try:
+        signature.bind(**settings)
+    except TypeError as mismatch:
+        takes = ", ".join(signature.parameters) or "none"
+        raise InvalidTypeError(
+            f"the exporter {name!r} cannot be enabled with these settings: {mismatch}. "
+            f"Its settings are: {takes}"
+        ) from None
+
+
+def _renew_lock_in_forked_child() -> None:
+    global _named_lock
+    _named_lock = threading.RLock()  # the old one may be held by a thread not here
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock_in_forked_child)

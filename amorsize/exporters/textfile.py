@@ -1,0 +1,98 @@
+"""A text file for the node exporter's textfile collector, whole at every moment."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from amorsize.errors import InvalidTypeError, InvalidValueError
+
+SUFFIX = ".prom"
+"""The node exporter reads files of this name alone."""
+
+
+_KEPT = b"amorsize_last_success_timestamp_seconds"
+
+
+class TextFile:
+    """A text file that is written again and again.
+
+    Times of last successes that the file holds from an earlier program stay in it until this
+    program has its own: an alert on a job that did not succeed in time must not fall silent
+    because today's job failed.
+
+    Args:
+        path: as :func:`checked_path` returned it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._kept: dict[bytes, bytes] = {}
+        try:
+            before = path.read_bytes()
+        except OSError:
+            return
+        for line in before.splitlines():
+            if line.startswith(_KEPT + b"{"):
+                self._kept[line.rpartition(b" ")[0]] = line
+
+    def write(self, page: bytes) -> None:
+        """Replace the file's content.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        kept = [line for series, line in self._kept.items() if b"\n" + series + b" " not in page]
+        if kept:
+            header = b"# TYPE " + _KEPT + b" gauge\n"
+            page = page.replace(header, header + b"".join(line + b"\n" for line in kept), 1)
+        write_atomically(self._path, page)
+
+
+def checked_path(path: object) -> Path:
+    """Check a setting ``textfile=`` before anything runs.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: it is no path, or nobody would read the file there,
+            or it cannot be written.
+    """
+    if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes):
+        raise InvalidTypeError(f"textfile must be the path of a file; got {path!r}")
+    file = Path(os.fspath(path)).absolute()
+    if file.suffix != SUFFIX:
+        raise InvalidValueError(
+            f"textfile must end in {SUFFIX}, the node exporter reads no other files; got "
+            f"'{path}'. Pass '{file.with_suffix(SUFFIX)}'?"
+        )
+    require_writable_directory("textfile", file.parent)
+    return file
+
+
+def require_writable_directory(setting: str, directory: Path) -> None:
+    """Refuse a directory that does not exist, or where this user may not write."""
+    if not directory.is_dir():
+        raise InvalidValueError(
+            f"{setting} must be in a directory that exists; '{directory}' is none. Create it first."
+        )
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise InvalidValueError(
+            f"{setting} must be in a directory that this user may write to; '{directory}' is not."
+        )
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file by another one, so that a reader sees the old one or the new one, whole.
+
+    The new one is made beside it under a hidden name without the suffix, which no reader looks
+    for, and can be read by everybody: the node exporter and Prometheus are other users.
+    """
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix="~", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

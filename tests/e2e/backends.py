@@ -1,0 +1,158 @@
+"""Real backend processes for the end-to-end tests, each on a free port of 127.0.0.1."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+START_SECONDS = 30.0
+SCRAPE_SECONDS = 30.0
+_POLL_SECONDS = 0.05
+
+T = TypeVar("T")
+
+
+def require_binary(name: str, package: str) -> str:
+    """Find a program; where it is missing, skip the test on a laptop and fail it in CI."""
+    path = shutil.which(name)
+    if path is None:
+        message = f"{name} is not installed (on Debian: apt-get install {package})"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    return path
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def poll(probe: Callable[[], T], good: Callable[[T], bool], seconds: float, what: str) -> T:
+    """Ask until the answer is good, or fail with the last answer."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = probe()
+        if good(answer):
+            return answer
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds:.0f} s: {what}; the last answer was {answer!r}")
+        time.sleep(_POLL_SECONDS)
+
+
+class PrometheusServer:
+    """A Prometheus server that scrapes each target every second.
+
+    Args:
+        directory: for its configuration, its data and its log.
+        targets: what to scrape, each as ``host:port``.
+        arguments: further ones for its command line.
+        scrape: further settings of its one scrape config.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        targets: Sequence[str],
+        *arguments: str,
+        scrape: Mapping[str, Any] | None = None,
+    ) -> None:
+        binary = require_binary("prometheus", "prometheus")
+        directory.mkdir(parents=True, exist_ok=True)
+        config = {
+            "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+            "scrape_configs": [
+                {
+                    "job_name": "amorsize",
+                    "static_configs": [{"targets": list(targets)}],
+                    **(scrape or {}),
+                }
+            ],
+        }
+        # JSON is YAML.
+        (directory / "prometheus.yml").write_text(json.dumps(config), encoding="utf-8")
+        self._log = directory / "prometheus.log"
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [
+                    binary,
+                    f"--config.file={directory / 'prometheus.yml'}",
+                    f"--storage.tsdb.path={directory / 'data'}",
+                    f"--web.listen-address=127.0.0.1:{port}",
+                    "--enable-feature=exemplar-storage",
+                    *arguments,
+                ],
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            poll(self._is_ready, bool, START_SECONDS, "prometheus is ready")
+        except BaseException:
+            self.close()
+            raise
+
+    def query(self, promql: str) -> list[tuple[dict[str, str], float]]:
+        """Evaluate an instant query to pairs of labels and value."""
+        parameters = urllib.parse.urlencode({"query": promql})
+        with urllib.request.urlopen(f"{self.url}/api/v1/query?{parameters}", timeout=10) as answer:
+            result = json.load(answer)["data"]["result"]
+        return [(series["metric"], float(series["value"][1])) for series in result]
+
+    def exemplars(self, promql: str) -> list[dict[str, Any]]:
+        """All exemplars of the last hour that belong to a selector's series."""
+        now = time.time()
+        parameters = urllib.parse.urlencode(
+            {"query": promql, "start": now - 3600, "end": now + 3600}
+        )
+        url = f"{self.url}/api/v1/query_exemplars?{parameters}"
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            data = json.load(answer)["data"]
+        return [exemplar for series in data for exemplar in series["exemplars"]]
+
+    def value(self, promql: str) -> float | None:
+        """Evaluate a query that has one series; None while it has none."""
+        result = self.query(promql)
+        assert len(result) <= 1, f"{promql} has {len(result)} series"
+        return result[0][1] if result else None
+
+    def wait_for(self, promql: str, expected: float, seconds: float = SCRAPE_SECONDS) -> None:
+        """Wait until a query gives a value, for as long as scrapes may take."""
+        poll(lambda: self.value(promql), lambda value: value == expected, seconds, promql)
+
+    def close(self) -> None:
+        """End the server's process."""
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _is_ready(self) -> bool:
+        if self._process.poll() is not None:
+            pytest.fail(f"prometheus ended: {self._log.read_text(encoding='utf-8')[-2000:]}")
+        try:
+            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=5):
+                return True
+        except urllib.error.HTTPError as not_ready:
+            not_ready.close()
+            return False
+        except OSError:
+            return False

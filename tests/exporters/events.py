@@ -1,0 +1,114 @@
+"""Events as the run loop sends them, made by hand, and the samples that a scrape shows."""
+
+from __future__ import annotations
+
+import urllib.request
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from amorsize.hooks import HookContext, HookEvent, HookManager
+
+
+class Run:
+    """Tells a manager about one made-up execution, event by event."""
+
+    def __init__(
+        self,
+        manager: HookManager,
+        *,
+        execution_id: str = "run-1",
+        function: str = "parse",
+        executor: str = "process",
+    ) -> None:
+        self.manager = manager
+        self.metadata = {
+            "execution_id": execution_id,
+            "function": function,
+            "executor_type": executor,
+            "estimated_speedup": 3.5,
+        }
+        self.completed = 0
+        self.workers = 0
+
+    def tell(self, event: HookEvent, metadata: dict[str, Any] | None = None, **fields: Any) -> None:
+        fields = {"items_completed": self.completed, "worker_count": self.workers} | fields
+        self.manager.trigger(
+            HookContext(event, metadata={**self.metadata, **(metadata or {})}, **fields)
+        )
+
+    def begin(self, total_items: int | None = 10, **fields: Any) -> None:
+        self.tell(HookEvent.PRE_EXECUTE, total_items=total_items, **fields)
+
+    def start_worker(self, worker_id: int = 0) -> None:
+        self.workers += 1
+        self.tell(HookEvent.ON_WORKER_START, worker_id=worker_id)
+
+    def complete_chunk(
+        self,
+        size: int,
+        *,
+        worker_id: int | None = 0,
+        chunk_time: float = 0.05,
+        throughput: float = 20.0,
+        **metadata: Any,
+    ) -> None:
+        self.completed += size
+        self.tell(
+            HookEvent.ON_CHUNK_COMPLETE,
+            metadata,
+            worker_id=worker_id,
+            chunk_size=size,
+            chunk_time=chunk_time,
+            throughput_items_per_sec=throughput,
+        )
+
+    def fail(self, error: BaseException, *, failed_items: int = 1) -> None:
+        self.tell(HookEvent.ON_ERROR, {"failed_items": failed_items}, error=error)
+
+    def end_worker(
+        self, worker_id: int = 0, exit_reason: str = "finished", busy_time: float = 0.0
+    ) -> None:
+        self.workers -= 1
+        self.tell(
+            HookEvent.ON_WORKER_END,
+            {"exit_reason": exit_reason, "busy_time": busy_time},
+            worker_id=worker_id,
+        )
+
+    def end(self, status: str = "ok", *, elapsed: float = 1.0, **fields: Any) -> None:
+        metadata = {"status": status, "planning_time": 0.03, "measured_speedup": 2.5}
+        self.tell(HookEvent.POST_EXECUTE, metadata, elapsed_time=elapsed, **fields)
+
+
+def fetch(url: str, accept: str = "text/plain") -> str:
+    """Get what the endpoint says, as a scraper that asks for ``accept``."""
+    request = urllib.request.Request(url, headers={"Accept": accept})
+    with urllib.request.urlopen(request, timeout=10) as response:
+        text: str = response.read().decode()
+        return text
+
+
+class Scrape:
+    """The samples of one scrape: ``scrape("amorsize_workers", function="parse")``."""
+
+    def __init__(self, url: str) -> None:
+        self.text = fetch(url)
+        self.samples = [
+            sample
+            for family in text_string_to_metric_families(self.text)
+            for sample in family.samples
+        ]
+
+    def __call__(self, name: str, **labels: str) -> float | None:
+        """The sum of the samples with this name and (at least) these labels; None without any."""
+        values = [
+            sample.value
+            for sample in self.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        ]
+        return sum(values) if values else None
+
+    def labels(self, name: str, label: str) -> set[str]:
+        """The values that a label takes in the samples of this name."""
+        return {sample.labels[label] for sample in self.samples if sample.name == name}

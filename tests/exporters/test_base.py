@@ -1,0 +1,202 @@
+"""What all exporters share: attaching, closing, enabling once, children, the interpreter's exit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+
+import pytest
+
+from amorsize.errors import ExporterError
+from amorsize.exporters import Exporter
+from amorsize.exporters.base import enable_once, in_child_process
+from amorsize.hooks import HookContext, HookEvent, HookManager, get_default_manager
+
+
+class Recorder(Exporter):
+    name = "recorder"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def pre_execute(self, context: HookContext) -> None:
+        self.calls.append("pre_execute")
+
+    def post_execute(self, context: HookContext) -> None:
+        self.calls.append("post_execute")
+
+    def flush(self, timeout: float = 1.0) -> bool:
+        self.calls.append("flush")
+        return True
+
+    def release(self) -> None:
+        self.calls.append("release")
+
+    def abandon(self) -> None:
+        self.calls.append("abandon")
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    with Recorder() as recorder:
+        yield recorder
+
+
+def fire(manager: HookManager) -> None:
+    for event in HookEvent:
+        manager.trigger(HookContext(event))
+
+
+def test_only_overridden_events_are_registered(manager, recorder):
+    """An event that nobody overrides costs nothing."""
+    recorder.attach(manager)
+    registered = {event for event in HookEvent if manager.has_hooks(event)}
+    assert registered == {HookEvent.PRE_EXECUTE, HookEvent.POST_EXECUTE}
+
+
+def test_there_is_a_method_for_every_event():
+    """Each is named as the event's value, does nothing, and says when it is called."""
+    for event in HookEvent:
+        assert getattr(Exporter, event.value).__doc__
+        assert getattr(Exporter(), event.value)(HookContext(event)) is None
+
+
+def test_events_arrive_once_however_often_it_is_attached(manager, recorder):
+    """Attaching again changes nothing."""
+    assert recorder.attach(manager).attach(manager) is recorder
+    fire(manager)
+    assert recorder.calls == ["pre_execute", "post_execute"]
+    assert recorder.managers == (manager,)
+
+
+def test_one_exporter_may_serve_several_managers(recorder):
+    """And is detached from all of them when it closes."""
+    managers = [HookManager(), HookManager()]
+    for manager in managers:
+        fire(recorder.attach(manager).managers[-1])
+    assert recorder.calls == ["pre_execute", "post_execute"] * 2
+    recorder.close()
+    assert not any(manager.has_hooks() for manager in managers)
+
+
+def test_without_a_manager_it_attaches_to_the_default_one(recorder):
+    """That is the manager which every execute() triggers."""
+    recorder.attach()
+    assert recorder.managers == (get_default_manager(),)
+
+
+def test_close_detaches_flushes_and_releases_once(manager, recorder):
+    """In this order, and a second close does nothing."""
+    recorder.attach(manager)
+    recorder.close()
+    recorder.close()
+    fire(manager)
+    assert recorder.calls == ["flush", "release"]
+    assert not recorder.active
+
+
+def test_a_closed_exporter_cannot_be_attached(manager, recorder):
+    """It says so instead of staying silent for ever."""
+    recorder.close()
+    with pytest.raises(ExporterError, match=r"Recorder \(closed\).*is closed .* make a new one"):
+        recorder.attach(manager)
+
+
+def test_a_flush_that_fails_still_releases(manager):
+    """What the exporter owns is freed however its backend behaves."""
+
+    class Failing(Recorder):
+        def flush(self, timeout: float = 1.0) -> bool:
+            raise OSError("backend is gone")
+
+    failing = Failing().attach(manager)
+    with pytest.raises(OSError, match="backend is gone"):
+        failing.close()
+    assert failing.calls == ["release"]
+
+
+def test_enabling_twice_with_equal_settings_gives_the_same_object():
+    """So that a library and its application may both ask."""
+    with enable_once(Recorder, {"port": 1}, Recorder) as recorder:
+        assert enable_once(Recorder, {"port": 1}, Recorder) is recorder
+        fire(get_default_manager())
+        assert recorder.calls == ["pre_execute", "post_execute"]
+
+
+def test_enabling_with_other_settings_says_what_is_enabled_and_what_to_do():
+    """The message names settings without their values, which may be secrets."""
+    with (
+        enable_once(Recorder, {"port": 1, "password": "hunter2", "addr": "a"}, Recorder),
+        pytest.raises(ExporterError) as raised,
+    ):
+        enable_once(Recorder, {"port": 2, "password": "hunter3", "addr": "a"}, Recorder)
+    assert str(raised.value) == (
+        "<Recorder (open)> is enabled already, with another password and port than asked for "
+        "now. Call its close() first to enable it anew."
+    )
+
+
+def test_after_close_it_can_be_enabled_anew():
+    """With any settings."""
+    enable_once(Recorder, {"port": 1}, Recorder).close()
+    with enable_once(Recorder, {"port": 2}, Recorder) as recorder:
+        assert recorder.active
+
+
+def test_closing_an_own_exporter_leaves_the_enabled_one():
+    """Only the enabled object itself gives up the place of its kind."""
+    with enable_once(Recorder, {}, Recorder) as enabled:
+        Recorder().close()
+        assert enable_once(Recorder, {}, Recorder) is enabled
+
+
+def test_it_is_closed_when_the_interpreter_exits():
+    """Also when another exporter fails to close."""
+    script = """
+        import os
+        from amorsize.exporters import Exporter
+        class Loud(Exporter):
+            def release(self):
+                os.write(1, b"released\\n")  # in one piece: they close at the same time
+                raise OSError("and failed")
+        first, second = Loud(), Loud()
+    """
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
+    )
+    assert ran.stdout == "released\n" * 2
+    assert ran.stderr.count("failed to close") == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # 3.12: it is the point
+def test_it_is_inert_in_a_forked_child(recorder):
+    """Events do not arrive, closing touches nothing of the parent's, and another may be enabled."""
+    manager = HookManager()
+    recorder.attach(manager)
+    child = os.fork()
+    if child == 0:
+        fire(manager)
+        recorder.close()
+        anew = enable_once(Recorder, {}, Recorder)
+        good = recorder.calls == ["abandon"] and not recorder.active and anew.active
+        os._exit(0 if good else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    fire(manager)
+    assert recorder.calls == ["pre_execute", "post_execute"]
+
+
+def test_it_is_inert_in_amorsizes_own_workers(manager, monkeypatch):
+    """A worker that imports a module which enables an exporter attaches nothing."""
+    monkeypatch.setitem(
+        sys.modules, "amorsize.backends.process_worker", type("worker", (), {"serving": True})
+    )
+    assert in_child_process()
+    with Recorder().attach(manager) as recorder:
+        assert not recorder.active
+        assert not manager.has_hooks()
+        assert repr(recorder) == "<Recorder (inert in a child process)>"
