@@ -103,8 +103,8 @@ def _header_openmetrics(metric: Metric) -> Iterator[str]:
     yield f"# HELP {name} {_escape(metric.help)}\n"
     yield f"# TYPE {name} {metric.kind}\n"
     # A unit has to end the name of its family; a further metric may have one that does not.
-    if metric.unit and name.endswith(f"_{metric.unit}"):
-        yield f"# UNIT {name} {metric.unit}\n"
+    if metric.prometheus_unit and name.endswith(f"_{metric.prometheus_unit}"):
+        yield f"# UNIT {name} {metric.prometheus_unit}\n"
 
 
 def _escape(text: str) -> str:

@@ -37,19 +37,42 @@ class Metric:
 
     Attributes:
         prometheus: the name in Prometheus.
+        dotted: the name in OpenTelemetry and in Datadog. Prometheus' translation of the first,
+            with its unit, is ``prometheus`` again.
         kind: what its value may do.
         help: one sentence, without its full stop.
         labels: names of its labels.
-        unit: base unit, as Prometheus spells it; empty for a plain count or a state.
+        unit: as OpenTelemetry spells it, in UCUM; empty where there is none.
         buckets: upper bounds of a histogram's buckets, in its unit, without infinity.
     """
 
     prometheus: str
+    dotted: str
     kind: Kind
     help: str
     labels: tuple[str, ...]
     unit: str = ""
     buckets: tuple[float, ...] = ()
+
+    @property
+    def prometheus_unit(self) -> str:
+        """The unit as Prometheus spells it at the end of a name; empty for a plain count."""
+        return {"s": "seconds", "1": "ratio"}.get(self.unit, "")
+
+    @property
+    def cloudwatch(self) -> str:
+        """The name in CloudWatch: ``ChunkDuration``."""
+        words = self.dotted.removeprefix("amorsize.").replace(".", "_").split("_")
+        return "".join(word.capitalize() for word in words)
+
+    @property
+    def cloudwatch_unit(self) -> str:
+        """One of CloudWatch's units."""
+        if self.unit == "s":
+            return "Seconds"
+        if self.unit.endswith("/s"):
+            return "Count/Second"
+        return "Count" if self.unit.startswith("{") else "None"
 
 
 OTHER = "other"
@@ -57,6 +80,19 @@ OTHER = "other"
 
 EXECUTORS = ("serial", "thread", "process", "dask", "custom")
 STATUSES = ("ok", "error", "cancelled", "timeout")
+
+ATTRIBUTES = {
+    "function": "code.function.name",
+    "executor": "amorsize.executor",
+    "status": "amorsize.status",
+    "error_type": "error.type",
+    "event": "amorsize.event",
+    "exporter": "amorsize.exporter",
+    "version": "amorsize.version",
+    "python": "process.runtime.version",
+}
+"""What OpenTelemetry calls the labels, on metrics and on spans. In Datadog they are tags of their
+own name, in CloudWatch dimensions in CamelCase."""
 
 CLOSED_LABELS: dict[str, tuple[str, ...]] = {
     "executor": EXECUTORS,
@@ -79,177 +115,219 @@ _ENDED_RUN = ("function", "executor", "status")
 
 EXECUTIONS = Metric(
     prometheus="amorsize_executions_total",
+    dotted="amorsize.executions",
     kind=Kind.COUNTER,
     help="Executions that ended, by how they ended",
+    unit="{execution}",
     labels=_ENDED_RUN,
 )
 EXECUTIONS_IN_PROGRESS = Metric(
     prometheus="amorsize_executions_in_progress",
+    dotted="amorsize.executions.in_progress",
     kind=Kind.GAUGE,
     help="Executions that run now",
+    unit="{execution}",
     labels=_RUN,
 )
 EXECUTION_DURATION = Metric(
     prometheus="amorsize_execution_duration_seconds",
+    dotted="amorsize.execution.duration",
     kind=Kind.HISTOGRAM,
     help="Time from the call of execute() to the end of the execution",
+    unit="s",
     labels=_ENDED_RUN,
-    unit="seconds",
     buckets=DURATION_BUCKETS,
 )
 PLANNING_DURATION = Metric(
     prometheus="amorsize_planning_duration_seconds",
+    dotted="amorsize.planning.duration",
     kind=Kind.HISTOGRAM,
     help="Time spent on sampling and on choosing the plan of an execution",
+    unit="s",
     labels=_FUNCTION,
-    unit="seconds",
     buckets=PLANNING_BUCKETS,
 )
 ITEMS_PROCESSED = Metric(
     prometheus="amorsize_items_processed_total",
+    dotted="amorsize.items.processed",
     kind=Kind.COUNTER,
     help="Items of completed chunks, counted while executions run",
+    unit="{item}",
     labels=_RUN,
 )
 ITEMS_FAILED = Metric(
     prometheus="amorsize_items_failed_total",
+    dotted="amorsize.items.failed",
     kind=Kind.COUNTER,
     help="Items that failed, counted while executions run",
+    unit="{item}",
     labels=_RUN,
 )
 ITEMS_EXPECTED = Metric(
     prometheus="amorsize_items_expected",
+    dotted="amorsize.items.expected",
     kind=Kind.GAUGE,
     help="Items in the inputs of the executions in progress; inputs of unknown length count 0",
+    unit="{item}",
     labels=_RUN,
 )
 ITEMS_COMPLETED = Metric(
     prometheus="amorsize_items_completed",
+    dotted="amorsize.items.completed",
     kind=Kind.GAUGE,
     help="Items completed by the executions in progress",
+    unit="{item}",
     labels=_RUN,
 )
 THROUGHPUT = Metric(
     prometheus="amorsize_throughput_items_per_second",
+    dotted="amorsize.throughput.items",
     kind=Kind.GAUGE,
     help="Items a second, summed over the executions in progress, as of their last chunks",
+    unit="{item}/s",
     labels=_RUN,
 )
 CHUNK_DURATION = Metric(
     prometheus="amorsize_chunk_duration_seconds",
+    dotted="amorsize.chunk.duration",
     kind=Kind.HISTOGRAM,
     help="Time a chunk spent in the function, measured in the worker",
+    unit="s",
     labels=_RUN,
-    unit="seconds",
     buckets=DURATION_BUCKETS,
 )
 CHUNK_QUEUE = Metric(
     prometheus="amorsize_chunk_queue_seconds",
+    dotted="amorsize.chunk.queue",
     kind=Kind.HISTOGRAM,
     help="Time a chunk waited between its dispatch and its start",
+    unit="s",
     labels=_RUN,
-    unit="seconds",
     buckets=QUEUE_BUCKETS,
 )
 WORKERS = Metric(
     prometheus="amorsize_workers",
+    dotted="amorsize.workers",
     kind=Kind.GAUGE,
     help="Workers that take part in the executions in progress",
+    unit="{worker}",
     labels=_RUN,
 )
 WORKER_BUSY = Metric(
     prometheus="amorsize_worker_busy_seconds_total",
+    dotted="amorsize.worker.busy",
     kind=Kind.COUNTER,
     help="Time that workers spent in the function",
+    unit="s",
     labels=_RUN,
-    unit="seconds",
 )
 WORKER_DEATHS = Metric(
     prometheus="amorsize_worker_deaths_total",
+    dotted="amorsize.worker.deaths",
     kind=Kind.COUNTER,
     help="Workers that died",
+    unit="{worker}",
     labels=_RUN,
 )
 ERRORS = Metric(
     prometheus="amorsize_errors_total",
+    dotted="amorsize.errors",
     kind=Kind.COUNTER,
     help="Failures of chunks, deaths of workers, cancellations and timeouts, by exception type",
+    unit="{error}",
     labels=("function", "executor", "error_type"),
 )
 ESTIMATED_SPEEDUP = Metric(
     prometheus="amorsize_estimated_speedup_ratio",
+    dotted="amorsize.estimated_speedup",
     kind=Kind.GAUGE,
     help="Speedup over serial that the plan of the last execution expected",
+    unit="1",
     labels=_RUN,
-    unit="ratio",
 )
 MEASURED_SPEEDUP = Metric(
     prometheus="amorsize_measured_speedup_ratio",
+    dotted="amorsize.measured_speedup",
     kind=Kind.GAUGE,
     help="Speedup over serial that the last execution reached",
+    unit="1",
     labels=_RUN,
-    unit="ratio",
 )
 LAST_ACTIVITY = Metric(
     prometheus="amorsize_last_activity_timestamp_seconds",
+    dotted="amorsize.last_activity.timestamp",
     kind=Kind.GAUGE,
     help="When an execution last showed a sign of life, in seconds since the epoch",
+    unit="s",
     labels=_RUN,
-    unit="seconds",
 )
 LAST_COMPLETION = Metric(
     prometheus="amorsize_last_completion_timestamp_seconds",
+    dotted="amorsize.last_completion.timestamp",
     kind=Kind.GAUGE,
     help="When an execution last ended, in seconds since the epoch; absent before the first",
+    unit="s",
     labels=("function", "status"),
-    unit="seconds",
 )
 LAST_SUCCESS = Metric(
     prometheus="amorsize_last_success_timestamp_seconds",
+    dotted="amorsize.last_success.timestamp",
     kind=Kind.GAUGE,
     help="When an execution last succeeded, in seconds since the epoch; absent before the first",
+    unit="s",
     labels=_FUNCTION,
-    unit="seconds",
 )
 LAST_DURATION = Metric(
     prometheus="amorsize_last_duration_seconds",
+    dotted="amorsize.last_duration",
     kind=Kind.GAUGE,
     help="How long the last execution that ended took",
+    unit="s",
     labels=_FUNCTION,
-    unit="seconds",
 )
 LAST_ITEMS = Metric(
     prometheus="amorsize_last_items",
+    dotted="amorsize.last_items",
     kind=Kind.GAUGE,
     help="Items that the last execution that ended had completed",
+    unit="{item}",
     labels=_FUNCTION,
 )
 HOOK_ERRORS = Metric(
     prometheus="amorsize_hook_errors_total",
+    dotted="amorsize.hook.errors",
     kind=Kind.COUNTER,
     help="Hooks that raised; the executions went on",
+    unit="{error}",
     labels=("event",),
 )
 EXPORTER_DROPPED = Metric(
     prometheus="amorsize_exporter_dropped_total",
+    dotted="amorsize.exporter.dropped",
     kind=Kind.COUNTER,
     help="Messages that an exporter dropped because its backend did not keep up",
+    unit="{message}",
     labels=("exporter",),
 )
 EXPORTER_ERRORS = Metric(
     prometheus="amorsize_exporter_errors_total",
+    dotted="amorsize.exporter.errors",
     kind=Kind.COUNTER,
     help="Failures of an exporter to deliver",
+    unit="{error}",
     labels=("exporter",),
 )
 USER_METRICS_DROPPED = Metric(
     prometheus="amorsize_dropped_user_metrics_total",
+    dotted="amorsize.dropped_user_metrics",
     kind=Kind.COUNTER,
     help="Calls of count(), observe() and set_gauge() that were dropped: too many names",
+    unit="{call}",
     labels=("function", "executor"),
 )
 BUILD_INFO = Metric(
     prometheus="amorsize_build_info",
+    dotted="amorsize.build_info",
     kind=Kind.INFO,
     help="Version of amorsize, and of the Python that runs it",
     labels=("version", "python"),
@@ -321,6 +399,20 @@ def to_markdown() -> str:
         "function's first execution. Gauges with `last_` in their name, and the speedups, appear",
         "with their first value. The other gauges are sums over the executions in progress, and 0",
         "when there is none.",
+        "",
+        "## Names elsewhere",
+        "",
+        "| Prometheus | OpenTelemetry, Datadog | unit (UCUM) | CloudWatch | its unit |",
+        "|---|---|---|---|---|",
+    ]
+    for metric in METRICS:
+        lines.append(
+            f"| `{metric.prometheus}` | `{metric.dotted}` | {metric.unit and f'`{metric.unit}`'} "
+            f"| `{metric.cloudwatch}` | {metric.cloudwatch_unit} |"
+        )
+    lines += ["", "| label, and Datadog's tag | OpenTelemetry attribute |", "|---|---|"]
+    lines += [f"| `{label}` | `{attribute}` |" for label, attribute in ATTRIBUTES.items()]
+    lines += [
         "",
         "## Buckets",
         "",

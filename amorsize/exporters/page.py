@@ -152,7 +152,7 @@ def _family(metric: Metric, series: Mapping[tuple[str, ...], Value]) -> MetricFa
     }
     name = metric.prometheus.removesuffix("_info")
     family: Any = families[metric.kind](name, metric.help, labels=metric.labels)
-    family.unit = metric.unit
+    family.unit = metric.prometheus_unit
     bounds = [*map(str, metric.buckets), "+Inf"]
     for labels, value in series.items():
         if isinstance(value, Histogram):

@@ -14,6 +14,7 @@ from amorsize.exporters.numbers import Histogram, Labels, Series, Value
 from amorsize.user_metrics import BUCKETS, UserMetric, UserMetrics, empty_metric, merge
 
 NAMESPACE = "amorsize_user_"
+DOTTED_NAMESPACE = "amorsize.user."
 
 _LABELS = ("function", "executor")
 
@@ -73,6 +74,7 @@ class UserNumbers:
 def _row(name: str, kind: Kind, help_text: str | None) -> Metric:
     return Metric(
         prometheus=f"{NAMESPACE}{name}_total" if kind is Kind.COUNTER else f"{NAMESPACE}{name}",
+        dotted=f"{DOTTED_NAMESPACE}{name}",
         kind=kind,
         help=help_text or _HELP[kind],
         labels=_LABELS,

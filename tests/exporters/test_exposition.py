@@ -89,7 +89,13 @@ def test_exemplars_stand_behind_their_bucket_in_openmetrics_alone() -> None:
 
 def test_further_rows_and_further_labels_are_written() -> None:
     """Rows beyond the table come last; labels of the encoder's own are on every series."""
-    row = Metric(prometheus="amorsize_user_rows_total", kind=Kind.COUNTER, help="Rows", labels=())
+    row = Metric(
+        prometheus="amorsize_user_rows_total",
+        dotted="amorsize.user.rows",
+        kind=Kind.COUNTER,
+        help="Rows",
+        labels=(),
+    )
     text = TextEncoder({"job": "nightly"}).encode({row: {(): 2}})
     assert text.endswith(
         "# HELP amorsize_user_rows_total Rows\n# TYPE amorsize_user_rows_total counter\n"

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from amorsize.exporters import metrics
 from amorsize.exporters.metrics import (
+    ATTRIBUTES,
     CLOSED_LABELS,
     LABEL_LIMITS,
     METRICS,
@@ -59,9 +61,38 @@ def test_names_follow_the_conventions_of_prometheus():
     for metric in METRICS:
         assert re.fullmatch(r"amorsize_[a-z_]+", metric.prometheus)
         assert metric.prometheus.endswith("_total") == (metric.kind is Kind.COUNTER)
-        assert metric.prometheus.removesuffix("_total").endswith(metric.unit)
+        assert metric.prometheus.removesuffix("_total").endswith(metric.prometheus_unit)
         assert metric.help
         assert not metric.help.endswith(".")
+
+
+def test_opentelemetry_names_are_translated_to_those_of_prometheus():
+    """As the compatibility specification says, so that one dashboard serves both."""
+    words = {"s": "seconds", "1": "ratio", "{item}/s": "per_second"}
+    for metric in METRICS:
+        assert re.fullmatch(r"amorsize(\.[a-z_]+)+", metric.dotted)
+        parts = [metric.dotted.replace(".", "_"), words.get(metric.unit, "")]
+        if metric.kind is Kind.COUNTER:
+            parts.append("total")
+        assert "_".join(filter(None, parts)) == metric.prometheus
+
+
+def test_names_and_units_in_cloudwatch():
+    """CamelCase, and units out of CloudWatch's own list."""
+    assert {metric.cloudwatch_unit for metric in METRICS} == {
+        "Seconds",
+        "Count",
+        "Count/Second",
+        "None",
+    }
+    assert metrics.CHUNK_DURATION.cloudwatch == "ChunkDuration"
+    assert metrics.EXECUTIONS_IN_PROGRESS.cloudwatch == "ExecutionsInProgress"
+    assert len({metric.cloudwatch for metric in METRICS}) == len(METRICS)
+
+
+def test_every_label_has_an_attribute():
+    """A label of Prometheus is an attribute of OpenTelemetry."""
+    assert {label for metric in METRICS for label in metric.labels} == set(ATTRIBUTES)
 
 
 def test_histograms_alone_have_buckets_few_and_rising():
