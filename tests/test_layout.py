@@ -96,10 +96,13 @@ LAYERS = {
             "errors exporters.listening exporters.metrics exporters.page exporters.sender"
         ),
         "exporters": "exporters.base exporters.sender",
+        "exporters.totals": (
+            "amorsize exporters.base exporters.exemplars exporters.metrics exporters.numbers "
+            "exporters.user_numbers hooks"
+        ),
         "exporters.prometheus": (
-            "amorsize errors exporters exporters.base exporters.endpoint exporters.exemplars "
-            "exporters.listening exporters.metrics exporters.numbers exporters.page "
-            "exporters.push exporters.textfile exporters.user_numbers hooks"
+            "errors exporters.base exporters.endpoint exporters.listening exporters.page "
+            "exporters.push exporters.textfile exporters.totals hooks"
         ),
     },
     # The executor knows exporters by nothing but the environment, which may name some.

@@ -1,0 +1,176 @@
+"""Totals of every row of the metric table, kept by adding up events.
+
+For exporters that are asked for totals (Prometheus, OpenTelemetry), and for the gauges of those
+that send each event on.
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+from typing import Any
+
+from amorsize import __version__
+from amorsize.exporters import metrics
+from amorsize.exporters.base import Exporter, exporter_stats
+from amorsize.exporters.exemplars import exemplar_of
+from amorsize.exporters.metrics import BoundedLabel, closed_label
+from amorsize.exporters.numbers import LIVE_GAUGES, LiveRun, Numbers, Series, number
+from amorsize.exporters.user_numbers import UserNumbers
+from amorsize.hooks import HookContext
+
+
+class TotalsExporter(Exporter):
+    """An exporter that knows the present value of every row. A base class: show them somewhere.
+
+    The values are our own and not metric objects of a client library. Gauges are summed over the
+    executions in progress whenever somebody asks, so none can be left behind by an execution that
+    ended badly; a chunk costs a few additions under one lock.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a signal handler may end a stream over its holder
+        self._numbers = Numbers()
+        self._user_numbers = UserNumbers()
+        self._runs: dict[Any, LiveRun] = {}
+        self._function_label = BoundedLabel(metrics.LABEL_LIMITS["function"])
+        self._error_label = BoundedLabel(metrics.LABEL_LIMITS["error_type"])
+        self._hook_errors: dict[str, int] = dict.fromkeys(metrics.CLOSED_LABELS["event"], 0)
+        super().__init__()
+
+    def close(self) -> None:
+        self._read_hook_errors()  # once detached, there is no manager to ask
+        super().close()
+
+    def pre_execute(self, context: HookContext) -> None:
+        with self._lock:
+            run = self._run_of(context)
+            speedup = number(context.metadata.get("estimated_speedup"))
+            if speedup is not None:
+                self._numbers.set(metrics.ESTIMATED_SPEEDUP, run.labels, speedup)
+
+    def on_worker_start(self, context: HookContext) -> None:
+        with self._lock:
+            self._run_of(context).workers = context.worker_count
+
+    def on_chunk_complete(self, context: HookContext) -> None:
+        # Does the work of ON_PROGRESS too, which says nothing that this event does not.
+        numbers = self._numbers
+        chunk_seconds = number(context.chunk_time) or 0.0
+        exemplar = exemplar_of(chunk_seconds, context.timestamp)
+        with self._lock:
+            run = self._run_of(context)
+            labels = run.labels
+            self._user_numbers.add(labels, context.metadata)
+            numbers.add(metrics.ITEMS_PROCESSED, labels, context.chunk_size or 0)
+            numbers.observe(metrics.CHUNK_DURATION, labels, chunk_seconds, exemplar)
+            queue_seconds = number(context.metadata.get("queue_time"))
+            if queue_seconds is not None:
+                numbers.observe(metrics.CHUNK_QUEUE, labels, queue_seconds)
+            worker_id = context.worker_id
+            if worker_id is not None:
+                numbers.add(metrics.WORKER_BUSY, labels, chunk_seconds)
+                run.busy_seconds[worker_id] = run.busy_seconds.get(worker_id, 0.0) + chunk_seconds
+
+    def on_error(self, context: HookContext) -> None:
+        name = None if context.error is None else type(context.error).__name__
+        failed_items = number(context.metadata.get("failed_items")) or 0
+        with self._lock:
+            labels = self._run_of(context).labels
+            self._numbers.add(metrics.ERRORS, (*labels, self._error_label(name)), 1)
+            self._numbers.add(metrics.ITEMS_FAILED, labels, failed_items)
+            self._user_numbers.add(labels, context.metadata)
+
+    def on_worker_end(self, context: HookContext) -> None:
+        with self._lock:
+            run = self._run_of(context)
+            run.workers = context.worker_count
+            if context.metadata.get("exit_reason") == "died":
+                self._numbers.add(metrics.WORKER_DEATHS, run.labels, 1)
+            # Completed chunks were counted while it ran; what is left was spent in failed ones.
+            counted = run.busy_seconds.pop(context.worker_id, 0.0)
+            uncounted = (number(context.metadata.get("busy_time")) or 0.0) - counted
+            self._numbers.add(metrics.WORKER_BUSY, run.labels, max(0.0, uncounted))
+
+    def post_execute(self, context: HookContext) -> None:
+        metadata, numbers = context.metadata, self._numbers
+        status = status_of(context)
+        duration_seconds = number(context.elapsed_time) or 0.0
+        exemplar = exemplar_of(duration_seconds, context.timestamp)
+        with self._lock:
+            run = self._run_of(context)
+            self._runs.pop(metadata.get("execution_id"), None)
+            function = run.labels[:1]
+            labels = (*run.labels, status)
+            numbers.add(metrics.EXECUTIONS, labels, 1)
+            numbers.observe(metrics.EXECUTION_DURATION, labels, duration_seconds, exemplar)
+            planning_seconds = number(metadata.get("planning_time"))
+            if planning_seconds is not None:
+                numbers.observe(metrics.PLANNING_DURATION, function, planning_seconds)
+            speedup = number(metadata.get("measured_speedup"))
+            if speedup is not None:
+                numbers.set(metrics.MEASURED_SPEEDUP, run.labels, speedup)
+            numbers.set(metrics.LAST_COMPLETION, (*function, status), context.timestamp)
+            if status == "ok":
+                numbers.set(metrics.LAST_SUCCESS, function, context.timestamp)
+            numbers.set(metrics.LAST_DURATION, function, duration_seconds)
+            numbers.set(metrics.LAST_ITEMS, function, run.completed)
+
+    def snapshot(self) -> Series:
+        """Read every series at this moment; empty once the exporter is closed."""
+        if not self.active:
+            return {}
+        with self._lock:
+            series = self._numbers.copy() | self._user_numbers.copy()
+            running = [(run.labels, run.totals()) for run in self._runs.values()]
+        for position, gauge in enumerate(LIVE_GAUGES):
+            sums = dict.fromkeys(series.get(metrics.ITEMS_PROCESSED, ()), 0.0)
+            for labels, totals in running:
+                sums[labels] += totals[position]
+            series[gauge] = dict(sums)
+        stats = {**exporter_stats(), self.name: self.counts()}
+        hook_errors = self._read_hook_errors()
+        series[metrics.HOOK_ERRORS] = {(event,): count for event, count in hook_errors.items()}
+        series[metrics.EXPORTER_DROPPED] = {(name,): each[0] for name, each in stats.items()}
+        series[metrics.EXPORTER_ERRORS] = {(name,): each[1] for name, each in stats.items()}
+        series[metrics.BUILD_INFO] = {(__version__, platform.python_version()): 1}
+        return series
+
+    def _read_hook_errors(self) -> dict[str, int]:
+        """Count the failed hooks by event; the last counts once it is detached."""
+        managers = self.managers
+        if managers:
+            counts = dict.fromkeys(self._hook_errors, 0)
+            for manager in managers:
+                for event, count in manager.get_stats()["error_counts"].items():
+                    counts[event] += count
+            self._hook_errors = counts
+        return self._hook_errors
+
+    def _run_of(self, context: HookContext) -> LiveRun:
+        """Find the execution that a context speaks of, and note what every context says.
+
+        One that was not seen before is new, or was under way when the exporter was attached.
+        """
+        execution_id = context.metadata.get("execution_id")
+        run = self._runs.get(execution_id)
+        if run is None:
+            function = self._function_label(context.metadata.get("function"))
+            executor = closed_label("executor", context.metadata.get("executor_type"))
+            run = self._runs[execution_id] = LiveRun((function, executor))
+            self._numbers.start_at_zero(function=function, executor=executor)
+        if context.total_items is not None:
+            run.expected = context.total_items
+        if context.items_completed >= run.completed:
+            run.completed = context.items_completed
+            run.throughput = context.throughput_items_per_sec
+        self._numbers.set(metrics.LAST_ACTIVITY, run.labels, context.timestamp)
+        return run
+
+
+def status_of(context: HookContext) -> str:
+    """Return how an execution ended, as a value of the label ``status``."""
+    status = context.metadata.get("status")
+    if isinstance(status, str) and status in metrics.STATUSES:
+        return status
+    return "ok" if context.error is None else "error"
