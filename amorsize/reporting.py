@@ -63,7 +63,7 @@ class Reporter:
         self._percent = 0.0
         self._finished = False
         self._telling = threading.Lock()
-        self._closed = False
+        self._open = False  # from PRE_EXECUTE to POST_EXECUTE
         self.n_jobs = 0
         self.chunksize = 0
         self.total_items: int | None = None
@@ -96,6 +96,7 @@ class Reporter:
         self._metadata["executor_type"] = executor_type
         self._metadata["estimated_speedup"] = estimated_speedup
         self._planning_seconds = self._elapsed()
+        self._open = True
         self._tell(HookEvent.PRE_EXECUTE)
 
     def worker_started(self, message: WorkerStarted) -> None:
@@ -138,12 +139,13 @@ class Reporter:
         self, chunk: Chunk, outcome: ChunkOutcome, worker: int | None, *, sampled: bool = False
     ) -> None:
         """Take a chunk's results into account, and tell of them."""
+        user_metrics = self._take_user_metrics(outcome)
+        # From here to the hooks no signal comes between: see `termination`.
         self.items_completed += outcome.size
         self._results_bytes += outcome.results_bytes
         record = self._add_busy(worker, outcome)
         if record is not None:
             record.items += outcome.size
-        user_metrics = self._take_user_metrics(outcome)
         if not self.listens(HookEvent.ON_CHUNK_COMPLETE):
             return
         metadata = _chunk_metadata(chunk, outcome) | user_metrics
@@ -217,7 +219,7 @@ class Reporter:
             results_size_bytes=self._results_bytes,
             **({} if error is None else _error_fields(error, None)),
         )
-        self._closed = True
+        self._open = False
 
     def is_telling(self) -> bool:
         """Say whether a hook is running now."""
@@ -251,7 +253,7 @@ class Reporter:
     def _tell(
         self, event: HookEvent, *, metadata: dict[str, Any] | None = None, **fields: Any
     ) -> None:
-        if self._closed or not self.listens(event):
+        if not self._open or not self.listens(event):
             return
         elapsed = self._elapsed()
         done, total = self.items_completed, self.total_items

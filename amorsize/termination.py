@@ -5,7 +5,8 @@ never replaced: elsewhere SIGTERM ends the process at once, and its workers foll
 
 What a handler raises can get lost: Python drops it when it comes while a weak reference's callback
 runs, as it does when threads end. So the handlers also take a note, and the run loop, which they
-wake, asks :func:`check`.
+wake, asks :func:`check`. The note is all they take where an exception would come between counting
+something and telling of it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,16 @@ _runs: list[Callable[[], None]] = []
 _streams: list[Callable[[], None]] = []
 _pending: type[Terminated | KeyboardInterrupt] | None = None
 
+_TELLING = (
+    "amorsize.exporters.",
+    "amorsize.hooks.",
+    "amorsize.reporting",
+    "amorsize.run",
+    "amorsize.sinks",
+)
+"""Modules in which the first signal raises nothing: what is counted there is also told. None of
+them waits; what does, and the user's own code, can be interrupted."""
+
 
 # Classes, because a generator's context manager writes to the exception that passes through it,
 # which a frozen one refuses.
@@ -53,8 +64,9 @@ class DuringExecute:
         global _pending
         if not self._taken:
             return
+        noted = _pending if error is None and len(_runs) <= 1 else None
         try:
-            if isinstance(error, Terminated) and len(_runs) <= 1:
+            if (isinstance(error, Terminated) or noted is Terminated) and len(_runs) <= 1:
                 _end_by_signal()
         finally:
             if self._wake in _runs:  # not in a forked child
@@ -62,6 +74,8 @@ class DuringExecute:
             if not _runs:
                 _pending = None
             _give_back(self._taken)
+        if noted is not None:
+            raise noted
 
 
 class DuringStream:
@@ -98,15 +112,23 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> None:
         _end_by_signal()
     _pending = Terminated
     _wake_runs()
-    raise Terminated
+    if not _is_telling(frame):
+        raise Terminated
 
 
 def _on_sigint(signum: int, frame: FrameType | None) -> None:
     global _pending
     if _runs:
+        is_first = _pending is None
         _pending = KeyboardInterrupt
         _wake_runs()
+        if is_first and _is_telling(frame):
+            return
     signal.default_int_handler(signum, frame)
+
+
+def _is_telling(frame: FrameType | None) -> bool:
+    return frame is not None and str(frame.f_globals.get("__name__")).startswith(_TELLING)
 
 
 _HANDLERS: dict[int, tuple[Any, Callable[[int, FrameType | None], None]]] = {

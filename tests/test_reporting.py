@@ -43,6 +43,14 @@ def begin(reporter: Reporter, total: int | None = 10) -> None:
     )
 
 
+def begun_reporter(manager: HookManager, recorder: RecordingHook) -> Reporter:
+    """One whose run has begun, which the recorder has forgotten."""
+    reporter = reporter_for(manager)
+    begin(reporter)
+    recorder.contexts.clear()
+    return reporter
+
+
 def started(worker: int) -> WorkerStarted:
     return WorkerStarted(worker, 1000 + worker, "host", "MainThread")
 
@@ -218,7 +226,7 @@ def test_worker_ids_count_from_0_in_order_of_appearance(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """Whatever numbers the backend uses."""
-    reporter = reporter_for(hooks)
+    reporter = begun_reporter(hooks, recorder)
     for worker in (17, 4, 9):
         reporter.worker_started(started(worker))
     assert [context.worker_id for context in recorder.contexts] == [0, 1, 2]
@@ -252,7 +260,7 @@ def test_an_end_is_told_once_and_only_after_a_start(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """A second end, or that of a worker who never started, is nothing."""
-    reporter = reporter_for(hooks)
+    reporter = begun_reporter(hooks, recorder)
     reporter.worker_ended(3, "died")
     assert recorder.contexts == []
     reporter.worker_started(started(3))
@@ -270,7 +278,7 @@ def test_a_chunk_tells_where_it_was_how_long_it_waited_and_what_failed(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """In its metadata."""
-    reporter = reporter_for(hooks)
+    reporter = begun_reporter(hooks, recorder)
     done = outcome(5, failures=[Failure(6, ValueError("bad"), "Traceback")])
     complete(reporter, done)
     metadata = recorder.contexts[-1].metadata
@@ -282,7 +290,7 @@ def test_a_chunk_tells_where_it_was_how_long_it_waited_and_what_failed(
 
 def test_a_wait_is_never_negative(hooks: HookManager, recorder: RecordingHook) -> None:
     """Two clocks may disagree by a little."""
-    complete(reporter_for(hooks), outcome(started_at=49.0))
+    complete(begun_reporter(hooks, recorder), outcome(started_at=49.0))
     assert recorder.contexts[-1].metadata["queue_time"] == 0.0
 
 
@@ -290,7 +298,7 @@ def test_a_sampled_chunk_says_so_and_has_no_worker(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """It ran before there were any."""
-    complete(reporter_for(hooks), outcome(), sampled=True)
+    complete(begun_reporter(hooks, recorder), outcome(), sampled=True)
     assert recorder.contexts[-1].metadata["sampled"] is True
     assert recorder.contexts[-1].worker_id is None
 
@@ -317,7 +325,7 @@ def test_an_error_carries_the_traceback_that_the_worker_saw(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """Or, where none came, the one that it has here."""
-    reporter = reporter_for(hooks)
+    reporter = begun_reporter(hooks, recorder)
     error = ValueError("bad")
     reporter.error(error, traceback_text="as the worker saw it", failed_items=2)
     context = recorder.contexts[-1]
@@ -332,7 +340,7 @@ def test_an_error_names_its_worker_and_its_chunk_as_far_as_known(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """With what else is known, by name."""
-    reporter = reporter_for(hooks)
+    reporter = begun_reporter(hooks, recorder)
     reporter.worker_started(started(7))
     chunk = Chunk(3, 15, [None] * 5, retry_of=1, dispatched_at=49.5)
     done = outcome(15, chunk_id=3, results=None)
@@ -369,7 +377,7 @@ def test_the_end_of_a_failed_run_carries_its_error(
 ) -> None:
     """So that who listens to the end alone knows why."""
     error = ValueError("bad")
-    reporter_for(hooks).post_execute("error", error)
+    begun_reporter(hooks, recorder).post_execute("error", error)
     context = recorder.contexts[-1]
     assert (context.error, context.error_message) == (error, "bad")
     assert context.metadata["status"] == "error"
