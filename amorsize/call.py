@@ -15,6 +15,7 @@ from amorsize import environment, optimizer
 from amorsize.arguments import check_seconds, known_length, validate
 from amorsize.backends.base import Task
 from amorsize.chunking import MAX_CHUNK_ITEMS, ChunkSizer, Input
+from amorsize.collecting import Collect
 from amorsize.errors import InvalidTypeError
 from amorsize.hooks.manager import HookManager, get_default_manager
 from amorsize.optimizer import OptimizationResult
@@ -24,7 +25,6 @@ from amorsize.run import Run
 from amorsize.sampling import Sample
 from amorsize.sinks import Sink, StreamBuffer
 from amorsize.system import ENGINES
-from amorsize.user_metrics import MetricsCollector
 from amorsize.worker import HOSTNAME, ChunkOutcome, Failure
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,8 @@ class Call:
             function=self._name or _name_of(self._func),
             progress_interval=self._progress_interval,
         )
-        collect = reporter.takes_user_metrics()
+        self._cleanup.callback(reporter.forget_trace)
+        collect = Collect(reporter.takes_user_metrics(), reporter.begin_trace())
         iterator = iter(self._data)
         total = known_length(self._data)
         self.result, sample = optimizer.choose(
@@ -138,7 +139,7 @@ class Call:
             return_exceptions=self._return_exceptions,
             warm_workers=_warm_workers(),
             verbose=self._verbose,
-            collector=MetricsCollector() if collect else None,
+            collector=collect.in_chunk(0),
         )
         self.result.data = self._data
         source = Input(
@@ -163,7 +164,7 @@ class Call:
                 self._func,
                 return_exceptions=self._return_exceptions,
                 stamp_items=self._item_timeout is not None,
-                collect_user_metrics=collect,
+                collect=collect,
             ),
             plan=plan,
             data=source,
@@ -205,7 +206,6 @@ def _sampled(sample: Sample | None) -> Sampled:
         items = items[: len(sample.results)]  # the last call did not come to its end
     if not items:
         return Sampled([], interrupted=sample.interrupted)
-    counted = None if sample.collector is None else sample.collector.take()
     outcome = ChunkOutcome(
         chunk_id=0,
         start=0,
@@ -217,7 +217,7 @@ def _sampled(sample: Sample | None) -> Sampled:
         pid=os.getpid(),
         hostname=HOSTNAME,
         thread_name=threading.current_thread().name,
-        extras={} if counted is None else {"user_metrics": counted},
+        extras={} if sample.collector is None else sample.collector.take(),
     )
     return Sampled(items, outcome, sample.interrupted)
 

@@ -99,6 +99,7 @@ class ChunkSizer:
         self._target = target_seconds
         self._n_jobs = n_jobs
         self._limit = limit
+        self._told = self._size
         self._items = 0.0
         self._seconds = 0.0
 
@@ -113,6 +114,13 @@ class ChunkSizer:
         else:
             wanted = int(self._target * self._items / self._seconds)
         self._size = max(1, min(wanted, self._size * _GROWTH, self._limit))
+
+    def take_correction(self) -> int | None:
+        """Return the size where it has changed by half or more since it was last returned."""
+        if 2 / 3 < self._size / self._told < 1.5:
+            return None
+        self._told = self._size
+        return self._size
 
     def next_size(self, remaining: int | None) -> int:
         """Return the size of the next chunk, at least 1; ``remaining`` items are undispatched."""

@@ -11,11 +11,15 @@ import pickle
 from collections.abc import Iterable
 from typing import Any
 
+from amorsize import tracing
+
 MAX_RECORDS = 1000
 """Records kept a chunk; what is more is counted and said in one further record."""
 
 MAX_TEXT = 16_384
 """Characters kept of a message or a traceback."""
+
+_TRACE = "_amorsize_trace"
 
 _FORMATTER = logging.Formatter()
 
@@ -87,16 +91,20 @@ def replay(records: Iterable[dict[str, Any]], *, worker_id: int | None, chunk_id
     Each has two attributes more: ``amorsize_worker`` and ``amorsize_chunk``.
     """
     for state in records:
-        record = logging.makeLogRecord(state)
-        record.amorsize_worker = worker_id
-        record.amorsize_chunk = chunk_id
-        logger = logging.getLogger(record.name)
-        if logger.isEnabledFor(record.levelno):
-            logger.handle(record)
+        # Instrumentation of logging reads the current span when a record is made, or handled.
+        with tracing.as_current(state.pop(_TRACE, None)):
+            record = logging.makeLogRecord(state)
+            record.amorsize_worker = worker_id
+            record.amorsize_chunk = chunk_id
+            logger = logging.getLogger(record.name)
+            if logger.isEnabledFor(record.levelno):
+                logger.handle(record)
 
 
 def _packable(record: logging.LogRecord) -> dict[str, Any]:
     state = dict(vars(record))
+    if (ids := tracing.current_ids()) is not None:
+        state[_TRACE] = ids
     try:
         message = record.getMessage()
     except Exception as error:

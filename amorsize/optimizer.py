@@ -21,6 +21,7 @@ from typing import Any
 
 from amorsize import cost
 from amorsize.arguments import known_length, validate
+from amorsize.collecting import ChunkCollector
 from amorsize.explanation import Details, details_of, render, say_reason, say_warnings
 from amorsize.sampling import Clocks, Sample, draw_sample, extend_sample, measure_payload
 from amorsize.system import (
@@ -31,7 +32,6 @@ from amorsize.system import (
     measure_startup,
     read_system,
 )
-from amorsize.user_metrics import MetricsCollector
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +193,7 @@ def choose(
     system: SystemFacts | None = None,
     startup: StartupCosts | None = None,
     clocks: Clocks | None = None,
-    collector: MetricsCollector | None = None,
+    collector: ChunkCollector | None = None,
 ) -> tuple[OptimizationResult, Sample | None]:
     """Choose for an iterator; the sample comes back with its results.
 
@@ -208,7 +208,7 @@ def choose(
         system: what may be used; None to read it.
         startup: start-up costs; None for those of this process.
         clocks: where the sample reads time from.
-        collector: keeps the numbers that ``func`` counts in the sample; None for none.
+        collector: keeps what the sample brings beside results; None for none.
 
     Returns:
         The result, and the sample: None where none was taken, because the executor was named or

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from amorsize import tracing
 from amorsize.backends.base import WorkerStarted
 from amorsize.hooks.events import HookContext, HookEvent
 from amorsize.hooks.manager import HookManager
+from amorsize.tracing import TraceLink
 from amorsize.user_metrics import admit, current_collector
 from amorsize.worker import Chunk, ChunkOutcome, text_of
 
@@ -55,6 +57,7 @@ class Reporter:
             "execution_id": os.urandom(16).hex(),
             "function": function,
         }
+        self._trace: TraceLink | None = None
         self._workers: dict[int, _WorkerRecord] = {}
         self._next_worker_id = 0
         self._planning_seconds = 0.0
@@ -75,6 +78,20 @@ class Reporter:
             if manager.has_hooks(event):
                 return True
         return False
+
+    def begin_trace(self) -> TraceLink | None:
+        """Begin the trace that the events belong to; None where nobody traces."""
+        metadata = self._metadata
+        self._trace = tracing.begin(self._managers, metadata["execution_id"], metadata["function"])
+        if self._trace is not None and self._trace.sampled:
+            metadata["trace_id"] = f"{self._trace.trace_id:032x}"
+            metadata["span_id"] = f"{self._trace.span_id:016x}"
+        return self._trace
+
+    def forget_trace(self) -> None:
+        """Drop the trace of a run that told no events."""
+        if self._trace is not None:
+            tracing.forget(self._metadata["execution_id"])
 
     def takes_user_metrics(self) -> bool:
         """Say whether the user's numbers reach anybody: a hook, or the chunk that this runs in."""
@@ -136,10 +153,16 @@ class Reporter:
         return None if record is None else record.id
 
     def chunk_completed(
-        self, chunk: Chunk, outcome: ChunkOutcome, worker: int | None, *, sampled: bool = False
+        self,
+        chunk: Chunk,
+        outcome: ChunkOutcome,
+        worker: int | None,
+        *,
+        sampled: bool = False,
+        corrected_chunksize: int | None = None,
     ) -> None:
         """Take a chunk's results into account, and tell of them."""
-        user_metrics = self._take_user_metrics(outcome)
+        carried = self._take_carried(outcome)
         # From here to the hooks no signal comes between: see `termination`.
         self.items_completed += outcome.size
         self._results_bytes += outcome.results_bytes
@@ -148,9 +171,11 @@ class Reporter:
             record.items += outcome.size
         if not self.listens(HookEvent.ON_CHUNK_COMPLETE):
             return
-        metadata = _chunk_metadata(chunk, outcome) | user_metrics
+        metadata = self._chunk_metadata(chunk, outcome) | carried
         if sampled:
             metadata["sampled"] = True
+        if corrected_chunksize is not None:
+            metadata["corrected_chunksize"] = corrected_chunksize
         self._tell(
             HookEvent.ON_CHUNK_COMPLETE,
             metadata=metadata,
@@ -183,23 +208,23 @@ class Reporter:
         metadata: dict[str, Any] | None = None,
     ) -> None:
         """Tell of a failure."""
-        user_metrics: dict[str, Any] = {}
+        carried: dict[str, Any] = {}
         if outcome is not None and outcome.results is None:
             # No ON_CHUNK_COMPLETE will come to account for these.
             self._add_busy(worker, outcome)
-            user_metrics = self._take_user_metrics(outcome)
+            carried = self._take_carried(outcome)
         if not self.listens(HookEvent.ON_ERROR):
             return
         details = {"failed_items": failed_items}
         fields: dict[str, Any] = {"worker_id": self.worker_id(worker)}
         if chunk is not None:
-            details |= _chunk_metadata(chunk, outcome)
+            details |= self._chunk_metadata(chunk, outcome)
             fields |= {"chunk_id": chunk.id, "chunk_size": len(chunk.items)}
         if outcome is not None:
             fields["chunk_time"] = outcome.duration
         self._tell(
             HookEvent.ON_ERROR,
-            metadata=details | (metadata or {}) | user_metrics,
+            metadata=details | (metadata or {}) | carried,
             **_error_fields(error, traceback_text),
             **fields,
         )
@@ -225,6 +250,22 @@ class Reporter:
         """Say whether a hook is running now."""
         return self._telling.locked()
 
+    def _chunk_metadata(self, chunk: Chunk, outcome: ChunkOutcome | None) -> dict[str, Any]:
+        metadata: dict[str, Any] = {"chunk_start": chunk.start}
+        if chunk.retry_of is not None:
+            metadata["retry_of"] = chunk.retry_of
+        if chunk.dispatched_at:
+            metadata["dispatched_at"] = chunk.dispatched_at
+        if outcome is not None:
+            metadata["failed_items"] = len(outcome.failures)
+            metadata["started_at"] = outcome.started_at
+            if chunk.dispatched_at:
+                # Two clocks may disagree by a little: a wait is never negative.
+                metadata["queue_time"] = max(0.0, outcome.started_at - chunk.dispatched_at)
+        if self._trace is not None and self._trace.sampled and self._trace.exact:
+            metadata["span_id"] = f"{tracing.chunk_span_id(self._trace.span_id, chunk.id):016x}"
+        return metadata
+
     def _add_busy(self, worker: int | None, outcome: ChunkOutcome) -> _WorkerRecord | None:
         self._busy_seconds += outcome.duration
         record = None if worker is None else self._workers.get(worker)
@@ -235,8 +276,14 @@ class Reporter:
     def _tells_user_metrics(self) -> bool:
         return self.listens(HookEvent.ON_CHUNK_COMPLETE) or self.listens(HookEvent.ON_ERROR)
 
+    def _take_carried(self, outcome: ChunkOutcome) -> dict[str, Any]:
+        """Return the metadata with what came home beside the results, once a chunk."""
+        carried = self._take_user_metrics(outcome)
+        if (trace := outcome.extras.pop("trace", None)) is not None:
+            carried["trace"] = trace
+        return carried
+
     def _take_user_metrics(self, outcome: ChunkOutcome) -> dict[str, Any]:
-        """Return the metadata with the user's numbers, once a chunk."""
         carried = outcome.extras.pop("user_metrics", None)
         if carried is None:
             return {}
@@ -293,19 +340,6 @@ class Reporter:
             reached = min(100.0, 100.0 * self.items_completed / self.total_items)
             self._percent = max(self._percent, reached)
         return self._percent
-
-
-def _chunk_metadata(chunk: Chunk, outcome: ChunkOutcome | None) -> dict[str, Any]:
-    metadata: dict[str, Any] = {"chunk_start": chunk.start}
-    if chunk.retry_of is not None:
-        metadata["retry_of"] = chunk.retry_of
-    if outcome is not None:
-        metadata["failed_items"] = len(outcome.failures)
-        metadata["started_at"] = outcome.started_at
-        if chunk.dispatched_at:
-            # Two clocks may disagree by a little: a wait is never negative.
-            metadata["queue_time"] = max(0.0, outcome.started_at - chunk.dispatched_at)
-    return metadata
 
 
 def _error_fields(error: BaseException, traceback_text: str | None) -> dict[str, Any]:

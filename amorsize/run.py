@@ -248,7 +248,10 @@ class Run:
         if results is None:
             return  # a sample that was interrupted before its first failure
         self._sizer.learn(outcome.size, outcome.duration)
-        self._report.chunk_completed(chunk, outcome, worker, sampled=sampled)
+        corrected = self._sizer.take_correction()
+        self._report.chunk_completed(
+            chunk, outcome, worker, sampled=sampled, corrected_chunksize=corrected
+        )
         self._sink.deliver(outcome.start, results)
         self._progress_due = True
         if self._total is None and not self._in_flight:

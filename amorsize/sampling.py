@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from amorsize.user_metrics import MetricsCollector
+from amorsize.collecting import ChunkCollector
 
 try:
     import resource
@@ -185,7 +185,7 @@ class Sample:
         involuntary_switches: those by which the CPU was taken away from them.
         gil_share: see :class:`GilProbe`; None when not probed.
         peak_growth_bytes: how far the process' highest resident size rose.
-        collector: keeps the numbers that the calls count; None where nobody listens.
+        collector: keeps what the calls bring beside results; None where nobody listens.
     """
 
     items: list[Any] = field(default_factory=list)
@@ -204,7 +204,7 @@ class Sample:
     involuntary_switches: int = 0
     gil_share: float | None = None
     peak_growth_bytes: int = 0
-    collector: MetricsCollector | None = None
+    collector: ChunkCollector | None = None
 
 
 def draw_sample(
@@ -216,7 +216,7 @@ def draw_sample(
     budget_seconds: float = BUDGET_SECONDS,
     clocks: Clocks | None = None,
     probe: bool = True,
-    collector: MetricsCollector | None = None,
+    collector: ChunkCollector | None = None,
 ) -> Sample:
     """Call ``func`` on the first items, in the calling thread, and measure.
 
@@ -229,7 +229,7 @@ def draw_sample(
         budget_seconds: take no further item once the calls have taken this long.
         clocks: where time is read from; None for the real clocks.
         probe: whether the GIL may be probed, by a second thread, where the calls are slow.
-        collector: keeps the numbers that ``func`` counts; None for none.
+        collector: keeps what the calls bring beside results; None for none.
 
     Nothing that ``func`` or the iterator raises leaves this function: it is in the sample.
 

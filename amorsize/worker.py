@@ -1,6 +1,6 @@
 """Runs one chunk, anywhere: in the caller, in a thread, in a worker process, on a cluster.
 
-Imports the standard library, ``amorsize.errors`` and ``amorsize.user_metrics`` only: every worker
+Imports the standard library, ``amorsize.errors`` and ``amorsize.collecting`` only: every worker
 imports this module.
 """
 
@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from amorsize.collecting import Collect
 from amorsize.errors import FunctionExitError
-from amorsize.user_metrics import MetricsCollector
 
 HOSTNAME = socket.gethostname()
 
@@ -110,7 +110,7 @@ def run_chunk(
     stamp_items: bool = False,
     stopped: Callable[[], bool] | None = None,
     exits_pass: bool = False,
-    collect_user_metrics: bool = False,
+    collect: Collect | None = None,
 ) -> ChunkOutcome:
     """Call ``func`` on each item of a chunk.
 
@@ -123,7 +123,7 @@ def run_chunk(
         stopped: asked before each item; when true, the rest of the chunk is left.
         exits_pass: let SystemExit, KeyboardInterrupt and the like through (the caller's own
             thread, where Ctrl-C raises) instead of reporting them as a failure of the item.
-        collect_user_metrics: keep the numbers that ``func`` counts, in the outcome's extras.
+        collect: what else to bring home, in the outcome's extras; None for nothing.
 
     Returns:
         The outcome; its ``results`` are None when an item failed or the chunk was stopped.
@@ -135,7 +135,7 @@ def run_chunk(
     results: list[Any] = []
     failures: list[Failure] = []
     caught = Exception if exits_pass else BaseException
-    collector = MetricsCollector() if collect_user_metrics else None
+    collector = None if collect is None else collect.in_chunk(chunk.id)
     if collector is not None:
         collector.enter()
     started_at = time.time()
@@ -153,9 +153,7 @@ def run_chunk(
     finally:
         if collector is not None:
             collector.leave()
-    extras: dict[str, Any] = {}
-    if collector is not None and (counted := collector.take()) is not None:
-        extras["user_metrics"] = counted
+    extras = {} if collector is None else collector.take()
     complete = len(results) == len(chunk.items)
     if board is not None:
         board[ITEM_STARTED] = 0

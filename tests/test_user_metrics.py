@@ -23,6 +23,7 @@ import amorsize
 from amorsize import HookContext, HookEvent, HookManager, user_metrics
 from amorsize.backends import wire
 from amorsize.backends.base import Task
+from amorsize.collecting import Collect
 from amorsize.errors import InvalidTypeError, InvalidValueError, WorkerDiedError
 from amorsize.testing import RecordingHook, assert_contract
 from amorsize.user_metrics import BUCKETS, MAX_HELP_CHARACTERS, MAX_NAMES, MetricsCollector, merge
@@ -433,8 +434,8 @@ def test_a_call_after_the_end_of_its_chunk_is_ignored() -> None:
 @pytest.mark.parametrize("collect", [True, False])
 def test_extras_stay_empty_where_nobody_listens(collect: bool) -> None:
     """Neither is anything kept where nothing was counted."""
-    counting = run_chunk(parse, Chunk(0, 0, [1, 2]), collect_user_metrics=collect)
-    silent = run_chunk(abs, Chunk(0, 0, [1, 2]), collect_user_metrics=collect)
+    counting = run_chunk(parse, Chunk(0, 0, [1, 2]), collect=Collect(collect))
+    silent = run_chunk(abs, Chunk(0, 0, [1, 2]), collect=Collect(collect))
     assert ("user_metrics" in counting.extras) is collect
     assert silent.extras == {}
 
@@ -454,7 +455,7 @@ def test_workers_collect_only_for_events_that_carry_numbers(
 
     hooks.register(event, lambda context: None)
     amorsize.execute(parse, [1, 2], executor="serial", hooks=hooks)
-    assert tasks[0].collect_user_metrics is (event in CARRIERS)
+    assert tasks[0].collect.user_metrics is (event in CARRIERS)
 
 
 def test_outside_of_an_execution_calls_do_nothing() -> None:
@@ -722,7 +723,7 @@ def test_other_numbers_arrive_as_plain_ones(hooks: HookManager, recorder: Record
 
 def test_numbers_survive_the_wire() -> None:
     """They are in the header of an outcome, beside results of any size."""
-    outcome = run_chunk(parse, Chunk(0, 0, [3]), collect_user_metrics=True)
+    outcome = run_chunk(parse, Chunk(0, 0, [3]), collect=Collect(user_metrics=True))
     header, payload = wire.pack_outcome(outcome)
     back = wire.unpack_outcome(pickle.loads(pickle.dumps(header)), payload, pid=1, hostname="h")
     assert back.extras == outcome.extras

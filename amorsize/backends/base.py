@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from amorsize.collecting import Collect
 from amorsize.worker import Chunk, ChunkOutcome
 
 SHORT_CHUNK_SECONDS = 0.02
@@ -21,7 +22,7 @@ class Task:
     func: Callable[[Any], Any]
     return_exceptions: bool = False
     stamp_items: bool = False
-    collect_user_metrics: bool = False
+    collect: Collect = field(default_factory=Collect)
 
 
 @dataclass(slots=True)

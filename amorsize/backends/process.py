@@ -34,6 +34,10 @@ _AHEAD_BYTES = 65536
 """A chunk is sent ahead only when it fits the socket's buffer: sending it must not block while
 the worker in turn waits for us to read its results."""
 
+_NO_EXPORTERS = dict.fromkeys(
+    ("OTEL_TRACES_EXPORTER", "OTEL_METRICS_EXPORTER", "OTEL_LOGS_EXPORTER"), "none"
+)
+
 _REAP_SECONDS = 1.0
 _CANCEL_GRACE_SECONDS = 0.1
 _TERMINATE_GRACE_SECONDS = 0.3
@@ -82,9 +86,13 @@ class ProcessBackend(Backend):
         self._settings = {
             "return_exceptions": task.return_exceptions,
             "stamp_items": task.stamp_items,
-            "collect_user_metrics": task.collect_user_metrics,
+            "collect": task.collect,
             "log_levels": read_levels(),
         }
+        self._start_environment = self._surroundings[2]
+        if task.collect.trace is not None and task.collect.trace.capture:
+            # Automatic instrumentation, which starts with the interpreter, exports nothing there.
+            self._start_environment = self._start_environment | _NO_EXPORTERS
         self._function = wire.dump_function(task.func)
 
     def has_room(self) -> bool:
@@ -191,7 +199,7 @@ class ProcessBackend(Backend):
             if not seat.in_flight and self._takes(seat, payload_bytes):
                 return seat
         if len(self._seats) < self._n_jobs:
-            process = self._member.acquire(self._surroundings[2])
+            process = self._member.acquire(self._start_environment)
             if process is not None:
                 seat = self._seat(process)
                 return seat if self._takes(seat, payload_bytes) else None

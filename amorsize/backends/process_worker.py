@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from amorsize.backends import wire
+from amorsize.collecting import Collect
 from amorsize.errors import TransportError
 from amorsize.log_records import RecordKeeper, keep_records
 from amorsize.worker import (
@@ -37,10 +38,15 @@ serving = False
 """Whether this process is a worker: no exporter opens here, and nested runs start no workers."""
 
 
+_provider_at_start: Any = None
+"""What automatic instrumentation set up before this module ran, if it exports nothing itself."""
+
+
 def main() -> None:
     """Serve the parent; the descriptors to use are on the command line."""
-    global serving
+    global serving, _provider_at_start
     serving = True
+    _provider_at_start = _find_muted_provider()
     connection_fd, board_fd, lifeline_fd, parent_pid = (int(arg) for arg in sys.argv[2:6])
     # Ctrl-C is for the parent to handle; it ends this process by closing the connection.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -101,10 +107,11 @@ class _Task:
 
     def __init__(self, settings: dict[str, Any], payload: bytes) -> None:
         _take_surroundings(settings.get("surroundings"))
+        self.collect: Collect = settings["collect"]
+        self.collect.use_in_worker(_provider_at_start)
         self.func = pickle.loads(payload)
         self.return_exceptions: bool = settings["return_exceptions"]
         self.stamp_items: bool = settings["stamp_items"]
-        self.collect_user_metrics: bool = settings["collect_user_metrics"]
         self.log_levels: dict[str, int] = settings["log_levels"]
         self.told = False
 
@@ -121,8 +128,14 @@ class _Task:
             return_exceptions=self.return_exceptions,
             board=board,
             stamp_items=self.stamp_items,
-            collect_user_metrics=self.collect_user_metrics,
+            collect=self.collect,
         )
+
+
+def _find_muted_provider() -> Any:
+    trace = sys.modules.get("opentelemetry.trace")
+    muted = os.environ.get("OTEL_TRACES_EXPORTER") == "none"
+    return getattr(trace, "_TRACER_PROVIDER", None) if muted else None
 
 
 def _unreadable(chunk_id: int, start: int, size: int, error: Exception) -> ChunkOutcome:

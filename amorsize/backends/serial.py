@@ -40,7 +40,7 @@ class SerialBackend(Backend):
             chunk,
             return_exceptions=self._task.return_exceptions,
             exits_pass=True,
-            collect_user_metrics=self._task.collect_user_metrics,
+            collect=self._task.collect,
         )
         self._chunk = None
         return (ChunkDone(0, outcome),)

@@ -207,7 +207,7 @@ class ThreadBackend(Backend):
                 board=worker.board,
                 stamp_items=task.stamp_items,
                 stopped=stopped,
-                collect_user_metrics=task.collect_user_metrics,
+                collect=task.collect,
             )
             if outcome.results is None and not outcome.failures:
                 return  # stopped half way: nobody waits for this outcome

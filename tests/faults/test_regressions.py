@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -204,15 +205,16 @@ def test_a_stream_that_is_closed_by_its_own_hook_is_cancelled(
     """The driver does not wait for itself."""
     stream = amorsize.stream(abs, range(100), executor=mode, n_jobs=1, chunksize=1, hooks=hooks)
 
+    consumed = threading.Event()
+
     def close(context: HookContext) -> None:
         if context.chunk_id == 3:
+            assert consumed.wait(30)  # a generator that is executing cannot be closed
             stream.close()  # type: ignore[attr-defined]  # it is a generator
 
     hooks.register(HookEvent.ON_CHUNK_COMPLETE, close)
-    try:
-        assert next(stream) == 0
-    except StopIteration:
-        pass
+    assert next(stream) == 0
+    consumed.set()
     post = recorder.wait_for(HookEvent.POST_EXECUTE, 30)
     assert post.metadata["status"] in ("cancelled", "ok")
     assert_contract(recorder.contexts)

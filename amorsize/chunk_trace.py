@@ -1,0 +1,330 @@
+"""The trace inside of a chunk: the chunk's span is current while the function runs.
+
+In the process that called ``execute()`` the spans of the user's code leave by the application's
+own provider. In a worker process, where there is none, :class:`WorkerProvider` keeps those that
+end, and they travel home with the chunk's outcome: no exporter, no network, no thread there.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping
+from contextvars import Token
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from amorsize.tracing import TraceLink, chunk_span_id
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
+    from opentelemetry.util.types import AnyValue, Attributes
+
+MAX_EVENTS = 128
+"""Events kept of what the user's code adds to the chunk's own span."""
+
+_UNSAMPLED = trace.TraceFlags(trace.TraceFlags.DEFAULT)
+
+
+class ChunkTrace:
+    """One chunk's place in the trace; a :class:`amorsize.collecting.Collector`."""
+
+    __slots__ = ("_captures", "_context", "_link", "_span", "_token")
+
+    def __init__(self, link: TraceLink, chunk_id: int) -> None:
+        here = link.pid == os.getpid()
+        base = otel_context.get_current() if here else _received(link)
+        parent = trace.get_current_span(_received(link)).get_span_context()
+        self._link = link
+        self._captures = link.capture and not here
+        self._span: _ChunkSpan | None = None
+        self._token: Token[Any] | None = None
+        flags = parent.trace_flags
+        if here and not (link.live and link.exact):
+            if link.live:  # the chunk's span will have another id than we could say now
+                self._context = trace.set_span_in_context(trace.NonRecordingSpan(parent), base)
+                return
+            flags = _UNSAMPLED
+        span_context = trace.SpanContext(
+            trace_id=parent.trace_id,
+            span_id=chunk_span_id(parent.span_id, chunk_id),
+            is_remote=False,
+            trace_flags=flags,
+            trace_state=parent.trace_state,
+        )
+        self._span = _ChunkSpan(span_context, recording=link.sampled)
+        self._context = trace.set_span_in_context(self._span, base)
+
+    def enter(self) -> None:
+        if self._captures:
+            worker_provider.begin(self._link)
+        self._token = otel_context.attach(self._context)
+
+    def leave(self) -> None:
+        if self._token is not None:
+            otel_context.detach(self._token)
+            self._token = None
+
+    def take(self) -> dict[str, Any] | None:
+        """Return what the user's code did to the chunk's span, and the spans that ended."""
+        taken: dict[str, Any] = {}
+        if self._span is not None:
+            taken = self._span.take()
+        if self._captures:
+            spans, dropped = worker_provider.take()
+            if spans:
+                taken["spans"] = spans
+            if dropped:
+                taken["dropped"] = dropped
+        return taken or None
+
+
+def use_in_worker(link: TraceLink, provider_at_start: Any) -> None:
+    """Get a worker process ready, before the user's function is loaded.
+
+    A provider that the user's code has set there takes precedence over ours, also later.
+
+    Args:
+        link: of the execution whose function is about to be loaded.
+        provider_at_start: what automatic instrumentation had set up, without exporters, when the
+            process started; None where there was nothing, or something that exports.
+    """
+    if not link.capture:
+        return
+    if trace._TRACER_PROVIDER is None:
+        # Not set_tracer_provider(): it works once a process, and that once is the user's.
+        trace._TRACER_PROVIDER = worker_provider
+    elif trace._TRACER_PROVIDER is provider_at_start:
+        worker_provider.also_capture(provider_at_start)
+
+
+class WorkerProvider(trace.TracerProvider):
+    """Keeps spans that end in this worker process until their chunk goes home.
+
+    The SDK makes the spans, and is loaded with the first: a function that opens none never
+    waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._sdk: trace.TracerProvider | None = None
+        self._spans: list[tuple[Any, ...]] = []
+        self._dropped = 0
+        self._max_spans = 0
+        self._also: Any = None
+
+    def get_tracer(
+        self,
+        instrumenting_module_name: str,
+        instrumenting_library_version: str | None = None,
+        schema_url: str | None = None,
+        attributes: Attributes = None,
+    ) -> trace.Tracer:
+        return _WorkerTracer(
+            self,
+            (instrumenting_module_name, instrumenting_library_version, schema_url, attributes),
+        )
+
+    def begin(self, link: TraceLink) -> None:
+        """A chunk begins: so many spans may ride home with it."""
+        self._max_spans = link.max_spans if link.sampled else 0
+
+    def take(self) -> tuple[list[tuple[Any, ...]], int]:
+        """Return the spans that ended since the last time, and how many were too many."""
+        spans, self._spans = self._spans, []
+        dropped, self._dropped = self._dropped, 0
+        return spans, dropped
+
+    def keep(self, span: ReadableSpan) -> None:
+        context = span.get_span_context()
+        if context is None or not context.trace_flags.sampled:
+            return
+        if len(self._spans) >= self._max_spans:
+            self._dropped += 1
+            return
+        self._spans.append(pack_span(span))
+
+    def also_capture(self, provider: Any) -> None:
+        """Keep the spans of an SDK's provider as well."""
+        if self._also is not provider and hasattr(provider, "add_span_processor"):
+            self._also = provider
+            provider.add_span_processor(_capture(self))
+
+    def sdk(self) -> trace.TracerProvider:
+        if self._sdk is None:
+            from opentelemetry.sdk.resources import Resource
+            from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+            from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
+
+            # The parent's sampler, limits, resource and processors apply when they get there.
+            many = 1000
+            sdk = TracerProvider(
+                sampler=ParentBased(ALWAYS_ON),
+                resource=Resource.get_empty(),
+                shutdown_on_exit=False,
+                span_limits=SpanLimits(max_span_attributes=many, max_events=many, max_links=many),
+            )
+            sdk.add_span_processor(_capture(self))
+            self._sdk = sdk
+        return self._sdk
+
+
+class _WorkerTracer(trace.Tracer):
+    """Gives way to the provider that the user's code sets, whenever it does."""
+
+    def __init__(self, provider: WorkerProvider, scope: tuple[Any, ...]) -> None:
+        self._provider = provider
+        self._scope = scope
+        self._by: tuple[Any, trace.Tracer] | None = None
+
+    def __reduce__(self) -> Any:
+        return trace.get_tracer, _arguments_of_get_tracer(*self._scope)
+
+    def start_span(self, *args: Any, **kwargs: Any) -> trace.Span:
+        return self._tracer().start_span(*args, **kwargs)
+
+    def start_as_current_span(self, *args: Any, **kwargs: Any) -> Any:
+        return self._tracer().start_as_current_span(*args, **kwargs)
+
+    def _tracer(self) -> trace.Tracer:
+        provider = trace.get_tracer_provider()
+        if provider is self._provider:
+            provider = self._provider.sdk()
+        if self._by is None or self._by[0] is not provider:
+            self._by = provider, provider.get_tracer(*self._scope)
+        return self._by[1]
+
+
+worker_provider = WorkerProvider()
+
+
+def _capture(provider: WorkerProvider) -> Any:
+    from opentelemetry.sdk.trace import SpanProcessor
+
+    class Capture(SpanProcessor):
+        def on_end(self, span: ReadableSpan) -> None:
+            provider.keep(span)
+
+    return Capture()
+
+
+def pack_span(span: ReadableSpan) -> tuple[Any, ...]:
+    """Turn a span that ended into plain values, which pickle everywhere.
+
+    Returns:
+        ``(name, kind, trace_id, span_id, parent_id, start, end, attributes, events, links,
+        status, scope)``; ``parent_id`` 0 for a root, times in ns since the epoch.
+    """
+    context, parent, scope = span.context, span.parent, span.instrumentation_scope
+    return (
+        span.name,
+        span.kind.value,
+        context.trace_id,
+        context.span_id,
+        0 if parent is None else parent.span_id,
+        span.start_time,
+        span.end_time,
+        dict(span.attributes or {}),
+        [(event.name, event.timestamp, dict(event.attributes or {})) for event in span.events],
+        [
+            (each.context.trace_id, each.context.span_id, dict(each.attributes or {}))
+            for each in span.links
+        ],
+        (span.status.status_code.value, span.status.description),
+        (
+            ("", None, None, None)
+            if scope is None
+            else (scope.name, scope.version, scope.schema_url, dict(scope.attributes or {}))
+        ),
+    )
+
+
+class _ChunkSpan(trace.Span):
+    """The chunk's span, as the function sees it; the parent makes the real one afterwards."""
+
+    def __init__(self, context: trace.SpanContext, *, recording: bool) -> None:
+        self._context = context
+        self._recording = recording
+        self._attributes: dict[str, Any] = {}
+        self._events: list[tuple[str, int, dict[str, Any]]] = []
+        self._status: tuple[int, str | None] | None = None
+
+    def take(self) -> dict[str, Any]:
+        self._recording = False
+        taken = {
+            "attributes": self._attributes,
+            "events": self._events,
+            "status": self._status,
+        }
+        return {name: value for name, value in taken.items() if value}
+
+    def get_span_context(self) -> trace.SpanContext:
+        return self._context
+
+    def is_recording(self) -> bool:
+        return self._recording
+
+    def end(self, end_time: int | None = None) -> None:
+        """It ends with its chunk, not before."""
+
+    def set_attributes(self, attributes: Mapping[str, AnyValue]) -> None:
+        for name, value in attributes.items():
+            self.set_attribute(name, value)
+
+    def set_attribute(self, key: str, value: AnyValue) -> None:
+        if self._recording and (key in self._attributes or len(self._attributes) < MAX_EVENTS):
+            self._attributes[key] = _plain(value)
+
+    def add_event(
+        self, name: str, attributes: Attributes = None, timestamp: int | None = None
+    ) -> None:
+        if self._recording and len(self._events) < MAX_EVENTS:
+            plain = {key: _plain(value) for key, value in (attributes or {}).items()}
+            self._events.append((name, timestamp or time.time_ns(), plain))
+
+    def record_exception(
+        self,
+        exception: BaseException,
+        attributes: Attributes = None,
+        timestamp: int | None = None,
+        escaped: bool = False,
+    ) -> None:
+        kind = type(exception)
+        described = {
+            "exception.type": f"{kind.__module__}.{kind.__qualname__}",
+            "exception.message": str(exception),
+            **(attributes or {}),
+        }
+        self.add_event("exception", described, timestamp)
+
+    def set_status(self, status: Any, description: str | None = None) -> None:
+        if isinstance(status, trace.Status):
+            status, description = status.status_code, status.description
+        if self._recording:
+            self._status = (status.value, description)
+
+    def update_name(self, name: str) -> None:
+        """Its name stays: that of spans should not vary."""
+
+
+def _received(link: TraceLink) -> otel_context.Context:
+    """The context that the link's headers say; whatever propagators this process has."""
+    received = TraceContextTextMapPropagator().extract(link.carrier, otel_context.Context())
+    return W3CBaggagePropagator().extract(link.carrier, received)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (str, bool, int, float, bytes)):
+        return value
+    if isinstance(value, Iterable):
+        return tuple(value)
+    return str(value)
+
+
+def _arguments_of_get_tracer(
+    name: str, version: str | None, schema_url: str | None, attributes: Any
+) -> tuple[Any, ...]:
+    return name, version, None, schema_url, attributes
