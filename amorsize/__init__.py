@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from amorsize.executor import execute as execute
     from amorsize.executor import shutdown as shutdown
     from amorsize.executor import stream as stream
+    from amorsize.exporters.cloudwatch import enable_cloudwatch as enable_cloudwatch
+    from amorsize.exporters.datadog import enable_datadog as enable_datadog
     from amorsize.exporters.prometheus import enable_prometheus as enable_prometheus
     from amorsize.exporters.registry import enable as enable
     from amorsize.hooks import HookContext as HookContext
@@ -50,6 +52,8 @@ _HOME = {
     "create_throughput_hook": "amorsize.hooks",
     "create_timing_hook": "amorsize.hooks",
     "enable": "amorsize.exporters.registry",
+    "enable_cloudwatch": "amorsize.exporters.cloudwatch",
+    "enable_datadog": "amorsize.exporters.datadog",
     "enable_prometheus": "amorsize.exporters.prometheus",
     "execute": "amorsize.executor",
     "get_default_manager": "amorsize.hooks",

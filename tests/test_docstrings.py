@@ -13,6 +13,7 @@ import amorsize
 
 NEEDS = {
     "amorsize.progress": "tqdm",
+    "amorsize.exporters.datadog": "datadog",
     "amorsize.exporters.prometheus": "prometheus_client",
     "amorsize.exporters.registry": "prometheus_client",
 }

@@ -103,6 +103,25 @@ LAYERS = {
             "amorsize exporters.base exporters.exemplars exporters.metrics exporters.numbers "
             "exporters.user_numbers hooks"
         ),
+        "exporters.changes": "exporters.metrics exporters.numbers",
+        "exporters.datagrams": "",
+        "exporters.datadog_events": "errors hooks",
+        "exporters.datadog_api": "errors exporters.datadog_events exporters.sender",
+        "exporters.datadog": (
+            "errors exporters.base exporters.changes exporters.datadog_api "
+            "exporters.datadog_events exporters.datagrams exporters.metrics exporters.numbers "
+            "exporters.push exporters.sender exporters.totals exporters.user_numbers hooks"
+        ),
+        "exporters.cloudwatch_data": (
+            "exporters.changes exporters.metrics exporters.numbers exporters.user_numbers "
+            "user_metrics"
+        ),
+        "exporters.emf": "exporters.cloudwatch_data",
+        "exporters.cloudwatch": (
+            "errors exporters.base exporters.changes exporters.cloudwatch_data exporters.emf "
+            "exporters.metrics exporters.numbers exporters.push exporters.sender exporters.totals "
+            "hooks"
+        ),
         "exporters.prometheus": (
             "errors exporters.base exporters.endpoint exporters.listening exporters.page "
             "exporters.push exporters.textfile exporters.totals hooks"
@@ -135,7 +154,8 @@ LAYERS = {
 
 TYPES_ONLY = {
     "amorsize": (
-        "errors executor exporters.prometheus exporters.registry hooks optimizer user_metrics"
+        "errors executor exporters.cloudwatch exporters.datadog exporters.prometheus "
+        "exporters.registry hooks optimizer user_metrics"
     ),
     "cost": "sampling system",
     "explanation": "cost sampling system",
@@ -147,6 +167,9 @@ THIRD_PARTY = {
     "sampling": "cloudpickle",
     "backends.wire": "cloudpickle",
     "progress": "tqdm",
+    "exporters.cloudwatch": "boto3 botocore",
+    "exporters.datadog": "datadog",
+    "exporters.datagrams": "datadog",
     "exporters.page": "prometheus_client",
     "exporters.ports": "psutil",
     "exporters.file_sd": "psutil",

@@ -54,6 +54,8 @@ def test_the_names_of_the_package() -> None:
         "create_throughput_hook",
         "create_timing_hook",
         "enable",
+        "enable_cloudwatch",
+        "enable_datadog",
         "enable_prometheus",
         "execute",
         "get_default_manager",

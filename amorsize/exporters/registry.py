@@ -30,7 +30,11 @@ logger = logging.getLogger(__name__)
 GROUP = "amorsize.exporters"
 """The entry-point group."""
 
-OWN = {"prometheus": "amorsize.exporters.prometheus:enable_prometheus"}
+OWN = {
+    "cloudwatch": "amorsize.exporters.cloudwatch:enable_cloudwatch",
+    "datadog": "amorsize.exporters.datadog:enable_datadog",
+    "prometheus": "amorsize.exporters.prometheus:enable_prometheus",
+}
 """Our own exporters. They need no entry point, so they also work where nothing is installed."""
 
 

@@ -1,0 +1,85 @@
+"""What changed since the last time, for exporters that send it on (Datadog, CloudWatch).
+
+::
+
+    hooks ──> TotalsExporter ── each observation ──────────────> distributions
+                    └── snapshot() ──> Changes ─┬─ growth ─────> counts
+                                                └─ values now ─> gauges
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+from amorsize.exporters.metrics import Kind, Metric
+from amorsize.exporters.numbers import Exemplar, Histogram, Labels, Numbers, Series
+
+Change: TypeAlias = tuple[Metric, Labels, float]
+"""A row, the values of its labels, and by how much it grew or what it is now."""
+
+
+class ObservingNumbers(Numbers):
+    """Numbers that also tell of every observation, one by one.
+
+    Args:
+        observed: called with the row, its labels and the value.
+    """
+
+    def __init__(self, observed: Callable[[Metric, Labels, float], object]) -> None:
+        super().__init__()
+        self._observed = observed
+
+    def observe(
+        self, metric: Metric, labels: Labels, value: float, exemplar: Exemplar | None = None
+    ) -> None:
+        super().observe(metric, labels, value, exemplar)
+        self._observed(metric, labels, value)
+
+
+class Changes:
+    """Compares totals with those of the last time. Not safe for several threads.
+
+    Example:
+        >>> from amorsize.exporters.metrics import WORKER_DEATHS
+        >>> changes = Changes()
+        >>> labels = ("parse", "process")
+        >>> [n for _, _, n in changes.growth({WORKER_DEATHS: {labels: 2}})]
+        [2]
+        >>> [n for _, _, n in changes.growth({WORKER_DEATHS: {labels: 5}})]
+        [3]
+        >>> [n for _, _, n in changes.growth({WORKER_DEATHS: {labels: 5}})]
+        []
+    """
+
+    def __init__(self) -> None:
+        # By name: the row of a user's own metric is a new one once its help is known.
+        self._totals: dict[tuple[str, Labels], float] = {}
+        self._gauges: dict[tuple[str, Labels], float] = {}
+
+    def growth(self, series: Series) -> Iterator[Change]:
+        """Give the counters that grew, and by how much; new ones at zero are no news."""
+        for metric, labels, total in _plain(series, Kind.COUNTER):
+            before = self._totals.get((metric.dotted, labels), 0)
+            self._totals[metric.dotted, labels] = total
+            # Counts of another exporter, or of a manager, begin anew when it does.
+            grown = total - before if total >= before else total
+            if grown:
+                yield metric, labels, grown
+
+    def gauges(self, series: Series, *, changed: bool = False) -> Iterator[Change]:
+        """Give the gauges, or only those that changed."""
+        for kind in (Kind.GAUGE, Kind.INFO):
+            for metric, labels, value in _plain(series, kind):
+                before = self._gauges.get((metric.dotted, labels))
+                self._gauges[metric.dotted, labels] = value
+                if not changed or value != before:
+                    yield metric, labels, value
+
+
+def _plain(series: Series, kind: Kind) -> Iterator[Change]:
+    for metric, values in series.items():
+        if metric.kind is kind:
+            for labels, value in values.items():
+                assert not isinstance(value, Histogram)
+                yield metric, labels, value

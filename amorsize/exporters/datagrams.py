@@ -1,0 +1,162 @@
+"""DogStatsD: messages written by Datadog's client, and brought to an agent as datagrams.
+
+::
+
+    write(client) ──> DogStatsd: format, tags, DD_*, buffer ──> datagrams ──> socket ──> agent
+
+The client writes into memory instead of a socket, and what it wrote is sent here, so that a
+datagram that did not go out is known, and goes out later. The client by itself drops it, logs each
+drop, and has no count of them that lasts.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from datadog.dogstatsd.base import DogStatsd
+
+UDP_BYTES = 1432
+"""What fits into one packet of any network, by Datadog's advice."""
+
+UNIX_BYTES = 8192
+"""What an agent reads at once, unless told otherwise; also the most that a message may have."""
+
+TIMEOUT_SECONDS = 1.0
+"""A Unix socket whose agent hangs is waited for so long."""
+
+
+class Datagrams:
+    """A DogStatsd client of our own, and its way to the agent. Not safe for several threads.
+
+    Args:
+        host, port, socket_path: where the agent is, as :class:`datadog.dogstatsd.DogStatsd` has
+            them; what is None comes from ``DD_DOGSTATSD_URL``, ``DD_AGENT_HOST`` and
+            ``DD_DOGSTATSD_PORT``. ``DD_ENV``, ``DD_SERVICE``, ``DD_VERSION`` and
+            ``DATADOG_TAGS`` become tags of every message.
+
+    Attributes:
+        limit: how long a datagram may be, in bytes.
+        refused: datagrams that turned out, too late, not to have been delivered.
+    """
+
+    def __init__(
+        self, host: str | None = None, port: int | None = None, socket_path: str | None = None
+    ) -> None:
+        from datadog.dogstatsd.base import DogStatsd
+
+        where: dict[str, Any] = {
+            "host": host,
+            "port": port,
+            "socket_path": socket_path,
+            "disable_telemetry": True,  # its packets exceed 1,432 bytes; losses are counted here
+            "track_instance": False,  # or else each os.fork() of the program waits for it
+        }
+        # It is never sent with: it knows where the agent is, and how to connect to it.
+        self._wire = DogStatsd(**where, socket_timeout=TIMEOUT_SECONDS)
+        self.limit = UDP_BYTES if self._wire.socket_path is None else UNIX_BYTES
+        self._writer = DogStatsd(
+            **where,
+            disable_buffering=False,
+            max_buffer_len=self.limit,
+            flush_interval=0,  # no thread of its own
+        )
+        self._written = _Memory()
+        self._waiting: deque[bytes] = deque()
+        self.refused = 0
+
+    def __repr__(self) -> str:
+        wire = self._wire
+        if wire.socket_path is not None:
+            return f"<Datagrams to {wire.socket_path}>"
+        return f"<Datagrams to {wire.host}:{wire.port}>"
+
+    @property
+    def constant_tags(self) -> list[str]:
+        """The tags that every message carries, from the environment."""
+        return list(self._writer.constant_tags)
+
+    @property
+    def waiting(self) -> int:
+        """Datagrams that were written, and not sent yet."""
+        return len(self._waiting)
+
+    def write(self, write: Callable[[DogStatsd], object]) -> None:
+        """Have messages written, in place of those that were not sent yet."""
+        self._waiting = deque(self._datagrams(write))
+
+    def length(self, write: Callable[[DogStatsd], object]) -> int:
+        """Say how many bytes messages would have."""
+        return sum(map(len, self._datagrams(write)))
+
+    def send(self) -> None:
+        """Send what was written.
+
+        Raises:
+            OSError: the agent does not take it. Those that it took are not sent again.
+        """
+        while self._waiting:
+            self._send(self._waiting[0])
+            self._waiting.popleft()
+
+    def close(self) -> None:
+        """Close the socket, without waiting for whoever uses it."""
+        # Not by close_socket(), which waits for a lock: a thread may hold it that looks up a name.
+        used = self._wire.socket
+        if used is not None:
+            used.close()
+
+    def _datagrams(self, write: Callable[[DogStatsd], object]) -> list[bytes]:
+        # Each time: an error in the client would have taken it away.
+        self._writer.socket = cast(Any, self._written)
+        try:
+            write(self._writer)
+        finally:
+            self._writer.flush()
+            datagrams, self._written.datagrams = self._written.datagrams, []
+        return datagrams
+
+    def _send(self, datagram: bytes) -> None:
+        try:
+            wire = self._wire.get_socket()
+            if wire.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM:
+                wire.sendall(struct.pack("<I", len(datagram)) + datagram)
+                return
+            try:
+                wire.send(datagram)
+            except ConnectionRefusedError:
+                if wire.family != socket.AF_UNIX:
+                    self.refused += 1  # this is about the one before
+                raise
+            # Where nobody listens on this machine, its answer to this very datagram is here.
+            if failed := wire.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                raise OSError(failed, os.strerror(failed))
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE:
+                self._wire.close_socket()  # an agent that was restarted has another socket
+            raise
+
+
+class _Memory:
+    """Stands where the client expects a connected socket, and keeps what is sent."""
+
+    family = socket.AF_INET
+
+    def __init__(self) -> None:
+        self.datagrams: list[bytes] = []
+
+    def getsockopt(self, level: int, option: int) -> int:
+        return socket.SOCK_DGRAM
+
+    def send(self, datagram: bytes) -> int:
+        self.datagrams.append(datagram)
+        return len(datagram)
+
+    def close(self) -> None:
+        """Nothing to close."""
