@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from amorsize.executor import stream as stream
     from amorsize.exporters.cloudwatch import enable_cloudwatch as enable_cloudwatch
     from amorsize.exporters.datadog import enable_datadog as enable_datadog
+    from amorsize.exporters.opentelemetry import enable_opentelemetry as enable_opentelemetry
     from amorsize.exporters.prometheus import enable_prometheus as enable_prometheus
     from amorsize.exporters.registry import enable as enable
     from amorsize.hooks import HookContext as HookContext
@@ -54,6 +55,7 @@ _HOME = {
     "enable": "amorsize.exporters.registry",
     "enable_cloudwatch": "amorsize.exporters.cloudwatch",
     "enable_datadog": "amorsize.exporters.datadog",
+    "enable_opentelemetry": "amorsize.exporters.opentelemetry",
     "enable_prometheus": "amorsize.exporters.prometheus",
     "execute": "amorsize.executor",
     "get_default_manager": "amorsize.hooks",

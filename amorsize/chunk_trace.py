@@ -7,6 +7,7 @@ end, and they travel home with the chunk's outcome: no exporter, no network, no 
 
 from __future__ import annotations
 
+import copyreg
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -33,7 +34,7 @@ _UNSAMPLED = trace.TraceFlags(trace.TraceFlags.DEFAULT)
 class ChunkTrace:
     """One chunk's place in the trace; a :class:`amorsize.collecting.Collector`."""
 
-    __slots__ = ("_captures", "_context", "_link", "_span", "_token")
+    __slots__ = ("_captures", "_context", "_granted", "_link", "_span", "_token")
 
     def __init__(self, link: TraceLink, chunk_id: int) -> None:
         here = link.pid == os.getpid()
@@ -43,12 +44,14 @@ class ChunkTrace:
         self._captures = link.capture and not here
         self._span: _ChunkSpan | None = None
         self._token: Token[Any] | None = None
+        self._granted: bool | None = None
+        if here and not link.exact:  # the chunk's span will have an id that nobody knows yet
+            self._context = trace.set_span_in_context(trace.NonRecordingSpan(parent), base)
+            return
         flags = parent.trace_flags
-        if here and not (link.live and link.exact):
-            if link.live:  # the chunk's span will have another id than we could say now
-                self._context = trace.set_span_in_context(trace.NonRecordingSpan(parent), base)
-                return
-            flags = _UNSAMPLED
+        if here and link.sampled:
+            self._granted = link.grant()
+            flags = flags if self._granted else _UNSAMPLED
         span_context = trace.SpanContext(
             trace_id=parent.trace_id,
             span_id=chunk_span_id(parent.span_id, chunk_id),
@@ -74,6 +77,8 @@ class ChunkTrace:
         taken: dict[str, Any] = {}
         if self._span is not None:
             taken = self._span.take()
+        if self._granted is not None:
+            taken["live"] = self._granted
         if self._captures:
             spans, dropped = worker_provider.take()
             if spans:
@@ -328,3 +333,19 @@ def _arguments_of_get_tracer(
     name: str, version: str | None, schema_url: str | None, attributes: Any
 ) -> tuple[Any, ...]:
     return name, version, None, schema_url, attributes
+
+
+def make_tracers_picklable() -> None:
+    """Let functions that hold a tracer travel: it arrives as the worker's tracer of its name."""
+    try:
+        from opentelemetry.sdk.trace import Tracer
+    except ImportError:
+        return
+    copyreg.pickle(Tracer, _reduce_tracer)
+
+
+def _reduce_tracer(tracer: Any) -> Any:
+    scope = tracer._instrumentation_scope
+    attributes = dict(scope.attributes or {}) or None
+    arguments = _arguments_of_get_tracer(scope.name, scope.version, scope.schema_url, attributes)
+    return trace.get_tracer, arguments

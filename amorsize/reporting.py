@@ -219,6 +219,8 @@ class Reporter:
         fields: dict[str, Any] = {"worker_id": self.worker_id(worker)}
         if chunk is not None:
             details |= self._chunk_metadata(chunk, outcome)
+            if outcome is not None and outcome.results is not None:
+                details["chunk_completes"] = True
             fields |= {"chunk_id": chunk.id, "chunk_size": len(chunk.items)}
         if outcome is not None:
             fields["chunk_time"] = outcome.duration

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from typing import Any, Protocol, TypeAlias
 logger = logging.getLogger(__name__)
 
 _MASK = (1 << 64) - 1
+_granting = threading.Lock()
 
 SpanIds: TypeAlias = tuple[int, int, bool]
 """Trace id, span id, and whether the trace is sampled."""
@@ -38,8 +40,8 @@ class TraceLink:
         exact: chunk spans get the ids that :func:`chunk_span_id` says. Where the application's
             tracing library cannot promise that, spans inside chunks that run in this process are
             children of the execution's span.
-        live: whether spans that the user's code opens in this process are still within the
-            execution's budget; they leave at once, and cannot be held back.
+        live: chunks, of those that run in this process, whose spans may still be opened: they
+            leave at once, and cannot be held back when the execution's budget is spent.
         pid: the process that it comes from.
     """
 
@@ -50,8 +52,16 @@ class TraceLink:
     capture: bool
     max_spans: int
     exact: bool = True
-    live: bool = True
+    live: int = 0
     pid: int = field(default_factory=os.getpid)
+
+    def grant(self) -> bool:
+        """Let one more chunk open spans in this process, if the budget has room."""
+        with _granting:
+            if self.live <= 0:
+                return False
+            self.live -= 1
+            return True
 
 
 class TraceSource(Protocol):

@@ -86,7 +86,7 @@ LAYERS = {
         "exporters.metrics": "hooks.events",
         "exporters.numbers": "exporters.metrics",
         "exporters.user_numbers": "exporters.metrics exporters.numbers user_metrics",
-        "exporters.exemplars": "exporters.numbers",
+        "exporters.exemplars": "exporters.numbers hooks",
         "exporters.exposition": "exporters.metrics exporters.numbers",
         "exporters.page": "exporters.exposition exporters.metrics exporters.numbers",
         "exporters.endpoint": "",
@@ -102,6 +102,19 @@ LAYERS = {
         "exporters.totals": (
             "amorsize exporters.base exporters.exemplars exporters.metrics exporters.numbers "
             "exporters.user_numbers hooks"
+        ),
+        "exporters.span_budget": "",
+        "exporters.span_writer": "exporters.span_budget tracing",
+        "exporters.instruments": "exporters.metrics exporters.numbers",
+        "exporters.otlp": "errors exporters.sender",
+        "exporters.execution_traces": (
+            "exporters.metrics exporters.numbers exporters.sender exporters.span_budget "
+            "exporters.span_writer hooks tracing"
+        ),
+        "exporters.opentelemetry": (
+            "amorsize chunk_trace errors exporters.base exporters.execution_traces "
+            "exporters.instruments exporters.metrics exporters.numbers exporters.otlp "
+            "exporters.span_writer exporters.totals hooks tracing"
         ),
         "exporters.changes": "exporters.metrics exporters.numbers",
         "exporters.datagrams": "",
@@ -154,8 +167,8 @@ LAYERS = {
 
 TYPES_ONLY = {
     "amorsize": (
-        "errors executor exporters.cloudwatch exporters.datadog exporters.prometheus "
-        "exporters.registry hooks optimizer user_metrics"
+        "errors executor exporters.cloudwatch exporters.datadog exporters.opentelemetry "
+        "exporters.prometheus exporters.registry hooks optimizer user_metrics"
     ),
     "cost": "sampling system",
     "explanation": "cost sampling system",
@@ -167,6 +180,11 @@ THIRD_PARTY = {
     "sampling": "cloudpickle",
     "backends.wire": "cloudpickle",
     "progress": "tqdm",
+    "exporters.execution_traces": "opentelemetry",
+    "exporters.instruments": "opentelemetry",
+    "exporters.opentelemetry": "opentelemetry",
+    "exporters.otlp": "opentelemetry",
+    "exporters.span_writer": "opentelemetry",
     "exporters.cloudwatch": "boto3 botocore",
     "exporters.datadog": "datadog",
     "exporters.datagrams": "datadog",
@@ -176,7 +194,13 @@ THIRD_PARTY = {
     "exporters.prometheus": "prometheus_client",
 }
 
-IMPORTED_BEHIND_ITS_PACKAGE = {"chunk_trace"}
+IMPORTED_BEHIND_ITS_PACKAGE = {
+    "chunk_trace",
+    "exporters.execution_traces",
+    "exporters.instruments",
+    "exporters.otlp",
+    "exporters.span_writer",
+}
 """Modules that subclass a package's classes, and are themselves imported by the function that has
 found the package there."""
 

@@ -56,6 +56,7 @@ def test_the_names_of_the_package() -> None:
         "enable",
         "enable_cloudwatch",
         "enable_datadog",
+        "enable_opentelemetry",
         "enable_prometheus",
         "execute",
         "get_default_manager",

@@ -369,6 +369,16 @@ def close_all() -> None:
         _exit_deadline = float("inf")
 
 
+def close_before_others_at_exit() -> None:
+    """Have exporters close before what else was registered for the exit so far.
+
+    Exit functions run last in, first out: an exporter that hands on to something of the
+    application's must be done when that closes.
+    """
+    atexit.unregister(close_all)
+    atexit.register(close_all)
+
+
 def _close(exporter: Exporter) -> None:
     try:
         exporter.close()

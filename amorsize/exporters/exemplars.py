@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 
 from amorsize.exporters.numbers import Exemplar
+from amorsize.hooks import HookContext
 
 MAX_CHARACTERS = 128
 """Of all names and values of one exemplar's labels together, says OpenMetrics 1.0."""
@@ -42,7 +43,16 @@ def current_trace() -> Mapping[str, str] | None:
     return labels
 
 
-def exemplar_of(value: float, timestamp: float) -> Exemplar | None:
-    """Make the exemplar of a number that was measured now; None without a current span."""
-    trace = current_trace()
-    return None if trace is None else Exemplar(trace, value, timestamp)
+def exemplar_of(value: float, context: HookContext) -> Exemplar | None:
+    """Make the exemplar of a number that an event tells.
+
+    It points to the span that amorsize makes of the event's chunk or execution or, where nobody
+    traces those, to the application's current span; None where there is neither.
+    """
+    metadata = context.metadata
+    trace: Mapping[str, str] | None
+    if "trace_id" in metadata:
+        trace = {"trace_id": metadata["trace_id"], "span_id": metadata["span_id"]}
+    else:
+        trace = current_trace()
+    return None if trace is None else Exemplar(trace, value, context.timestamp)

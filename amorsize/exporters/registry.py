@@ -33,6 +33,7 @@ GROUP = "amorsize.exporters"
 OWN = {
     "cloudwatch": "amorsize.exporters.cloudwatch:enable_cloudwatch",
     "datadog": "amorsize.exporters.datadog:enable_datadog",
+    "opentelemetry": "amorsize.exporters.opentelemetry:enable_opentelemetry",
     "prometheus": "amorsize.exporters.prometheus:enable_prometheus",
 }
 """Our own exporters. They need no entry point, so they also work where nothing is installed."""

@@ -14,8 +14,8 @@ from amorsize import __version__
 from amorsize.exporters import metrics
 from amorsize.exporters.base import Exporter, exporter_stats
 from amorsize.exporters.exemplars import exemplar_of
-from amorsize.exporters.metrics import BoundedLabel, closed_label
-from amorsize.exporters.numbers import LIVE_GAUGES, LiveRun, Numbers, Series, number
+from amorsize.exporters.metrics import BoundedLabel, Metric, closed_label
+from amorsize.exporters.numbers import LIVE_GAUGES, Labels, LiveRun, Numbers, Series, number
 from amorsize.exporters.user_numbers import UserNumbers
 from amorsize.hooks import HookContext
 
@@ -57,7 +57,7 @@ class TotalsExporter(Exporter):
         # Does the work of ON_PROGRESS too, which says nothing that this event does not.
         numbers = self._numbers
         chunk_seconds = number(context.chunk_time) or 0.0
-        exemplar = exemplar_of(chunk_seconds, context.timestamp)
+        exemplar = exemplar_of(chunk_seconds, context)
         with self._lock:
             run = self._run_of(context)
             labels = run.labels
@@ -96,7 +96,7 @@ class TotalsExporter(Exporter):
         metadata, numbers = context.metadata, self._numbers
         status = status_of(context)
         duration_seconds = number(context.elapsed_time) or 0.0
-        exemplar = exemplar_of(duration_seconds, context.timestamp)
+        exemplar = exemplar_of(duration_seconds, context)
         with self._lock:
             run = self._run_of(context)
             self._runs.pop(metadata.get("execution_id"), None)
@@ -135,6 +135,16 @@ class TotalsExporter(Exporter):
         series[metrics.EXPORTER_ERRORS] = {(name,): each[1] for name, each in stats.items()}
         series[metrics.BUILD_INFO] = {(__version__, platform.python_version()): 1}
         return series
+
+    def _labels(self, context: HookContext) -> Labels:
+        """Return function and executor of an execution in progress, as labels."""
+        with self._lock:
+            return self._run_of(context).labels
+
+    def _user_rows(self) -> list[Metric]:
+        """List the rows of the user's own numbers so far."""
+        with self._lock:
+            return self._user_numbers.rows()
 
     def _read_hook_errors(self) -> dict[str, int]:
         """Count the failed hooks by event; the last counts once it is detached."""

@@ -60,6 +60,10 @@ class UserNumbers:
         if not self._dropped:
             self._dropped[labels] = 0
 
+    def rows(self) -> list[Metric]:
+        """List the rows so far."""
+        return list(self._rows.values())
+
     def copy(self) -> Series:
         """Copy everything, as rows and series."""
         series: Series = {

@@ -1,0 +1,308 @@
+"""OpenTelemetry: a trace of every execution, from its caller into its workers, and metrics.
+
+::
+
+    hooks ──> OpenTelemetryExporter ─┬─> ExecutionTraces ──> the application's tracer provider
+                                     └─> Instruments ──────> the application's meter provider
+
+    tracing.begin() ──> the execution's span ──> TraceLink ──> every chunk, wherever it runs
+
+Where the application has no provider, :mod:`amorsize.exporters.otlp` makes one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from amorsize import __version__, tracing
+from amorsize.errors import InvalidTypeError, InvalidValueError, MissingExtraError
+from amorsize.exporters import metrics
+from amorsize.exporters.base import close_before_others_at_exit, enable_once
+from amorsize.exporters.numbers import number
+from amorsize.exporters.totals import TotalsExporter, status_of
+from amorsize.hooks import HookContext
+from amorsize.tracing import TraceLink
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
+
+    from amorsize.exporters.execution_traces import ExecutionTraces
+    from amorsize.exporters.instruments import Instruments
+    from amorsize.exporters.otlp import OwnMetrics, OwnTracing
+
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
+"""Of the semantic conventions whose names are used."""
+
+
+def enable_opentelemetry(
+    *,
+    tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
+    traces: bool = True,
+    metrics: bool = True,
+    max_chunk_spans: int = 1000,
+    instrument_workers: bool = True,
+) -> OpenTelemetryExporter:
+    """Trace every ``execute()``, and measure it, with OpenTelemetry.
+
+    The providers that the application has set are used as they are, also when it sets them after
+    this call: they are looked up at the first execution. Where there is none then, one is made
+    that sends OTLP as the ``OTEL_*`` variables say, and is set for the whole program.
+
+    Args:
+        tracer_provider: what makes spans; None for the program's.
+        meter_provider: what makes metrics; None for the program's.
+        traces: whether to make spans.
+        metrics: whether to make metrics.
+        max_chunk_spans: spans of chunks, an execution. Of more chunks, the failed and the slowest
+            are kept.
+        instrument_workers: bring the spans home that the function's code opens in worker
+            processes; False to pass them the trace's context, and no more.
+
+    Returns:
+        The exporter; its ``close()`` ends it. Called again with the same arguments, the same one.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: an argument is wrong; the first execution raises them
+            into the log for ``OTEL_*`` variables.
+        MissingExtraError: OpenTelemetry's API or SDK is not installed.
+        ExporterError: it is enabled already with other arguments.
+
+    Example:
+        >>> import amorsize
+        >>> from opentelemetry.sdk.trace import TracerProvider
+        >>> from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        >>> from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+        >>> spans, provider = InMemorySpanExporter(), TracerProvider()
+        >>> provider.add_span_processor(SimpleSpanProcessor(spans))
+        >>> with amorsize.enable_opentelemetry(tracer_provider=provider, metrics=False):
+        ...     results = amorsize.execute(abs, [-1, 2], executor="serial", chunksize=1)
+        >>> [span.name for span in spans.get_finished_spans()]
+        ['plan', 'chunk', 'chunk', 'execute builtins.abs']
+    """
+    settings = dict(locals())
+    return enable_once(OpenTelemetryExporter, settings, lambda: OpenTelemetryExporter(**settings))
+
+
+class OpenTelemetryExporter(TotalsExporter):
+    """Makes spans and metrics of executions.
+
+    :func:`enable_opentelemetry` makes one and attaches it to every execution; make one yourself
+    to ``attach()`` it to a manager of your own. Arguments and errors are the same.
+    """
+
+    name = "opentelemetry"
+
+    def __init__(
+        self,
+        *,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+        traces: bool = True,
+        metrics: bool = True,
+        max_chunk_spans: int = 1000,
+        instrument_workers: bool = True,
+    ) -> None:
+        _require_package()
+        _check_provider("tracer_provider", tracer_provider, "get_tracer")
+        _check_provider("meter_provider", meter_provider, "get_meter")
+        switches = {
+            "traces": traces,
+            "metrics": metrics,
+            "instrument_workers": instrument_workers,
+        }
+        for name, switch in switches.items():
+            if not isinstance(switch, bool):
+                raise InvalidTypeError(f"{name} must be True or False; got {switch!r}")
+        if isinstance(max_chunk_spans, bool) or not isinstance(max_chunk_spans, int):
+            raise InvalidTypeError(
+                f"max_chunk_spans must be a whole number; got {max_chunk_spans!r}"
+            )
+        if max_chunk_spans < 0:
+            raise InvalidValueError(f"max_chunk_spans must be 0 or more; got {max_chunk_spans}")
+        self._tracer_provider = tracer_provider
+        self._meter_provider = meter_provider
+        self._traces = traces
+        self._metrics = metrics
+        self._max_chunk_spans = max_chunk_spans
+        self._instrument_workers = instrument_workers
+        self._resolving = threading.Lock()
+        self._resolved = False
+        self._executions: ExecutionTraces | None = None
+        self._instruments: Instruments | None = None
+        self._own_tracing: OwnTracing | None = None
+        self._own_metrics: OwnMetrics | None = None
+        super().__init__()
+        if not self.active:
+            return
+        if traces:
+            tracing.add_source(self)
+
+    # --- the beginning of a trace, before the first item runs ----
+
+    def begin(self, managers: Sequence[Any], execution_id: str, function: str) -> TraceLink | None:
+        """Begin an execution's span; None where this exporter is not told of that execution."""
+        if not self.active or not any(manager in managers for manager in self.managers):
+            return None
+        self._resolve()
+        return None if self._executions is None else self._executions.begin(execution_id, function)
+
+    def forget(self, execution_id: str) -> None:
+        """Drop an execution's span; nothing where it has ended."""
+        if self._executions is not None:
+            self._executions.forget(execution_id)
+
+    # --- events ----
+
+    def pre_execute(self, context: HookContext) -> None:
+        super().pre_execute(context)
+        self._resolve()
+        if self._executions is not None:
+            self._executions.planned(context)
+
+    def on_worker_start(self, context: HookContext) -> None:
+        super().on_worker_start(context)
+        if self._executions is not None:
+            self._executions.worker_started(context)
+
+    def on_chunk_complete(self, context: HookContext) -> None:
+        super().on_chunk_complete(context)
+        if self._instruments is not None:
+            labels, around = self._labels(context), self._around(context)
+            record = self._instruments.record
+            record(metrics.CHUNK_DURATION, labels, number(context.chunk_time) or 0.0, around)
+            waited = number(context.metadata.get("queue_time"))
+            if waited is not None:
+                record(metrics.CHUNK_QUEUE, labels, waited, around)
+            if "user_metrics" in context.metadata:
+                self._instruments.follow(self._user_rows())
+        if self._executions is not None:
+            self._executions.chunk_completed(context)
+
+    def on_error(self, context: HookContext) -> None:
+        super().on_error(context)
+        if self._executions is not None:
+            self._executions.failed(context)
+
+    def on_worker_end(self, context: HookContext) -> None:
+        super().on_worker_end(context)
+        if self._executions is not None:
+            self._executions.worker_ended(context)
+
+    def post_execute(self, context: HookContext) -> None:
+        status = status_of(context)
+        labels = (*self._labels(context), status)
+        super().post_execute(context)
+        if self._instruments is not None:
+            around = self._around(context)
+            seconds = number(context.elapsed_time) or 0.0
+            self._instruments.record(metrics.EXECUTION_DURATION, labels, seconds, around)
+            planned = number(context.metadata.get("planning_time"))
+            if planned is not None:
+                self._instruments.record(metrics.PLANNING_DURATION, labels[:1], planned, around)
+        if self._executions is not None:
+            self._executions.ended(context, status)
+
+    def _around(self, context: HookContext) -> Context | None:
+        return None if self._executions is None else self._executions.around(context)
+
+    # --- providers ----
+
+    def _resolve(self) -> None:
+        """Find the application's providers, or make our own: once, at the first execution."""
+        with self._resolving:
+            if self._resolved:
+                return
+            self._resolved = True  # also when it fails: the next execution would fail likewise
+            from amorsize.chunk_trace import make_tracers_picklable
+            from amorsize.exporters.execution_traces import ExecutionTraces
+            from amorsize.exporters.instruments import Instruments
+            from amorsize.exporters.span_writer import SpanWriter
+
+            tracer_provider, meter_provider = self._find_providers()
+            scope = ("amorsize", __version__, SCHEMA_URL, None)
+            if tracer_provider is not None and self._traces:
+                make_tracers_picklable()
+                self._executions = ExecutionTraces(
+                    SpanWriter(tracer_provider, scope),
+                    max_chunk_spans=self._max_chunk_spans,
+                    capture=self._instrument_workers,
+                    new_sender=self.new_sender,
+                )
+            if meter_provider is not None and self._metrics:
+                meter = meter_provider.get_meter(*scope)
+                self._instruments = Instruments(meter, self.snapshot)
+            close_before_others_at_exit()
+
+    def _find_providers(self) -> tuple[Any, Any]:
+        from opentelemetry import metrics as otel_metrics
+        from opentelemetry import trace
+
+        tracer_provider: Any = self._tracer_provider or trace.get_tracer_provider()
+        meter_provider: Any = self._meter_provider or otel_metrics.get_meter_provider()
+        has_tracer_provider = not isinstance(tracer_provider, trace.ProxyTracerProvider)
+        has_meter_provider = type(meter_provider).__name__ != "_ProxyMeterProvider"
+        # An application that has set up one signal is asked before the other is sent anywhere.
+        make_any = not (has_tracer_provider or has_meter_provider) or _asks_for_otlp()
+        if self._traces and not has_tracer_provider and make_any:
+            from amorsize.exporters.otlp import OwnTracing
+
+            self._own_tracing = OwnTracing(self.new_sender)
+            tracer_provider = self._own_tracing.provider
+            trace.set_tracer_provider(tracer_provider)
+        if self._metrics and not has_meter_provider and make_any:
+            from amorsize.exporters.otlp import OwnMetrics
+
+            self._own_metrics = OwnMetrics(self.new_sender)
+            meter_provider = self._own_metrics.provider
+            otel_metrics.set_meter_provider(meter_provider)
+        return tracer_provider, meter_provider
+
+    def flush(self, timeout: float = 1.0) -> bool:
+        """Hand on every span; deliver spans and a reading of the metrics by providers of our own.
+
+        Returns:
+            Whether all was delivered within ``timeout`` seconds. The application's own providers
+            deliver by themselves.
+        """
+        if self._own_metrics is not None:
+            self._own_metrics.collect()
+        return super().flush(timeout)
+
+    def release(self) -> None:
+        tracing.remove_source(self)
+        for own in (self._own_tracing, self._own_metrics):
+            if own is not None:
+                own.close()
+
+    def abandon(self) -> None:
+        tracing.remove_source(self)
+
+
+def _require_package() -> None:
+    try:
+        import opentelemetry.sdk.trace
+        import opentelemetry.trace  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("The OpenTelemetry exporter", "opentelemetry-sdk", "otel") from None
+
+
+def _check_provider(name: str, provider: object, method: str) -> None:
+    if provider is not None and not callable(getattr(provider, method, None)):
+        raise InvalidTypeError(
+            f"{name} must be an OpenTelemetry provider, with a {method}(), or None; got "
+            f"{type(provider).__name__}"
+        )
+
+
+def _asks_for_otlp() -> bool:
+    return any(
+        name.startswith("OTEL_EXPORTER_OTLP_") or name.endswith(("S_EXPORTER", "_TRACES_EXPORTER"))
+        for name in os.environ
+        if name.startswith("OTEL_")
+    )

@@ -1,0 +1,252 @@
+"""Providers of our own, for programs that have set up none: OTLP, as the ``OTEL_*`` variables say.
+
+What they make leaves by the same background senders as that of all other exporters: bounded,
+counted, retried, and never waited for. Nothing here has a say in an application's own providers.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from typing import Any
+
+from opentelemetry import context as otel_context
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import (
+    MetricExporter,
+    MetricExportResult,
+    MetricsData,
+    PeriodicExportingMetricReader,
+)
+from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExportResult
+
+from amorsize.errors import ExporterError, InvalidValueError
+from amorsize.exporters.sender import Sender
+
+NewSender = Callable[..., Sender[Any]]
+
+_PROTOCOLS = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
+_DEFAULTS = {"OTEL_BSP_MAX_QUEUE_SIZE": 2048, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": 512}
+_MAX_WAITING_READINGS = 10
+
+
+def resource() -> Resource:
+    """Describe this program: ``OTEL_SERVICE_NAME``, or else the name that it was started by."""
+    found = Resource.create()
+    if str(found.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
+        program = os.path.basename(sys.argv[0] if sys.argv else "").removesuffix(".py")
+        if program in ("", "-", "-c", "-m", "__main__"):
+            program = "python"
+        found = found.merge(Resource({SERVICE_NAME: program}))
+    return found
+
+
+class OwnTracing:
+    """A tracer provider whose spans leave by our senders.
+
+    Args:
+        new_sender: an exporter's ``new_sender``.
+
+    Raises:
+        InvalidValueError: one of the variables is wrong.
+        ExporterError: an exporter that they name cannot be made.
+    """
+
+    def __init__(self, new_sender: NewSender) -> None:
+        exporters = _make_exporters("traces")
+        self.provider = TracerProvider(resource=resource(), shutdown_on_exit=False)
+        self._exporters = exporters
+        for exporter in exporters:
+            sender = new_sender(
+                _Export(exporter, SpanExportResult.SUCCESS),
+                capacity=_bound("OTEL_BSP_MAX_QUEUE_SIZE"),
+                batch_items=_bound("OTEL_BSP_MAX_EXPORT_BATCH_SIZE"),
+                linger_seconds=_milliseconds("OTEL_BSP_SCHEDULE_DELAY", 5000),
+            )
+            self.provider.add_span_processor(_ToSender(sender))
+
+    def close(self) -> None:
+        """Stop the exporters; what is being sent is cut off."""
+        for exporter in self._exporters:
+            exporter.shutdown()
+
+
+class OwnMetrics:
+    """A meter provider whose readings leave by our senders; otherwise as :class:`OwnTracing`."""
+
+    def __init__(self, new_sender: NewSender) -> None:
+        exporters = _make_exporters("metrics")
+        self._exporters = exporters
+        readers = []
+        for exporter in exporters:
+            sender = new_sender(
+                _ExportEach(exporter),
+                capacity=_MAX_WAITING_READINGS,
+                batch_items=1,
+            )
+            readers.append(PeriodicExportingMetricReader(_MetricsToSender(exporter, sender)))
+        self.provider = MeterProvider(
+            metric_readers=readers, resource=resource(), shutdown_on_exit=False
+        )
+
+    def collect(self) -> None:
+        """Take a last reading, to be sent."""
+        self.provider.force_flush()
+
+    def close(self) -> None:
+        """Stop reading, and the exporters; what is being sent is cut off."""
+        self.provider.shutdown()
+        for exporter in self._exporters:
+            exporter.shutdown()
+
+
+class _Export:
+    """Sends a batch, and raises what the exporter only logs."""
+
+    def __init__(self, exporter: Any, success: object) -> None:
+        self._exporter = exporter
+        self._success = success
+
+    def __call__(self, batch: Any) -> None:
+        # Instrumented HTTP clients make no spans of the sending of spans.
+        suppressed = otel_context.set_value(otel_context._SUPPRESS_INSTRUMENTATION_KEY, True)
+        token = otel_context.attach(suppressed)
+        _said.text = ""
+        try:
+            result = self._exporter.export(batch)
+        finally:
+            otel_context.detach(token)
+        if result is not self._success:
+            raise ConnectionError(_said.text or "the exporter reported a failure")
+
+
+class _ExportEach(_Export):
+    """The same for readings, of which each is a message of its own."""
+
+    def __init__(self, exporter: Any) -> None:
+        super().__init__(exporter, MetricExportResult.SUCCESS)
+
+    def __call__(self, batch: list[MetricsData]) -> None:
+        for reading in batch:
+            super().__call__(reading)
+
+
+class _ToSender(SpanProcessor):
+    """Hands spans that end to a sender."""
+
+    def __init__(self, sender: Sender[ReadableSpan]) -> None:
+        self._sender = sender
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if span.context is not None and span.context.trace_flags.sampled:
+            self._sender.put(span)
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        return self._sender.flush(timeout_millis / 1000)
+
+
+class _MetricsToSender(MetricExporter):
+    """Hands readings to a sender, in the shape that the exporter behind it wants."""
+
+    def __init__(self, exporter: Any, sender: Sender[MetricsData]) -> None:
+        super().__init__(
+            preferred_temporality=exporter._preferred_temporality,
+            preferred_aggregation=exporter._preferred_aggregation,
+        )
+        self._sender = sender
+
+    def export(
+        self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any
+    ) -> MetricExportResult:
+        self._sender.put(metrics_data)
+        return MetricExportResult.SUCCESS
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        return True  # the exporter's own flush() waits for senders
+
+    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
+        pass  # the sender is closed by who made it
+
+
+def _make_exporters(signal: str) -> Sequence[Any]:
+    """Make the exporters that ``OTEL_TRACES_EXPORTER`` and the like name; OTLP where unset."""
+    variable = f"OTEL_{signal.upper()}_EXPORTER"
+    names = os.environ.get(variable, "").strip() or "otlp"
+    made = []
+    for name in filter(None, map(str.strip, names.split(","))):
+        if name == "none":
+            continue
+        key = _otlp_key(signal) if name == "otlp" else name
+        found = next(iter(entry_points(group=f"opentelemetry_{signal}_exporter", name=key)), None)
+        if found is None:
+            raise InvalidValueError(
+                f"{variable} names {name!r}, and no installed package has such an exporter; "
+                "known are otlp, console and none, and what packages in the entry-point group "
+                f"opentelemetry_{signal}_exporter add."
+            )
+        try:
+            made.append(found.load()())
+        except Exception as error:
+            raise ExporterError(
+                f"the exporter {name!r} of {variable} cannot be made: {type(error).__name__}: "
+                f"{error}"
+            ) from error
+    _listen_to_libraries()
+    return made
+
+
+def _otlp_key(signal: str) -> str:
+    variable = f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL"
+    protocol = os.environ.get(variable) or os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+    protocol = protocol or "http/protobuf"  # the specification's default
+    if protocol not in _PROTOCOLS:
+        raise InvalidValueError(
+            f"{variable}, or OTEL_EXPORTER_OTLP_PROTOCOL, is {protocol!r}; allowed are "
+            f"{' and '.join(_PROTOCOLS)}."
+        )
+    return _PROTOCOLS[protocol]
+
+
+def _bound(variable: str) -> int:
+    given = os.environ.get(variable, "").strip()
+    if not given:
+        return _DEFAULTS[variable]
+    if not given.isdigit() or int(given) < 1:
+        raise InvalidValueError(f"{variable} is {given!r}; give a whole number of at least 1.")
+    return int(given)
+
+
+def _milliseconds(variable: str, default: int) -> float:
+    given = os.environ.get(variable, "").strip()
+    if given and not given.isdigit():
+        raise InvalidValueError(f"{variable} is {given!r}; give a whole number of milliseconds.")
+    return int(given or default) / 1000
+
+
+_said = threading.local()
+"""What an exporter's library last logged on this sender's thread."""
+
+
+class _OwnThreads(logging.Filter):
+    """Keeps libraries from logging each attempt of ours: the sender says it once."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not threading.current_thread().name.startswith("amorsize-"):
+            return True
+        _said.text = record.getMessage()
+        return False
+
+
+_own_threads = _OwnThreads()
+
+
+def _listen_to_libraries() -> None:
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if name.startswith("opentelemetry.exporter.") and isinstance(logger, logging.Logger):
+            logger.addFilter(_own_threads)
