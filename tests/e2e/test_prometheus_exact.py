@@ -137,7 +137,7 @@ def test_an_execution_that_fails_leaves_the_truth(
     manager.register(
         amorsize.HookEvent.ON_CHUNK_COMPLETE, lambda context: done.append(context.chunk_size or 0)
     )
-    with pytest.raises(ValueError, match="bad item 3"):
+    with pytest.raises(ValueError, match=r"bad item \d*3"):
         amorsize.execute(
             Work(ledger),
             range(ITEMS),
