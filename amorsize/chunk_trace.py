@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from contextvars import Token
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context as otel_context
@@ -38,8 +39,9 @@ class ChunkTrace:
 
     def __init__(self, link: TraceLink, chunk_id: int) -> None:
         here = link.pid == os.getpid()
-        base = otel_context.get_current() if here else _received(link)
-        parent = trace.get_current_span(_received(link)).get_span_context()
+        received = _received(*(link.carrier.get(header) for header in _HEADERS))
+        base = otel_context.get_current() if here else received
+        parent = trace.get_current_span(received).get_span_context()
         self._link = link
         self._captures = link.capture and not here
         self._span: _ChunkSpan | None = None
@@ -315,10 +317,15 @@ class _ChunkSpan(trace.Span):
         """Its name stays: that of spans should not vary."""
 
 
-def _received(link: TraceLink) -> otel_context.Context:
-    """The context that the link's headers say; whatever propagators this process has."""
-    received = TraceContextTextMapPropagator().extract(link.carrier, otel_context.Context())
-    return W3CBaggagePropagator().extract(link.carrier, received)
+_HEADERS = ("traceparent", "tracestate", "baggage")
+
+
+@lru_cache(maxsize=64)  # the same for every chunk of an execution
+def _received(*headers: str | None) -> otel_context.Context:
+    """The context that a link's headers say; whatever propagators this process has."""
+    carrier = {name: value for name, value in zip(_HEADERS, headers, strict=True) if value}
+    received = TraceContextTextMapPropagator().extract(carrier, otel_context.Context())
+    return W3CBaggagePropagator().extract(carrier, received)
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 from typing import Any, Protocol
 
 from amorsize.tracing import TraceLink
@@ -32,11 +34,9 @@ class Collect:
     def use_in_worker(self, provider_at_start: Any) -> None:
         """Get a worker process ready, before the function is loaded; see ``chunk_trace``."""
         if self.trace is not None:
-            try:
-                from amorsize.chunk_trace import use_in_worker
-            except ImportError:
-                return
-            use_in_worker(self.trace, provider_at_start)
+            chunk_trace = _load_chunk_trace()
+            if chunk_trace is not None:
+                chunk_trace.use_in_worker(self.trace, provider_at_start)
 
     def in_chunk(self, chunk_id: int) -> ChunkCollector | None:
         """Make the collector of one chunk; None where nothing is to be collected."""
@@ -73,8 +73,14 @@ class ChunkCollector:
 
 
 def _chunk_trace(link: TraceLink, chunk_id: int) -> Collector | None:
+    chunk_trace = _load_chunk_trace()
+    return None if chunk_trace is None else chunk_trace.ChunkTrace(link, chunk_id)
+
+
+@cache
+def _load_chunk_trace() -> ModuleType | None:
     try:
-        from amorsize.chunk_trace import ChunkTrace  # imports OpenTelemetry's API, 25 ms
+        from amorsize import chunk_trace  # imports OpenTelemetry's API, 25 ms
     except ImportError:
         return None  # a worker on a machine that lacks it
-    return ChunkTrace(link, chunk_id)
+    return chunk_trace

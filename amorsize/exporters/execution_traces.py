@@ -232,6 +232,9 @@ class ExecutionTraces:
         start = min(max(start, trace.began), now)  # other machines have other clocks
         ran = "started_at" in metadata
         end = min(start + int(context.chunk_time * 1e9), now) if ran else now
+        carried = metadata.get("trace", {})
+        if failure is None and trace.budget.turn_away(end - start, carried):
+            return
         attributes = trace.common | {
             "amorsize.chunk.id": context.chunk_id,
             "amorsize.chunk.start": metadata.get("chunk_start", 0),
@@ -246,7 +249,6 @@ class ExecutionTraces:
         attributes |= trace.workers.get(context.worker_id) or _identity_here()
         if failure is not None:
             attributes[ATTRIBUTES["error_type"]] = failure[0]
-        carried = metadata.get("trace", {})
         record = ChunkRecord(context.chunk_id or 0, start, end, attributes, failure, carried)
         if trace.budget.admit(record):
             self._release(trace, record)
@@ -258,7 +260,7 @@ class ExecutionTraces:
         with self._lock:
             if now - self._credit_since > _DRAINED_SECONDS:
                 self._credit, self._credit_since = _AT_ONCE, now
-            at_once = self._credit >= spans and not self._later.stats().waiting
+            at_once = self._credit >= spans and self._later.is_idle
             if at_once:
                 self._credit -= spans
         item = (record, trace.span.get_span_context(), trace.context)

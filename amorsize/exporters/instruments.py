@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from opentelemetry.context import Context
@@ -112,7 +112,7 @@ class Instruments:
                 reached = 0
                 for bound, count in zip(bounds, value.counts, strict=True):
                     reached += count
-                    yield Observation(reached, attributes_of(row, labels) | {"le": bound})
+                    yield Observation(reached, {**attributes_of(row, labels), "le": bound})
 
     def _values(self, row: Metric) -> Mapping[Labels, numbers.Value]:
         with self._lock:
@@ -125,6 +125,7 @@ class Instruments:
             return self._series.get(row, {})
 
 
-def attributes_of(row: Metric, labels: Labels) -> dict[str, str]:
+@lru_cache(maxsize=1024)
+def attributes_of(row: Metric, labels: Labels) -> Mapping[str, str]:
     """Name a series' labels as OpenTelemetry does."""
     return {ATTRIBUTES[name]: value for name, value in zip(row.labels, labels, strict=True)}

@@ -154,6 +154,11 @@ class Sender(Generic[ItemT]):
         self._next_log = {"failure": float("-inf"), "overflow": float("-inf")}
         _senders.add(self)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits, nor is being sent. Cheap."""
+        return not self._queue and not self._in_flight
+
     def put(self, item: ItemT) -> None:
         """Queue an item. Never waits, never raises; after ``close()`` it does nothing."""
         with self._changed:

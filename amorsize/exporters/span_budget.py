@@ -90,6 +90,24 @@ class SpanBudget:
             self._strip()
         return False
 
+    def turn_away(self, duration: int, carried: dict[str, Any]) -> bool:
+        """Say whether a chunk that went well has no chance, and count it if so.
+
+        Of many thousand chunks most are neither early nor slow: no record is made of them.
+
+        Args:
+            duration: in ns.
+            carried: what it brought home.
+        """
+        if carried.get("live", self._live_left > 0) or len(self._slowest) < self._late_left:
+            return False
+        if self._late_left > 0 and duration > self._slowest[0][0]:
+            return False
+        self.total += 1
+        self.untraced += 1
+        self.dropped_spans += carried.get("dropped", 0) + len(carried.get("spans", ()))
+        return True
+
     def rest(self) -> list[ChunkRecord]:
         """Return the slowest chunks that still wait, and forget them."""
         records = [record for _, _, record in sorted(self._slowest)]
