@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,26 @@ def test_the_readmes_snippets_run(
 
         close_all()
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "snippet", PYTHON.findall((ROOT / "docs" / "opentelemetry.md").read_text())
+)
+def test_the_snippets_of_opentelemetry_run(snippet: str, tmp_path: Path) -> None:
+    """Each as a program of its own, because providers are set once a process."""
+    (tmp_path / "report.py").write_text(snippet)
+    ran = subprocess.run(
+        [sys.executable, "report.py"],
+        cwd=tmp_path,
+        env=os.environ | {"OTEL_TRACES_EXPORTER": "console", "OTEL_METRICS_EXPORTER": "none"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    if "TraceIdRatioBased" not in snippet:  # the others print their spans
+        assert '"name": "execute ' in ran.stdout
+        assert '"name": "chunk"' in ran.stdout
 
 
 def test_every_fault_of_the_table_has_its_test() -> None:

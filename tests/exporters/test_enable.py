@@ -106,7 +106,7 @@ def test_each_of_our_own_names_is_there(name):
 def test_an_unknown_name_lists_the_known_ones(package):
     """Those of other packages, too."""
     package(PLAIN, "plain=Plain")
-    with pytest.raises(InvalidValueError, match=r"no exporter 'promteus'; known are plain, prome"):
+    with pytest.raises(InvalidValueError, match=r"no exporter 'promteus'; known are .*plain, prome"):
         amorsize.enable("promteus")
 
 
@@ -243,7 +243,7 @@ def test_a_wrong_name_in_the_environment_is_an_error_before_anything_runs(monkey
     for run in (amorsize.execute, amorsize.stream):
         with pytest.raises(
             InvalidValueError,
-            match=r"variable AMORSIZE_EXPORTERS names 'promteus', .* known are prometheus",
+            match=r"variable AMORSIZE_EXPORTERS names 'promteus', .* known are .*prometheus",
         ):
             run(called.append, [1], executor="serial")
     assert called == listening() == []
