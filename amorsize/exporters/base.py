@@ -202,8 +202,17 @@ class Exporter:
                 self.flush(max(0.0, deadline - time.monotonic()))
         finally:
             self._active = False
+            before = sum(sender.lost for sender in self._senders)
             for sender in self._senders:
                 sender.close(max(0.0, deadline - time.monotonic()))
+            cut_off = sum(sender.lost for sender in self._senders) - before
+            # A backend that hangs, or a client that tries again by itself, has not failed yet.
+            if cut_off and not any(sender.complained for sender in self._senders):
+                logger.warning(
+                    "The %s exporter was closed before %d items were delivered; they are lost.",
+                    self.name,
+                    cut_off,
+                )
             _open_exporters.discard(self)
             try:
                 self.release()

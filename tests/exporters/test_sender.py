@@ -591,6 +591,19 @@ def test_a_bad_backend_costs_a_run_nothing_and_is_counted(backend):
             assert exporter.counts() == (20, stats.errors)
 
 
+def test_what_close_cuts_off_is_said_once(backend, caplog):
+    """Nothing has failed yet where a backend hangs, and yet it is lost: not in silence."""
+    backend.gate.clear()
+    with Poster(backend.port) as exporter:
+        run(exporter, times=3)
+        assert backend.asked.wait(BOUND)
+        assert caplog.messages == []
+    exporter.close()
+    assert caplog.messages == [
+        "The poster exporter was closed before 3 items were delivered; they are lost."
+    ]
+
+
 def test_the_counters_of_open_exporters_are_there_to_be_shown(backend):
     """By name; those of one name are added up, and a closed one is gone."""
     backend.statuses = [400, 400]
