@@ -233,7 +233,9 @@ class ExecutionTraces:
         ran = "started_at" in metadata
         end = min(start + int(context.chunk_time * 1e9), now) if ran else now
         carried = metadata.get("trace", {})
-        if failure is None and trace.budget.turn_away(end - start, carried):
+        # What ran in this process asked before it began; nobody did for what ran elsewhere.
+        live = carried["live"] if "live" in carried else trace.link.grant()
+        if not live and failure is None and trace.budget.turn_away(end - start, carried):
             return
         attributes = trace.common | {
             "amorsize.chunk.id": context.chunk_id,
@@ -250,7 +252,7 @@ class ExecutionTraces:
         if failure is not None:
             attributes[ATTRIBUTES["error_type"]] = failure[0]
         record = ChunkRecord(context.chunk_id or 0, start, end, attributes, failure, carried)
-        if trace.budget.admit(record):
+        if trace.budget.admit(record, live=live):
             self._release(trace, record)
 
     def _release(self, trace: _Trace, record: ChunkRecord) -> None:

@@ -179,13 +179,13 @@ class OpenTelemetryExporter(TotalsExporter):
             waited = number(context.metadata.get("queue_time"))
             if waited is not None:
                 record(metrics.CHUNK_QUEUE, labels, waited, around)
-            if "user_metrics" in context.metadata:
-                self._instruments.follow(self._user_rows())
+        self._follow_user_rows(context)
         if self._executions is not None:
             self._executions.chunk_completed(context)
 
     def on_error(self, context: HookContext) -> None:
         super().on_error(context)
+        self._follow_user_rows(context)
         if self._executions is not None:
             self._executions.failed(context)
 
@@ -207,6 +207,10 @@ class OpenTelemetryExporter(TotalsExporter):
                 self._instruments.record(metrics.PLANNING_DURATION, labels[:1], planned, around)
         if self._executions is not None:
             self._executions.ended(context, status)
+
+    def _follow_user_rows(self, context: HookContext) -> None:
+        if self._instruments is not None and "user_metrics" in context.metadata:
+            self._instruments.follow(self._user_rows())
 
     def _around(self, context: HookContext) -> Context | None:
         return None if self._executions is None else self._executions.around(context)

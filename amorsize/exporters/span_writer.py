@@ -66,6 +66,8 @@ class SpanWriter:
         """
         spans = record.spans()
         start, end = record.start, record.end
+        began, ended = record.carried.get("times", (start, end))
+        start, end = min(start, began), max(end, ended)
         for span in spans:
             if span[2] == execution.trace_id:  # a chunk lasts as long as what happens in it
                 start, end = min(start, span[5]), max(end, span[6])
