@@ -19,11 +19,12 @@ from typing import Any, Protocol
 
 from amorsize.errors import InvalidTypeError, InvalidValueError, MissingExtraError
 from amorsize.exporters import emf as embedded
-from amorsize.exporters.base import enable_once
+from amorsize.exporters.base import enable_once, in_child_process
 from amorsize.exporters.changes import ObservingNumbers
 from amorsize.exporters.cloudwatch_data import (
     DIMENSION_CHARACTERS,
     MAX_DIMENSIONS,
+    NAME_CHARACTERS,
     OWN_NAMES,
     Collector,
     Dimensions,
@@ -41,7 +42,7 @@ READ_SECONDS = 5.0
 """What an attempt of boto3's may wait; how often it tries is for its own settings to say."""
 
 WAITING_REQUESTS = 100
-"""Requests that wait during an outage; beyond them the oldest are lost."""
+"""Requests that wait during an outage, beside the newest; beyond them the oldest are lost."""
 
 _END_SECONDS = 1.0
 """How long the end of a run waits for a line to be written: in Lambda nothing runs after it."""
@@ -131,16 +132,19 @@ class CloudWatchExporter(TotalsExporter):
         self._owns_client = False
         if self._emf is None:
             self._client = _check_client(client, region)
-            self._owns_client = client is None
-            if client is None:
+            if client is None and not in_child_process():
                 self._client = _new_client(region)
+                self._owns_client = True
         super().__init__()
         self._numbers = ObservingNumbers(self._collector.observe)
         self._asked = self._all_gauges = False
         self._ask_lock = threading.RLock()  # a signal handler may ask, too
         self._waiting: deque[tuple[Any, int]] = deque()
         self._lost = 0
-        self._sender = self.new_sender(self._send, **SENDER_BOUNDS)
+        self._is_stuck = False  # the stream: then no end of a run waits for it
+        # A stream that fails will not be better in a second, and the end of a run waits for it.
+        attempts = {} if self._emf is None else {"attempts": 1}
+        self._sender = self.new_sender(self._send, **(SENDER_BOUNDS | attempts))
         self._interval = Interval(seconds, lambda: bool(self._runs), self._renew)
 
     def pre_execute(self, context: HookContext) -> None:
@@ -159,8 +163,8 @@ class CloudWatchExporter(TotalsExporter):
         super().post_execute(context)
         if status_of(context) == "cancelled":
             self.flush(_CANCELLED_SECONDS)  # SIGTERM may be about to end the process
-        elif self._emf is not None:
-            self.flush(_END_SECONDS)
+        elif self._emf is not None and not self._is_stuck:
+            self._is_stuck = not self.flush(_END_SECONDS)
         else:
             self._ask()
 
@@ -185,6 +189,9 @@ class CloudWatchExporter(TotalsExporter):
             self._lost += len(left) + sum(size for _, size in self._waiting)
         if self._owns_client:
             self._client.close()
+
+    def _state(self) -> str:
+        return self._namespace if self.active else super()._state()
 
     def _add_shares(self, context: HookContext) -> None:
         shares = context.metadata.get("user_metrics")
@@ -228,16 +235,17 @@ class CloudWatchExporter(TotalsExporter):
                 self._lost += size
                 raise
             self._waiting.popleft()
+        self._is_stuck = False
 
     def _queue(self, data: list[Any]) -> None:
         now = time.time()
+        while len(self._waiting) > WAITING_REQUESTS:
+            self._lost += self._waiting.popleft()[1]
         if self._emf is None:
             self._waiting.extend((request, len(request)) for request in requests(data, now))
         elif data:
             text = "\n".join(embedded.lines(data, self._namespace, now))
             self._waiting.append((text + "\n", len(data)))
-        while len(self._waiting) > WAITING_REQUESTS:
-            self._lost += self._waiting.popleft()[1]
 
     def _put(self, request: list[dict[str, Any]]) -> None:
         from botocore.exceptions import ClientError, ParamValidationError
@@ -343,7 +351,10 @@ def _check_dimensions(dimensions: object) -> Dimensions:
             f"{MAX_DIMENSIONS}; got {len(dimensions)}"
         )
     for name, value in dimensions.items():
-        for text, what, most in ((name, "name", 255), (value, "value", DIMENSION_CHARACTERS)):
+        for text, what, most in (
+            (name, "name", NAME_CHARACTERS),
+            (value, "value", DIMENSION_CHARACTERS),
+        ):
             if not isinstance(text, str):
                 raise InvalidTypeError(
                     f"dimensions must map strings to strings; got {name!r}: {value!r}"

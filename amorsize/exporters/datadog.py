@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from amorsize.errors import InvalidTypeError, InvalidValueError, MissingExtraError
-from amorsize.exporters.base import enable_once
+from amorsize.exporters.base import enable_once, in_child_process
 from amorsize.exporters.changes import Changes, ObservingNumbers
 from amorsize.exporters.datadog_api import Api
 from amorsize.exporters.datadog_events import (
@@ -51,6 +51,9 @@ Path: TypeAlias = str | os.PathLike[str]
 
 GAUGE_SECONDS = 10.0
 """An agent makes one point of a gauge in this time, and none where it was told nothing."""
+
+LINGER_SECONDS = 1.0
+"""How long messages wait for others, to go out together."""
 
 TAG_BYTES = 200
 """Datadog cuts tags at 200 characters. In bytes, so that a line never outgrows a datagram."""
@@ -168,7 +171,7 @@ class DatadogExporter(TotalsExporter):
                     "DD_API_KEY is set, and no agent is configured: Datadog gets events and "
                     "service checks, and no metrics. For metrics set DD_AGENT_HOST, or pass host="
                 )
-        elif client is None:
+        elif client is None and not in_child_process():
             self._datagrams = Datagrams(**where)
         if self._datagrams is not None:
             own_tags = _with_environment(own_tags, self._datagrams.constant_tags, ["DD_TAGS"])
@@ -187,7 +190,9 @@ class DatadogExporter(TotalsExporter):
         else:
             self._numbers = ObservingNumbers(self._observed)
             attempts = 5 if self._lent is None else 1
-            self._sender = self.new_sender(self._send, linger_seconds=1.0, attempts=attempts)
+            self._sender = self.new_sender(
+                self._send, linger_seconds=LINGER_SECONDS, attempts=attempts
+            )
             self._interval = Interval(GAUGE_SECONDS, lambda: bool(self._runs), self._renew)
 
     def pre_execute(self, context: HookContext) -> None:
@@ -243,6 +248,12 @@ class DatadogExporter(TotalsExporter):
     def abandon(self) -> None:
         if self._datagrams is not None:
             self._datagrams.close()
+
+    def _state(self) -> str:
+        if not self.active:
+            return super()._state()
+        where = self._api or self._datagrams
+        return "a client that was passed" if where is None else where.destination
 
     def _wake(self) -> None:
         if self._api is None:
