@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -30,6 +30,10 @@ from amorsize.worker import HOSTNAME, ChunkOutcome, Failure
 logger = logging.getLogger(__name__)
 
 _STREAM_CHUNK_ITEMS = 10_000
+
+_SERIAL_CHUNK_ITEMS = 10_000_000
+"""Nothing is copied for a serial chunk of an input that is held in memory anyway: the duration of
+chunks alone bounds them."""
 
 
 class Call:
@@ -142,10 +146,12 @@ class Call:
             collector=collect.in_chunk(0),
         )
         self.result.data = self._data
+        sequence = _sliceable(self._data)
         source = Input(
             iterator,
             patient=total is not None,
             drawn=0 if sample is None else len(sample.items),
+            sequence=sequence,
         )
         if sample is not None:
             source.exhausted = sample.exhausted
@@ -158,7 +164,11 @@ class Call:
             estimated_speedup=self.result.estimated_speedup,
             interruptible=interruptible,
         )
-        limit = _STREAM_CHUNK_ITEMS if isinstance(sink, StreamBuffer) else MAX_CHUNK_ITEMS
+        limit = MAX_CHUNK_ITEMS
+        if isinstance(sink, StreamBuffer):
+            limit = _STREAM_CHUNK_ITEMS
+        elif sequence is not None and plan.executor_type == "serial":
+            limit = _SERIAL_CHUNK_ITEMS
         self.run = Run(
             task=Task(
                 self._func,
@@ -195,6 +205,12 @@ class Call:
     def _managers(self) -> list[HookManager]:
         managers = [get_default_manager(), self._hooks, self._progress]
         return [manager for manager in managers if manager is not None]
+
+
+def _sliceable(data: Iterable[Any]) -> Sequence[Any] | None:
+    """Return an input whose slices give what its iterator gives; None for any other."""
+    # Of a subclass one never knows.
+    return data if type(data) in (list, tuple, range) else None  # type: ignore[return-value]
 
 
 def _sampled(sample: Sample | None) -> Sampled:

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from amorsize import log_records, termination
@@ -181,7 +182,7 @@ class Run:
             # Only now is the length certain: len() of the input may have been an estimate.
             self._report.total_items = self._total = self._input.drawn
 
-    def _draw(self, size: int) -> list[Any]:
+    def _draw(self, size: int) -> Sequence[Any]:
         self._drawing = True
         try:
             return self._input.draw(size)
