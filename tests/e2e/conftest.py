@@ -49,8 +49,8 @@ def otlp_double() -> Iterator[Callable[..., OtlpDouble]]:
     """Start OTLP doubles that fail: ``otlp_double([503])``."""
     doubles: list[OtlpDouble] = []
 
-    def start(*arguments: Any) -> OtlpDouble:
-        doubles.append(OtlpDouble(*arguments))
+    def start(statuses: Sequence[int] = (), *, delay: float = 0.0) -> OtlpDouble:
+        doubles.append(OtlpDouble(statuses, delay=delay))
         return doubles[-1]
 
     yield start

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -154,9 +155,18 @@ class OtlpReceiver(Arrivals):
 
 
 class OtlpDouble(Arrivals):
-    """An OTLP/HTTP server that answers ``statuses`` one by one, then 200; while ``gate`` is set."""
+    """An OTLP/HTTP server that fails on demand.
 
-    def __init__(self, statuses: Iterable[int] = ()) -> None:
+    Args:
+        statuses: its first answers; 200 after them.
+        delay: seconds before each answer.
+
+    Attributes:
+        gate: it answers while this is set.
+        answered: the statuses of its answers.
+    """
+
+    def __init__(self, statuses: Iterable[int] = (), *, delay: float = 0.0) -> None:
         self._statuses = list(statuses)
         self._requests: dict[str, list[dict[str, Any]]] = {signal: [] for signal in SIGNALS}
         self.answered: list[int] = []
@@ -171,6 +181,7 @@ class OtlpDouble(Arrivals):
                     body = gzip.decompress(body)
                 signal = self.path.rpartition("/")[2]
                 request = SIGNALS[signal].FromString(body)
+                time.sleep(delay)
                 assert double.gate.wait(60)
                 status = double._statuses.pop(0) if double._statuses else 200
                 if status == 200:
@@ -210,11 +221,12 @@ class Ran:
     Attributes:
         said: the values that it printed with ``tell()``, by name.
         log: its standard error.
-        began, ended: ``time.time()`` around its process.
+        ended: ``time.time()`` when its process was gone.
     """
 
     said: dict[str, Any]
     log: str
+    ended: float
 
 
 TELL = '''
@@ -245,11 +257,12 @@ def run_program(
         timeout=100,
         check=False,
     )
+    ended = time.time()
     assert ran.returncode == 0, ran.stderr[-4000:]
     said: dict[str, Any] = {}
     for line in ran.stdout.splitlines():
         said |= json.loads(line)
-    return Ran(said, ran.stderr)
+    return Ran(said, ran.stderr, ended)
 
 
 def _spans(requests: Iterable[dict[str, Any]]) -> Iterable[Span]:
