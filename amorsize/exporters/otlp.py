@@ -230,7 +230,7 @@ def _milliseconds(variable: str, default: int) -> float:
 
 
 _said = threading.local()
-"""What an exporter's library last logged on this sender's thread."""
+"""What an exporter's library first logged on this thread: the cause, before retries."""
 
 
 class _OwnThreads(logging.Filter):
@@ -239,7 +239,7 @@ class _OwnThreads(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if not threading.current_thread().name.startswith("amorsize-"):
             return True
-        _said.text = record.getMessage()
+        _said.text = getattr(_said, "text", "") or record.getMessage()
         return False
 
 
