@@ -230,7 +230,9 @@ class Run:
         results = outcome.results
         if outcome.failures:
             first = outcome.failures[0]
-            if results is None and self._task.return_exceptions:
+            if not self._task.return_exceptions:
+                outcome.results = None  # also where only one result did not travel
+            elif results is None:
                 # The chunk could not be carried over: that is every item's failure.
                 outcome.results = results = [first.error] * outcome.size
                 outcome.failures = [
