@@ -221,7 +221,9 @@ def make_check(context: HookContext, status: str, tags: Sequence[str]) -> Check 
 
 def is_cancellation(error: Any) -> bool:
     """Whether somebody ended the execution, as opposed to something that went wrong."""
-    return isinstance(error, KeyboardInterrupt | SystemExit | ExecutionCancelledError)
+    if isinstance(error, ExecutionCancelledError):
+        return True
+    return isinstance(error, BaseException) and not isinstance(error, Exception)  # Ctrl-C, SIGTERM
 
 
 def _error_facts(context: HookContext) -> dict[str, str]:

@@ -201,6 +201,7 @@ class Agent:
     """
 
     def __init__(self, path: Path | None = None, *, stream: bool = False, port: int = 0) -> None:
+        self.path = path
         self.limit = UDP_BYTES if path is None else UNIX_BYTES
         self.datagrams: list[bytes] = []
         self.errors: list[BadDatagram] = []
