@@ -161,9 +161,7 @@ if __name__ == "__main__":
     )
     assert ran.log == ""
     spans = otlp_receiver.spans()
-    chunks = {
-        span.attributes["amorsize.chunk.id"]: span for span in spans if span.name == "chunk"
-    }
+    chunks = {span.attributes["amorsize.chunk.id"]: span for span in spans if span.name == "chunk"}
     for item, (tenant, trace_id, span_id, nothing_opened) in enumerate(ran.said["seen"]):
         chunk = chunks[item // 2]
         assert (tenant, trace_id, span_id) == ("a, b = c", chunk.trace_id, chunk.span_id)
