@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from amorsize import __version__
 from amorsize.exporters.metrics import CHUNK_DURATION, EXECUTION_DURATION, METRICS, Kind
@@ -176,6 +177,45 @@ if __name__ == "__main__":
     assert execution.attributes["amorsize.status"] == "ok"
 
 
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_exemplars_in_prometheus_point_to_spans_that_exist(
+    tmp_path: Path, otlp_receiver: OtlpReceiver, mode: str
+) -> None:
+    """On the page that Prometheus reads, of chunks and of the execution."""
+    source = (
+        WORK
+        + """
+import urllib.request
+
+if __name__ == "__main__":
+    amorsize.enable_opentelemetry(metrics=False)
+    exporter = amorsize.enable_prometheus(port=0)
+    amorsize.execute(work, range(8), executor=sys.argv[2], n_jobs=2, chunksize=2)
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{exporter.port}/metrics",
+        headers={"Accept": "application/openmetrics-text; version=1.0.0"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        tell(page=answer.read().decode())
+"""
+    )
+    environment = otlp_receiver.environment()
+    ran = run_program(tmp_path / "program.py", source, "", mode, environment=environment)
+    names = {(span.trace_id, span.span_id): span.name for span in otlp_receiver.spans()}
+    for metric, name in (
+        (CHUNK_DURATION, "chunk"),
+        (EXECUTION_DURATION, "execute __main__.work"),
+    ):
+        pointed = [
+            names[sample.exemplar.labels["trace_id"], sample.exemplar.labels["span_id"]]
+            for family in text_string_to_metric_families(ran.said["page"])
+            for sample in family.samples
+            if family.name == metric.prometheus and sample.exemplar is not None
+        ]
+        assert pointed
+        assert set(pointed) == {name}
+
+
 def test_every_mode_makes_a_trace_of_the_same_shape(
     tmp_path: Path, otlp_receiver: OtlpReceiver
 ) -> None:
@@ -295,3 +335,28 @@ if __name__ == "__main__":
         assert told["amorsize.spans.dropped"] == 0
     failed = {span.attributes["amorsize.chunk.id"] for span in chunks if span.status[1]}
     assert failed == {0, 1234, 2500, 4999}
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_a_burst_larger_than_the_processors_queue_loses_nothing(
+    tmp_path: Path, otlp_receiver: OtlpReceiver, mode: str
+) -> None:
+    """Spans are released at a pace, and the exit waits for them."""
+    source = (
+        WORK
+        + """
+def tiny(item):
+    if sys_argv[2] == "process":  # in this process such spans leave by themselves, at any pace
+        tracer.start_span("user work").end()
+
+if __name__ == "__main__":
+    amorsize.enable_opentelemetry(metrics=False, max_chunk_spans=2500)
+    set_provider()
+    amorsize.execute(tiny, range(2500), executor=sys.argv[2], n_jobs=2, chunksize=1)
+"""
+    )
+    environment = otlp_receiver.environment() | {"OTEL_BSP_SCHEDULE_DELAY": "60000"}
+    ran = run_program(tmp_path / "program.py", source, "", mode, environment=environment)
+    assert ran.log == ""
+    names = Counter(span.name for span in otlp_receiver.spans())
+    assert (names["chunk"], names["user work"]) == (2500, 2500 if mode == "process" else 0)
