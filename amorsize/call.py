@@ -9,10 +9,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from functools import cache
 from typing import Any
 
 from amorsize import environment, optimizer
-from amorsize.arguments import check_seconds, known_length, validate
+from amorsize.arguments import check_seconds, check_switch, known_length, validate
 from amorsize.backends.base import Task
 from amorsize.chunking import MAX_CHUNK_ITEMS, ChunkSizer, Input
 from amorsize.collecting import Collect
@@ -24,7 +25,7 @@ from amorsize.reporting import Reporter
 from amorsize.run import Run
 from amorsize.sampling import Sample
 from amorsize.sinks import Sink, StreamBuffer
-from amorsize.system import ENGINES
+from amorsize.system import engines_here
 from amorsize.worker import HOSTNAME, ChunkOutcome, Failure
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,9 @@ class Call:
         if name is not None and not isinstance(name, str):
             raise InvalidTypeError(f"name must be a string or None; got {name!r}")
         check_seconds("progress_interval", progress_interval, zero=True)
+        check_switch("progress", progress)
+        check_switch("return_exceptions", return_exceptions)
+        check_switch("verbose", verbose)
         for limit, seconds in (("timeout", timeout), ("item_timeout", item_timeout)):
             if seconds is not None:
                 check_seconds(limit, seconds)
@@ -110,16 +114,10 @@ class Call:
     def prepare(self, sink: Sink, *, interruptible: bool) -> Run:
         """Make the plan, which may run the first items, and the run."""
         executor = self._executor
-        allowed: tuple[str, ...] = ENGINES
-        if _in_worker_process():
-            # The workers of the outer run have the cores already.
-            allowed = ("serial", "thread")
-            if executor == "process":
-                executor = "serial"
-                logger.warning(
-                    "execute() was called inside a worker process: executor='process' runs "
-                    "serially there. Name 'serial' or 'thread', or leave the choice open."
-                )
+        allowed = engines_here()
+        if executor == "process" and executor not in allowed:
+            executor = "serial"
+            _say_nested()
         reporter = Reporter(
             self._managers(),
             began=self._began,
@@ -245,9 +243,12 @@ def _name_of(func: Callable[..., Any]) -> str:
     return f"{module}.{qualified}"
 
 
-def _in_worker_process() -> bool:
-    worker = sys.modules.get("amorsize.backends.process_worker")
-    return worker is not None and worker.serving
+@cache
+def _say_nested() -> None:  # once a process, not once an item
+    logger.warning(
+        "execute() was called inside a worker process: executor='process' runs serially there. "
+        "Name 'serial' or 'thread', or leave the choice open."
+    )
 
 
 def _warm_workers() -> int:
