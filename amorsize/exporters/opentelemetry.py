@@ -278,14 +278,20 @@ class OpenTelemetryExporter(TotalsExporter):
             self._own_metrics.collect()
         return super().flush(timeout)
 
-    def release(self) -> None:
+    def close(self) -> None:
         tracing.remove_source(self)
+        if self._executions is not None:
+            self._executions.end_all()
+        super().close()
+
+    def release(self) -> None:
         for own in (self._own_tracing, self._own_metrics):
             if own is not None:
                 own.close()
 
     def abandon(self) -> None:
         tracing.remove_source(self)
+        self._executions = None
 
 
 def _require_package() -> None:
