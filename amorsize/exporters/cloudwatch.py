@@ -138,6 +138,7 @@ class CloudWatchExporter(TotalsExporter):
         super().__init__()
         self._numbers = ObservingNumbers(self._collector.observe)
         self._asked = self._all_gauges = False
+        self._batch: object = None  # what the last attempt was asked by
         self._ask_lock = threading.RLock()  # a signal handler may ask, too
         self._waiting: deque[tuple[Any, int]] = deque()
         self._lost = 0
@@ -209,16 +210,17 @@ class CloudWatchExporter(TotalsExporter):
             if self._asked:
                 return
             self._asked = True
-        self._sender.put(None)
+        self._sender.put(object())
 
     def _renew(self) -> None:
         self._all_gauges = True
         self._ask()
 
-    def _send(self, batch: list[None]) -> None:
+    def _send(self, batch: list[object]) -> None:
         """Send what waits since an earlier attempt, and what changed meanwhile."""
         with self._ask_lock:
-            self._asked = False
+            if batch[0] is not self._batch:  # in a further attempt somebody may have asked again
+                self._asked, self._batch = False, batch[0]
             all_gauges, self._all_gauges = self._all_gauges, False
         series = self.snapshot()
         if series:

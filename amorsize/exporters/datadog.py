@@ -189,7 +189,8 @@ class DatadogExporter(TotalsExporter):
             self._sender = self.new_sender(self._api.send, batch_items=1)
         else:
             self._numbers = ObservingNumbers(self._observed)
-            attempts = 5 if self._lent is None else 1
+            # An agent's restart takes a while; what a lent client did with a message is its secret.
+            attempts = 20 if self._lent is None else 1
             self._sender = self.new_sender(
                 self._send, linger_seconds=LINGER_SECONDS, attempts=attempts
             )

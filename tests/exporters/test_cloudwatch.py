@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -20,6 +22,7 @@ from amorsize.errors import (
 )
 from amorsize.exporters import cloudwatch as module
 from amorsize.exporters import metrics
+from amorsize.exporters.base import close_all
 from amorsize.exporters.cloudwatch import CloudWatchExporter
 from amorsize.exporters.cloudwatch_data import dimension_name
 from amorsize.exporters.metrics import METRICS, Kind
@@ -27,7 +30,7 @@ from amorsize.hooks import HookEvent, HookManager
 
 from .cloudwatch import Client, answer
 from .events import Run
-from .test_datadog import NASTY, tell
+from .test_datadog import NASTY, PYTHON, tell
 
 
 @pytest.fixture
@@ -325,6 +328,26 @@ def test_a_long_outage_costs_the_oldest_requests(
     assert client.total("ItemsProcessed") == 20
 
 
+def test_runs_during_an_outage_ask_once(
+    manager: HookManager,
+    client: Client,
+    sends: Callable[..., CloudWatchExporter],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One request to send waits, however many runs end, and is not taken for an overflow."""
+    client.failures = [answer(500, "InternalServiceFault") for _ in range(3)]
+    exporter = sends()
+    for _ in range(3):
+        for _ in range(3):
+            tell(manager)
+        exporter._sender.nudge()
+        assert client.asked.acquire(timeout=30)
+    assert exporter._sender.stats().dropped == 0
+    assert exporter.flush(30)
+    assert client.total("Executions") == 9
+    assert "cannot keep up" not in caplog.text
+
+
 def test_a_client_that_hangs_holds_nobody_up(
     manager: HookManager, client: Client, sends: Callable[..., CloudWatchExporter]
 ) -> None:
@@ -429,3 +452,35 @@ def test_a_wrong_setting_is_refused(
     """With what was given, and what is allowed."""
     with pytest.raises(error, match=message):
         enable_cloudwatch(**settings)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "cloudwatch.md"
+
+
+@pytest.mark.parametrize("snippet", PYTHON.findall(PAGE.read_text()))
+def test_the_snippets_of_the_page_run(
+    snippet: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    client: Client,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As they stand, with a function and data, and a client that holds the limits."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "_new_client", lambda region: client)
+    monkeypatch.setattr(Client, "close", lambda client: None, raising=False)
+    names: dict[str, Any] = {"amorsize": amorsize, "func": abs, "data": range(-9, 9)}
+    try:
+        exec(compile(snippet, "cloudwatch.md", "exec"), names)
+        amorsize.execute(abs, range(10), executor="serial")
+    finally:
+        close_all()
+    files = "".join(file.read_text() for file in tmp_path.iterdir())
+    lines = capsys.readouterr().out + files
+    assert client.total("ItemsProcessed") >= 10 or '"ItemsProcessed":' in lines
+
+
+def test_the_page_names_every_setting() -> None:
+    """Nothing that can be passed is left out."""
+    parameters = inspect.signature(enable_cloudwatch).parameters
+    assert [name for name in parameters if f"| `{name}` |" not in PAGE.read_text()] == []

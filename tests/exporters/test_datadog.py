@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -26,7 +28,9 @@ from amorsize.errors import (
 )
 from amorsize.exporters import datadog as module
 from amorsize.exporters import metrics
+from amorsize.exporters.base import _open_exporters, close_all
 from amorsize.exporters.datadog import DatadogExporter
+from amorsize.exporters.datadog_events import KINDS
 from amorsize.exporters.metrics import METRICS, Kind
 from amorsize.hooks import HookEvent, HookManager
 from amorsize.user_metrics import empty_metric, merge
@@ -34,6 +38,7 @@ from amorsize.user_metrics import empty_metric, merge
 from .dogstatsd import UDP_BYTES, Agent, Event
 from .events import Run
 
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 ENVIRONMENT = [name for name in os.environ if name.startswith(("DD_", "DATADOG_"))]
 NASTY = "größe|a,b#c\nd 👍 <locals>\ud800:x"
 
@@ -691,3 +696,36 @@ def test_a_wrong_setting_is_refused(
     """With what was given, and what is allowed."""
     with pytest.raises(error, match=message):
         enable_datadog(**settings)
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "datadog.md"
+
+
+@pytest.mark.parametrize("snippet", PYTHON.findall(PAGE.read_text()))
+def test_the_snippets_of_the_page_run(
+    snippet: str, monkeypatch: pytest.MonkeyPatch, agent: Agent
+) -> None:
+    """As they stand, with a function and data."""
+    if "api_key" in snippet:
+        monkeypatch.setenv("DD_API_KEY", "hunter2")
+        monkeypatch.setenv("DD_SITE", "localhost:1")
+    else:
+        monkeypatch.setenv("DD_AGENT_HOST", "127.0.0.1")
+        monkeypatch.setenv("DD_DOGSTATSD_PORT", str(agent.port))
+    names: dict[str, Any] = {"amorsize": amorsize, "func": abs, "data": range(-9, 9)}
+    try:
+        exec(compile(snippet, "datadog.md", "exec"), names)
+        assert [each.name for each in _open_exporters] == ["datadog"]
+        amorsize.execute(abs, range(10), executor="serial")
+    finally:
+        close_all()
+    if "api_key" not in snippet:
+        agent.wait_for(lambda agent: agent.total("amorsize.items.processed") >= 10)
+
+
+def test_the_page_names_every_setting_and_every_kind_of_event() -> None:
+    """Nothing that can be passed is left out."""
+    text = PAGE.read_text()
+    parameters = inspect.signature(enable_datadog).parameters
+    assert [name for name in parameters if f"{name}=" not in text] == []
+    assert [kind for kind in KINDS if f'"{kind}"' not in text] == []
