@@ -161,6 +161,7 @@ class WorkerProvider(trace.TracerProvider):
         """A chunk begins: so many spans may ride home with it."""
         # What ended between two chunks rides with the next one, if that is of the same trace.
         self._spans = [span for span in self._spans if span[2] == link.trace_id]
+        self._dropped = 0
         self._max_spans = link.max_spans if link.sampled else 0
 
     def take(self) -> tuple[list[tuple[Any, ...]], int]:

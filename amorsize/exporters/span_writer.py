@@ -91,8 +91,10 @@ class SpanWriter:
             context=context,
         )
         known = {own_id: written}
+        # Outer spans end last, and are the first to be too many: what is inside stays in the tree.
+        adopting = written if record.carried.get("dropped") else None
         for span in sorted(spans, key=lambda span: span[5]):  # parents begin first
-            self._write_user_span(span, execution, known, context)
+            self._write_user_span(span, execution, known, adopting, context)
         return 1 + len(spans)
 
     def _write_user_span(
@@ -100,6 +102,7 @@ class SpanWriter:
         span: tuple[Any, ...],
         execution: SpanContext,
         known: dict[int, SpanContext],
+        adopting: SpanContext | None,
         context: Context | None,
     ) -> None:
         name, kind, trace_id, span_id, parent_id, start, end, attributes, events, links = span[:10]
@@ -107,7 +110,8 @@ class SpanWriter:
         parent = None
         if parent_id:
             is_ours = trace_id == execution.trace_id
-            parent = known.get(parent_id) or SpanContext(
+            parent = known.get(parent_id) or (adopting if is_ours else None)
+            parent = parent or SpanContext(
                 trace_id,
                 parent_id,
                 is_remote=False,

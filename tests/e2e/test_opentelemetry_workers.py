@@ -219,3 +219,49 @@ if __name__ == "__main__":
         "c": ("after", "3", ""),
         "by attribute": ("after", "3", ""),
     }
+
+
+def test_of_more_spans_than_travel_the_rest_is_counted_and_none_is_orphaned(
+    tmp_path: Path, otlp_receiver: OtlpReceiver
+) -> None:
+    """And what an execution that nobody traces opens in the same workers is not mixed in."""
+    source = (
+        PRELUDE
+        + """
+from amorsize.exporters.opentelemetry import OpenTelemetryExporter
+
+tracer = trace.get_tracer("user")
+
+def work(item):
+    with tracer.start_as_current_span("outer"):
+        for _ in range(200):
+            with tracer.start_as_current_span("inner"):
+                pass
+    return os.getpid()
+
+def few(item):
+    with tracer.start_as_current_span("few"):
+        return os.getpid()
+
+if __name__ == "__main__":
+    hooks = amorsize.HookManager()
+    with OpenTelemetryExporter(metrics=False).attach(hooks):
+        tell(pids=[run(work, hooks=hooks), run(work), run(few, hooks=hooks)])
+"""
+    )
+    ran = run_program(tmp_path / "program.py", source, environment=otlp_receiver.environment())
+    assert ran.log == ""
+    arrived = otlp_receiver.spans()
+    roots = {span.name: span for span in arrived if not span.parent_id}
+    assert roots.keys() == {"execute __main__.work", "execute __main__.few"}
+    traced, after = (
+        [span for span in arrived if span.trace_id == roots[name].trace_id]
+        for name in ("execute __main__.work", "execute __main__.few")
+    )
+    assert_is_one_trace(traced)
+    spans = user_spans(traced)
+    assert len(spans) == 4 * 256
+    assert roots["execute __main__.work"].attributes["amorsize.spans.dropped"] == 8 * 201 - 4 * 256
+    assert_is_one_trace(after)
+    assert [span.name for span in user_spans(after)] == ["few"] * 8
+    assert roots["execute __main__.few"].attributes["amorsize.spans.dropped"] == 0
