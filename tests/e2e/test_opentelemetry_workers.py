@@ -264,3 +264,54 @@ if __name__ == "__main__":
     assert_is_one_trace(after)
     assert [span.name for span in user_spans(after)] == ["few"] * 8
     assert roots["execute __main__.few"].attributes["amorsize.spans.dropped"] == 0
+
+
+def test_what_the_applications_provider_does_it_does_to_spans_from_workers(
+    tmp_path: Path, otlp_receiver: OtlpReceiver
+) -> None:
+    """Its resource, limits and processors, which are told of the baggage as well."""
+    source = (
+        PRELUDE
+        + """
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+class Tenant(SpanProcessor):
+    def on_start(self, span, parent_context=None):
+        span.set_attribute("tenant", str(baggage.get_baggage("tenant", parent_context)))
+
+def work(item):
+    with trace.get_tracer("user").start_as_current_span("user work") as span:
+        span.set_attribute("text", "abcdef" * 100)
+        span.add_event("said", {"text": "abcdef" * 100})
+    return item
+
+if __name__ == "__main__":
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    provider = TracerProvider(
+        resource=Resource({"service.name": "shop", "team": "blue"}),
+        span_limits=SpanLimits(max_attribute_length=40),
+    )
+    provider.add_span_processor(Tenant())
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    amorsize.enable_opentelemetry(metrics=False, tracer_provider=provider)
+    context.attach(baggage.set_baggage("tenant", "blue & co"))
+    run(work)
+    tell(is_global=trace.get_tracer_provider() is provider)
+"""
+    )
+    ran = run_program(tmp_path / "program.py", source, environment=otlp_receiver.environment())
+    assert ran.said == {"is_global": False}
+    spans = otlp_receiver.spans()
+    assert_is_one_trace(spans)
+    assert {span.attributes["tenant"] for span in spans} == {"blue & co"}
+    assert {(span.resource["service.name"], span.resource["team"]) for span in spans} == {
+        ("shop", "blue")
+    }
+    works = user_spans(spans)
+    assert len(works) == 8
+    for span in works:
+        text = ("abcdef" * 100)[:40]
+        assert span.attributes["text"] == text
+        assert span.events == [("said", {"text": text})]
