@@ -30,7 +30,7 @@ from amorsize.exporters.cloudwatch_data import (
     Dimensions,
     requests,
 )
-from amorsize.exporters.metrics import METRICS
+from amorsize.exporters.metrics import LAST_ACTIVITY, METRICS
 from amorsize.exporters.numbers import Series
 from amorsize.exporters.push import SENDER_BOUNDS, Interval
 from amorsize.exporters.sender import RefusedError
@@ -207,7 +207,7 @@ class CloudWatchExporter(TotalsExporter):
     def _ask(self) -> None:
         """Have what changed sent soon. Never waits."""
         with self._ask_lock:
-            if self._asked:
+            if self._asked or not self.active:
                 return
             self._asked = True
         self._sender.put(object())
@@ -223,7 +223,7 @@ class CloudWatchExporter(TotalsExporter):
                 self._asked, self._batch = False, batch[0]
             all_gauges, self._all_gauges = self._all_gauges, False
         series = self.snapshot()
-        if series:
+        if series.get(LAST_ACTIVITY):  # otherwise nothing ran yet, and there is nothing to say
             with self._lock:
                 data = self._collector.take(series, all_gauges=all_gauges)
             self._queue(data)

@@ -34,7 +34,7 @@ from amorsize.exporters.datadog_events import (
     make_check,
 )
 from amorsize.exporters.datagrams import Datagrams
-from amorsize.exporters.metrics import Metric, closed_label
+from amorsize.exporters.metrics import LAST_ACTIVITY, Metric, closed_label
 from amorsize.exporters.numbers import Labels
 from amorsize.exporters.push import Interval
 from amorsize.exporters.sender import Sender
@@ -257,7 +257,7 @@ class DatadogExporter(TotalsExporter):
         return "a client that was passed" if where is None else where.destination
 
     def _wake(self) -> None:
-        if self._api is None:
+        if self.active and self._api is None:
             self._sender.put(_Wake())
 
     def _renew(self) -> None:
@@ -337,6 +337,8 @@ class DatadogExporter(TotalsExporter):
                         metric.dotted, value, tags=self._tags_of(metric, labels), sample_rate=1
                     )
         series = self.snapshot()
+        if not series.get(LAST_ACTIVITY):
+            series = {}  # nothing ran yet, and there is nothing to say
         for metric, labels, grown in self._changes.growth(series):
             client.count(metric.dotted, grown, tags=self._tags_of(metric, labels), sample_rate=1)
         for metric, labels, value in self._changes.gauges(series, changed=not all_gauges):
@@ -399,7 +401,9 @@ def _label_tags(names: Labels, values: Labels) -> tuple[str, ...]:
 
 
 def _tag(tag: str) -> str:
-    """Shorten a tag that Datadog would cut, so that it still differs from others."""
+    """Write a tag so that Datadog takes it: one that it would cut still differs from others."""
+    if tag.endswith(":"):
+        tag = f"{tag[:-1]}_"  # Datadog refuses a colon there
     if datagram_size(tag) <= TAG_BYTES:
         return tag
     digest = f"-{zlib.crc32(tag.encode()):08x}"

@@ -24,6 +24,7 @@ _NAME_CHARACTERS = 200
 _MESSAGE_CHARACTERS = 300
 _OPEN, _CLOSE = "%%% \n", "\n %%%"
 _FENCE = "```"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,4 +252,6 @@ def _quoted(text: str) -> str:
 
 
 def _encodable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
+    """Spell out what has no place in a text: halves of characters, and colours of a terminal."""
+    text = text.encode("utf-8", "backslashreplace").decode().replace("\r\n", "\n")
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

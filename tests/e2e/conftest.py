@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from .backends import PrometheusServer
+from .moto import MotoServer
 from .otlp import OtlpDouble, OtlpReceiver
 
 
@@ -27,6 +28,23 @@ def prometheus_server(tmp_path: Path) -> Iterator[Callable[..., PrometheusServer
     yield start
     for server in servers:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def _moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoServer]:
+    """One process serves all tests: it takes a second to start."""
+    server = MotoServer(tmp_path_factory.mktemp("moto") / "moto.log")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def moto(_moto: MotoServer, monkeypatch: pytest.MonkeyPatch) -> MotoServer:
+    """A CloudWatch with nothing in it; this process' region and credentials are for it."""
+    _moto.reset()
+    for name, value in _moto.environment.items():
+        monkeypatch.setenv(name, value)
+    return _moto
 
 
 @pytest.fixture(scope="session")

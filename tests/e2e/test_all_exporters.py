@@ -35,7 +35,7 @@ class Prometheus:
 
     name = "prometheus"
 
-    def __init__(self, stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, stack: ExitStack, request: pytest.FixtureRequest) -> None:
         self.exporter: Any = amorsize.enable_prometheus(port=0)
 
     def figures(self, mode: str) -> dict[str, float]:
@@ -64,12 +64,11 @@ class Datadog:
 
     name = "datadog"
 
-    def __init__(self, stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, stack: ExitStack, request: pytest.FixtureRequest) -> None:
         self.agent = stack.enter_context(Agent())
         self.exporter: Any = amorsize.enable_datadog(host="127.0.0.1", port=self.agent.port)
 
     def figures(self, mode: str) -> dict[str, float]:
-        self.agent.wait_for(lambda agent: agent.checks)
         run = (f"function:{NAME}", f"executor:{mode}")
 
         def value(name: str, *tags: str) -> float:
@@ -100,11 +99,8 @@ class CloudWatch:
 
     name = "cloudwatch"
 
-    def __init__(self, stack: ExitStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.moto = MotoServer(tmp_path / "moto.log")
-        stack.callback(self.moto.close)
-        for name, value in self.moto.environment.items():
-            monkeypatch.setenv(name, value)
+    def __init__(self, stack: ExitStack, request: pytest.FixtureRequest) -> None:
+        self.moto: MotoServer = request.getfixturevalue("moto")
         self.exporter: Any = amorsize.enable_cloudwatch()
 
     def figures(self, mode: str) -> dict[str, float]:
@@ -128,7 +124,7 @@ class CloudWatch:
         }
 
 
-BACKENDS: list[Callable[[ExitStack, Path, pytest.MonkeyPatch], Any]] = [
+BACKENDS: list[Callable[[ExitStack, pytest.FixtureRequest], Any]] = [
     Prometheus,
     Datadog,
     CloudWatch,
@@ -145,10 +141,10 @@ class CountingWork(Work):
 
 
 @pytest.fixture
-def backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def backends(request: pytest.FixtureRequest) -> Iterator[list[Any]]:
     with ExitStack() as stack:
         stack.callback(close_all)
-        yield [make(stack, tmp_path, monkeypatch) for make in BACKENDS]
+        yield [make(stack, request) for make in BACKENDS]
 
 
 def test_there_is_a_backend_here_for_every_exporter() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import logging
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +23,6 @@ from .test_datadog import EXIT_SECONDS, MODES, run_script
 from .test_prometheus_exact import ITEMS, Ledger, Work
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module")
-def shared_moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoServer]:
-    server = MotoServer(tmp_path_factory.mktemp("moto") / "moto.log")
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def moto(shared_moto: MotoServer, monkeypatch: pytest.MonkeyPatch) -> MotoServer:
-    """With nothing in it, and this process' credentials and region set for it."""
-    assert shared_moto.reset()
-    for name, value in shared_moto.environment.items():
-        monkeypatch.setenv(name, value)
-    return shared_moto
 
 
 def watch_limits(exporter: CloudWatchExporter) -> list[dict[str, Any]]:

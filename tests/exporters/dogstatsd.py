@@ -25,6 +25,7 @@ _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 _TYPES = {"c", "g", "h", "d", "ms", "s"}
 _TAG = re.compile(r"[^\W\d_][\w\-:./]*")
 _EVENT = re.compile(r"_e\{(\d+),(\d+)\}:")
+_MARKER = b"all before this was received"
 _CARDINALITIES = {"none", "low", "orchestrator", "high"}
 
 
@@ -208,6 +209,8 @@ class Agent:
         self._messages: list[Message] = []
         self._changed = threading.Condition()
         self._stream = stream
+        self._closed = False
+        self._markers_sent = self._markers_seen = 0
         self._connections: list[socket.socket] = []
         kind = socket.SOCK_STREAM if stream else socket.SOCK_DGRAM
         self._socket = socket.socket(socket.AF_INET if path is None else socket.AF_UNIX, kind)
@@ -228,7 +231,8 @@ class Agent:
 
     @property
     def messages(self) -> list[Message]:
-        """All messages so far; none of them breaks the format, and no datagram is too long."""
+        """All that was sent so far; none of it breaks the format, and no datagram is too long."""
+        self._catch_up()
         with self._changed:
             if self.errors:
                 raise self.errors[0]
@@ -275,8 +279,23 @@ class Agent:
                 assert left > 0, f"not within {seconds:g} s; received were {self.messages}"
                 self._changed.wait(min(left, 0.05))
 
+    def _catch_up(self) -> None:
+        """Send a datagram, and wait for it: what was sent before it is here, too."""
+        if self._stream or self._closed:
+            return
+        with socket.socket(self._socket.family, socket.SOCK_DGRAM) as sender:
+            with self._changed:
+                self._markers_sent += 1
+                target = self._markers_sent
+            sender.sendto(_MARKER, self._socket.getsockname())
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._markers_seen >= target, 30)
+
     def close(self) -> None:
         """Close the socket: from now on nobody listens."""
+        if self._closed:
+            return
+        self._closed = True
         self._wake_in.send(b"x")
         self._thread.join(30)
         for each in (self._socket, self._wake_in, self._wake_out, *self._connections):
@@ -321,6 +340,10 @@ class Agent:
 
     def _take(self, datagram: bytes) -> None:
         with self._changed:
+            if datagram == _MARKER:
+                self._markers_seen += 1
+                self._changed.notify_all()
+                return
             self.datagrams.append(datagram)
             try:
                 if len(datagram) > self.limit:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import io
+import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 from botocore.exceptions import EndpointConnectionError, ParamValidationError
 
@@ -30,6 +35,7 @@ from amorsize.hooks import HookEvent, HookManager
 
 from .cloudwatch import Client, answer
 from .events import Run
+from .test_cloudwatch_emf import parse, values
 from .test_datadog import NASTY, PYTHON, tell
 
 
@@ -206,6 +212,36 @@ def test_names_that_cloudwatch_refuses_are_spelt_out(
     assert functions == {spelt, r"\x09 "}
 
 
+@hypothesis.settings(
+    max_examples=30, suppress_health_check=list(hypothesis.HealthCheck), deadline=None
+)
+@hypothesis.given(
+    function=st.text(st.characters(), max_size=2000),
+    kind=st.text(st.characters(codec="utf-8"), min_size=1, max_size=2000),
+    seconds=st.floats(min_value=0),
+)
+def test_whatever_a_function_and_its_error_are_called(
+    function: str, kind: str, seconds: float
+) -> None:
+    """Every call is within the limits, and so is every line."""
+    error = type(kind.replace("\0", "0"), (Exception,), {})()
+    for where in ({"client": Client()}, {"emf": io.StringIO()}):
+        manager = HookManager()
+        with CloudWatchExporter(**where).attach(manager) as exporter:  # type: ignore[arg-type]
+            run = Run(manager, function=function)
+            run.begin()
+            run.complete_chunk(3, chunk_time=seconds)
+            run.fail(error)
+            run.end("error", elapsed=seconds)
+        assert exporter._waiting == deque()
+        assert manager.get_stats()["error_counts"] == {}
+        if "client" in where:
+            assert where["client"].total("ItemsProcessed") == 3  # type: ignore[attr-defined]
+        else:
+            lines = parse(where["emf"].getvalue())  # type: ignore[attr-defined]
+            assert values(lines, "ItemsProcessed") == [3]
+
+
 def test_what_cloudwatch_refuses_is_left_out_and_counted(
     manager: HookManager, client: Client, sends: Callable[..., CloudWatchExporter]
 ) -> None:
@@ -367,6 +403,26 @@ def test_a_client_that_hangs_holds_nobody_up(
     )
     assert exporter.counts()[0] > offered > 20
     assert manager.get_stats()["error_counts"] == {}
+
+
+def test_a_forked_child_says_nothing(
+    manager: HookManager, client: Client, sends: Callable[..., CloudWatchExporter]
+) -> None:
+    """What it counted is the parent's to tell."""
+    exporter = sends()
+    tell(manager)
+    child = os.fork()
+    if child == 0:  # pragma: no cover  # not followed into a child
+        try:
+            client.put_metric_data = lambda **call: os._exit(1)  # type: ignore[method-assign]
+            tell(manager, function="child")
+            exporter.flush(0.1)
+            exporter.close()
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert exporter.flush(30)
+    assert client.total("Executions") == 1
 
 
 def test_a_client_that_is_lent_is_not_closed(manager: HookManager, client: Client) -> None:

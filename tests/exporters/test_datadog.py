@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import datadog
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 from datadog.dogstatsd.base import DogStatsd
 
@@ -260,6 +263,42 @@ def test_names_that_break_formats_break_none(
     names = {tag for each in agent.metrics for tag in each.tags if tag.startswith("function:")}
     assert len(names) == 3, names  # the two long ones differ after the cut
     assert all(len(name.encode()) <= 200 for name in names)
+
+
+@hypothesis.settings(
+    max_examples=30, suppress_health_check=list(hypothesis.HealthCheck), deadline=None
+)
+@hypothesis.given(
+    function=st.text(st.characters(), max_size=300),
+    message=st.text(st.characters(), max_size=3000),
+    kind=st.text(st.characters(codec="utf-8"), min_size=1, max_size=100),
+    unix=st.booleans(),
+)
+def test_whatever_a_function_and_its_error_are_called(
+    tmp_path_factory: pytest.TempPathFactory, function: str, message: str, kind: str, unix: bool
+) -> None:
+    """Every datagram is well formed, and short enough."""
+    manager = HookManager()
+    error = type(kind.replace("\0", "0"), (Exception,), {})(message)
+    path = tmp_path_factory.mktemp("agent") / "s" if unix else None
+    with Agent(path) as agent:
+        where: dict[str, Any] = {"port": agent.port} if path is None else {"socket_path": path}
+        with DatadogExporter(**where, events=KINDS).attach(manager) as exporter:
+            run = Run(manager, function=function)
+            run.begin()
+            run.complete_chunk(3)
+            run.tell(
+                HookEvent.ON_ERROR,
+                {"failed_items": 1},
+                error=error,
+                error_message=message,
+                error_traceback=message * 5,
+            )
+            run.end("error", error=error, error_message=message)
+            assert exporter.flush(30)
+        assert manager.get_stats()["error_counts"] == {}
+        agent.wait_for(lambda agent: agent.checks and len(agent.events) == 3)
+        assert agent.total("amorsize.items.processed") == 3
 
 
 @pytest.mark.parametrize("unix", [False, True], ids=["UDP", "Unix"])
@@ -632,6 +671,47 @@ def test_a_forked_child_says_nothing(
     agent.wait_for(lambda agent: agent.total("amorsize.executions", "function:parent") == 1)
     assert agent.total("amorsize.executions") == 2
     assert agent.total("amorsize.executions", "function:child") == 0
+
+
+CHILD = """
+import multiprocessing, amorsize
+
+exporters = [amorsize.enable_datadog(), amorsize.enable_cloudwatch()]
+
+def child(queue):
+    amorsize.execute(abs, [1], executor="serial")
+    queue.put([(repr(each), each.flush(1), each.counts()) for each in exporters])
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=child, args=(queue,))
+    process.start()
+    for line in queue.get(timeout=60):
+        print(line)
+    process.join()
+"""
+
+
+def test_a_child_that_imports_the_program_again_says_nothing(agent: Agent, tmp_path: Path) -> None:
+    """Neither of the exporters that send makes a client there, or sends anything."""
+    script = tmp_path / "program.py"
+    script.write_text(CHILD)
+    variables = {"DD_AGENT_HOST": "127.0.0.1", "DD_DOGSTATSD_PORT": str(agent.port)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script)],
+        env={**os.environ, **variables, "AWS_DEFAULT_REGION": "eu-central-1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.splitlines() == [
+        "('<DatadogExporter (inert in a child process)>', True, (0, 0))",
+        "('<CloudWatchExporter (inert in a child process)>', True, (0, 0))",
+    ]
+    assert done.stderr == ""
+    assert agent.total("amorsize.executions") == 0
 
 
 def test_nothing_is_left_when_it_is_closed(
