@@ -249,22 +249,28 @@ class OpenTelemetryExporter(TotalsExporter):
 
         tracer_provider: Any = self._tracer_provider or trace.get_tracer_provider()
         meter_provider: Any = self._meter_provider or otel_metrics.get_meter_provider()
-        has_tracer_provider = not isinstance(tracer_provider, trace.ProxyTracerProvider)
-        has_meter_provider = type(meter_provider).__name__ != "_ProxyMeterProvider"
+        sets_tracer_provider = isinstance(tracer_provider, trace.ProxyTracerProvider)
+        sets_meter_provider = type(meter_provider).__name__ == "_ProxyMeterProvider"
+        # One of ours, whose exporter was closed since, or is the parent's of this forked child.
+        closed = "amorsize_closed"
+        has_tracer_provider = not (sets_tracer_provider or getattr(tracer_provider, closed, False))
+        has_meter_provider = not (sets_meter_provider or getattr(meter_provider, closed, False))
         # An application that has set up one signal is asked before the other is sent anywhere.
         make_any = not (has_tracer_provider or has_meter_provider) or _asks_for_otlp()
         if self._traces and not has_tracer_provider and make_any:
             from amorsize.exporters.otlp import OwnTracing
 
-            self._own_tracing = OwnTracing(self.new_sender)
+            self._own_tracing = OwnTracing(self.new_sender, tracer_provider)
             tracer_provider = self._own_tracing.provider
-            trace.set_tracer_provider(tracer_provider)
+            if sets_tracer_provider:
+                trace.set_tracer_provider(tracer_provider)
         if self._metrics and not has_meter_provider and make_any:
             from amorsize.exporters.otlp import OwnMetrics
 
             self._own_metrics = OwnMetrics(self.new_sender)
             meter_provider = self._own_metrics.provider
-            otel_metrics.set_meter_provider(meter_provider)
+            if sets_meter_provider:
+                otel_metrics.set_meter_provider(meter_provider)
         return tracer_provider, meter_provider
 
     def flush(self, timeout: float = 1.0) -> bool:
@@ -291,6 +297,9 @@ class OpenTelemetryExporter(TotalsExporter):
 
     def abandon(self) -> None:
         tracing.remove_source(self)
+        for own in (self._own_tracing, self._own_metrics):
+            if own is not None:
+                own.abandon()
         self._executions = None
 
 

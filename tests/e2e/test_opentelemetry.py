@@ -374,3 +374,47 @@ if __name__ == "__main__":
     assert (ran.log, ran.said) == ("", {"flushed": True})
     names = Counter(span.name for span in double.spans())
     assert (names["chunk"], names["user work"]) == (4000, 4000)
+
+
+@pytest.mark.parametrize("then", ["closed", "forked"])
+def test_our_own_providers_serve_again_when_they_are_enabled_anew(
+    tmp_path: Path, otlp_receiver: OtlpReceiver, then: str
+) -> None:
+    """After a close, and in a forked child: a program's provider can be set only once."""
+    source = (
+        WORK
+        + """
+def again(item):
+    return work(item)
+
+def run(func):
+    amorsize.execute(func, range(2), executor="serial", chunksize=2)
+
+if __name__ == "__main__":
+    with amorsize.enable_opentelemetry() as exporter:
+        run(work)
+        if sys.argv[2] == "forked":
+            if child := os.fork():
+                sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        else:
+            exporter.close()
+        amorsize.enable_opentelemetry()
+        run(again)
+"""
+    )
+    environment = otlp_receiver.environment()
+    ran = run_program(tmp_path / "program.py", source, "", then, environment=environment)
+    assert ran.log == ""
+    spans = otlp_receiver.spans()
+    names = ["__main__.work", "__main__.again"]
+    for name in names:
+        (root,) = [span for span in spans if span.name == f"execute {name}"]
+        trace = [span for span in spans if span.trace_id == root.trace_id]
+        assert_is_one_trace(trace)
+        assert shape_of(trace, root) == (f"execute {name}", (CHUNK, ("plan", ())))
+    counted = [
+        (point.attributes["code.function.name"], int(point.data["count"]))
+        for point in otlp_receiver.points()
+        if point.name == CHUNK_DURATION.dotted
+    ]
+    assert sorted(counted) == [(name, 1) for name in sorted(names)]
