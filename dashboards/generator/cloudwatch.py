@@ -1,1 +1,2 @@
-def dashboard(): return {}
+def dashboard():
+    return {}

@@ -240,5 +240,5 @@ def _grew(metric: Metric, *by: str) -> str:
 
 def _yaml(group: str, rules: list[dict[str, Any]]) -> str:
     document = {"groups": [{"name": group, "rules": rules}]}
-    text: str = yaml.safe_dump(document, sort_keys=False, width=100, allow_unicode=True)
+    text: str = yaml.safe_dump(document, sort_keys=False, width=1_000_000, allow_unicode=True)
     return f"# Written by `make dashboards`; do not edit by hand.\n{text}"
