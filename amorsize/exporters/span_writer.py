@@ -93,8 +93,10 @@ class SpanWriter:
         known = {own_id: written}
         # Outer spans end last, and are the first to be too many: what is inside stays in the tree.
         adopting = written if record.carried.get("dropped") else None
-        # Parents begin first and end last, where clocks are coarse at the same moment as children.
-        for span in sorted(reversed(spans), key=lambda span: span[5]):
+        # Parents begin first and end last; where clocks are coarse, at the moment of their children.
+        parents_first = spans[::-1]
+        parents_first.sort(key=lambda span: span[5])
+        for span in parents_first:
             self._write_user_span(span, execution, known, adopting, context)
         return 1 + len(spans)
 
