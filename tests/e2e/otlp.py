@@ -216,7 +216,7 @@ class OtlpDouble(Arrivals):
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """A program that ended well.
+    """A program that ended as it should.
 
     Attributes:
         said: the values that it printed with ``tell()``, by name.
@@ -245,8 +245,9 @@ def run_program(
     *arguments: str,
     environment: Mapping[str, str],
     launcher: tuple[str, ...] = (),
+    code: int = 0,
 ) -> Ran:
-    """Run a program that says what it found with ``tell(name=value)``; it must end well."""
+    """Run a program that says what it found with ``tell(name=value)``; check how it ends."""
     path.write_text(TELL + source, encoding="utf-8")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "AMORSIZE_"))}
     ran = subprocess.run(
@@ -258,7 +259,7 @@ def run_program(
         check=False,
     )
     ended = time.time()
-    assert ran.returncode == 0, ran.stderr[-4000:]
+    assert ran.returncode == code, ran.stderr[-4000:]
     said: dict[str, Any] = {}
     for line in ran.stdout.splitlines():
         said |= json.loads(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,7 @@ CHUNK = ("chunk", (USER_WORK, USER_WORK))
 EXECUTION = ("execute __main__.work", (CHUNK, CHUNK, CHUNK, CHUNK, ("plan", ())))
 
 WORK = """
-import os, sys, time
+import os, signal, sys, threading, time
 import amorsize
 from opentelemetry import trace
 
@@ -39,7 +40,8 @@ tracer = trace.get_tracer("user", "1.2", schema_url="https://schemas.example/1")
 
 def work(item):
     with tracer.start_as_current_span("user work") as span:
-        span.set_attributes({"item": item, "pid": os.getpid()})
+        threads = [thread.name for thread in threading.enumerate()]
+        span.set_attributes({"item": item, "pid": os.getpid(), "threads": threads})
         with tracer.start_as_current_span("user detail"):
             meet(sys_argv[1], 2)
     return item * 2
@@ -129,6 +131,7 @@ def test_one_trace_from_the_caller_through_two_workers(
     for span in works:
         chunk = chunks[span.parent_id].attributes
         assert span.attributes["pid"] == chunk["process.pid"]
+        assert span.attributes["threads"] == ["MainThread"]  # nothing exports there
         assert span.attributes["item"] // 2 == chunk["amorsize.chunk.id"]
         assert chunk["amorsize.chunk.start"] == chunk["amorsize.chunk.id"] * 2
     if provider == "own":  # the first execution had no caller
@@ -267,8 +270,6 @@ def test_spans_of_finished_chunks_survive_a_killed_worker(
     source = (
         WORK
         + """
-import signal
-
 def fragile(item):
     if item == 4:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -303,6 +304,38 @@ if __name__ == "__main__":
     assert [name for name, _ in root.events].count("worker died") >= 1
     works = Counter(span.attributes["item"] for span in spans if span.name == "user work")
     assert works == {0: 1, 1: 1, 2: 1, 3: 1, 5: 1}
+
+
+@pytest.mark.parametrize("mode", ["serial", "thread", "process"])
+def test_a_terminated_program_delivers_its_trace(
+    tmp_path: Path, otlp_receiver: OtlpReceiver, mode: str
+) -> None:
+    """SIGTERM in the middle: what was done is there, and the execution says how it ended."""
+    source = (
+        WORK
+        + """
+def end(context):
+    if context.items_completed == 4:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+if __name__ == "__main__":
+    amorsize.enable_opentelemetry()
+    amorsize.get_default_manager().register(amorsize.HookEvent.ON_CHUNK_COMPLETE, end)
+    amorsize.execute(work, range(100), executor=sys.argv[2], n_jobs=1, chunksize=2)
+"""
+    )
+    environment = otlp_receiver.environment()
+    path = tmp_path / "program.py"
+    run_program(path, source, "", mode, environment=environment, code=-signal.SIGTERM)
+    spans = otlp_receiver.spans()
+    (root,) = [span for span in spans if span.name == "execute __main__.work"]
+    assert root.attributes["amorsize.status"] == "cancelled"
+    assert root.status == ("STATUS_CODE_UNSET", "")  # who cancels knows
+    assert "execution cancelled" in [name for name, _ in root.events]
+    for number in (0, 1):
+        (chunk,) = [c for c in chunks_of(spans) if c.attributes["amorsize.chunk.id"] == number]
+        assert chunk.parent_id == root.span_id
+        assert shape_of(spans, chunk) == CHUNK
 
 
 @pytest.mark.parametrize("mode", ["thread", "process"])
