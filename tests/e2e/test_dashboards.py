@@ -211,9 +211,11 @@ def test_a_broken_query_is_found(seen: Seen, was: str, becomes: str) -> None:
     broken: list[Place] = []
     for path in BOARDS:
         board = path.read_text(encoding="utf-8").replace(quoted, json.dumps(becomes)[1:-1])
-        whole = zip(lint.queries(json.loads(path.read_text())), lint.queries(json.loads(board)))
+        pairs = (lint.queries(json.loads(text)) for text in (path.read_text(), board))
         broken += [
-            after for before, after in whole if before != after and "or vector" not in after.expr
+            after
+            for before, after in zip(*pairs, strict=True)
+            if before != after and "or vector" not in after.expr
         ]
     assert broken
     view = seen.view(function=FUNCTIONS[0])
