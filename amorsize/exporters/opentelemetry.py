@@ -256,15 +256,15 @@ class OpenTelemetryExporter(TotalsExporter):
         has_tracer_provider = not (sets_tracer_provider or getattr(tracer_provider, closed, False))
         has_meter_provider = not (sets_meter_provider or getattr(meter_provider, closed, False))
         # An application that has set up one signal is asked before the other is sent anywhere.
-        make_any = not (has_tracer_provider or has_meter_provider) or _asks_for_otlp()
-        if self._traces and not has_tracer_provider and make_any:
+        has_any = has_tracer_provider or has_meter_provider
+        if self._traces and not has_tracer_provider and (not has_any or _asks_for_otlp("TRACES")):
             from amorsize.exporters.otlp import OwnTracing
 
             self._own_tracing = OwnTracing(self.new_sender, tracer_provider)
             tracer_provider = self._own_tracing.provider
             if sets_tracer_provider:
                 trace.set_tracer_provider(tracer_provider)
-        if self._metrics and not has_meter_provider and make_any:
+        if self._metrics and not has_meter_provider and (not has_any or _asks_for_otlp("METRICS")):
             from amorsize.exporters.otlp import OwnMetrics
 
             self._own_metrics = OwnMetrics(self.new_sender)
@@ -319,9 +319,11 @@ def _check_provider(name: str, provider: object, method: str) -> None:
         )
 
 
-def _asks_for_otlp() -> bool:
-    return any(
-        name.startswith("OTEL_EXPORTER_OTLP_") or name.endswith(("S_EXPORTER", "_TRACES_EXPORTER"))
+def _asks_for_otlp(signal: str) -> bool:
+    """Say whether a variable asks for a signal to be sent: its own, or one for all signals."""
+    signals = ("TRACES", "METRICS", "LOGS")
+    of_others = tuple(f"OTEL_EXPORTER_OTLP_{other}_" for other in signals if other != signal)
+    return f"OTEL_{signal}_EXPORTER" in os.environ or any(
+        name.startswith("OTEL_EXPORTER_OTLP_") and not name.startswith(of_others)
         for name in os.environ
-        if name.startswith("OTEL_")
     )
