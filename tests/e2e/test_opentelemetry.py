@@ -143,17 +143,18 @@ def test_one_trace_from_the_caller_through_two_workers(
 def test_metrics_arrive_under_their_names_with_exemplars(
     tmp_path: Path, otlp_receiver: OtlpReceiver, protocol: str
 ) -> None:
-    """Units, kinds, bounds in seconds; an exemplar is a span of the trace."""
+    """Units, kinds, bounds in seconds; exemplars are spans of the trace. The user's own as well."""
     source = (
         WORK
         + """
 def picky(item):
+    amorsize.count("rows_read", 3)
     if item == 5:
         raise ValueError(item)
 
 if __name__ == "__main__":
     amorsize.enable_opentelemetry()
-    amorsize.execute(picky, range(8), executor="thread", n_jobs=2, chunksize=2,
+    amorsize.execute(picky, range(8), executor="process", n_jobs=2, chunksize=2,
                      return_exceptions=True)
 """
     )
@@ -161,6 +162,11 @@ if __name__ == "__main__":
     ran = run_program(tmp_path / "program.py", source, "", environment=environment)
     assert ran.log == ""
     points, spans = otlp_receiver.points(), otlp_receiver.spans()
+    (user,) = [point for point in points if point.name.startswith("amorsize.user.")]
+    assert (user.name, user.kind) == ("amorsize.user.rows_read", "sum")
+    assert float(user.data.get("as_double") or user.data["as_int"]) == 24
+    assert user.attributes["code.function.name"] == "__main__.picky"
+    points.remove(user)
     rows = {row.dotted: row for row in METRICS}
     kinds = {Kind.HISTOGRAM: "histogram", Kind.COUNTER: "sum"}
     for point in points:
@@ -176,7 +182,7 @@ if __name__ == "__main__":
     assert int(chunks.data["count"]) == 4
     assert chunks.attributes == {
         "code.function.name": "__main__.picky",
-        "amorsize.executor": "thread",
+        "amorsize.executor": "process",
     }
     chunk_ids = {span.span_id for span in chunks_of(spans)}
     exemplars = chunks.data["exemplars"]
@@ -300,6 +306,10 @@ if __name__ == "__main__":
     assert dead.status[0] == "STATUS_CODE_ERROR"
     assert "SIGKILL" in dead.status[1]
     assert dead.attributes["error.type"] == "WorkerDiedError"
+    assert dead.attributes["process.pid"] == by_start[0][0].attributes["process.pid"]
+    (retry,) = by_start[5]
+    assert retry.attributes["process.pid"] != dead.attributes["process.pid"]
+    assert retry.attributes["amorsize.chunk.retry_of"] == dead.attributes["amorsize.chunk.id"]
     assert [name for name, _ in dead.events] == ["exception"]
     assert [name for name, _ in root.events].count("worker died") >= 1
     works = Counter(span.attributes["item"] for span in spans if span.name == "user work")
