@@ -418,6 +418,32 @@ if __name__ == "__main__":
     assert (names["chunk"], names["user work"]) == (4000, 4000)
 
 
+def test_what_an_execution_keeps_for_its_end_finds_room(tmp_path: Path) -> None:
+    """However large a budget it was given."""
+    source = (
+        WORK
+        + """
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+
+class Count(SpanProcessor):
+    chunks = 0
+    def on_end(self, span):
+        self.chunks += span.name == "chunk"
+
+if __name__ == "__main__":
+    provider, count = TracerProvider(), Count()
+    provider.add_span_processor(count)
+    with amorsize.enable_opentelemetry(
+        metrics=False, max_chunk_spans=14_000, tracer_provider=provider
+    ) as exporter:
+        amorsize.execute(abs, range(14_000), executor="serial", chunksize=1)
+        tell(flushed=exporter.flush(30), chunks=count.chunks)
+"""
+    )
+    ran = run_program(tmp_path / "program.py", source, "", environment={})
+    assert (ran.log, ran.said) == ("", {"flushed": True, "chunks": 14_000})
+
+
 @pytest.mark.parametrize("then", ["closed", "forked"])
 def test_our_own_providers_serve_again_when_they_are_enabled_anew(
     tmp_path: Path, otlp_receiver: OtlpReceiver, then: str
