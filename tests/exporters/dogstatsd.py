@@ -12,7 +12,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -352,3 +353,21 @@ class Agent:
             except BadDatagram as error:
                 self.errors.append(error)
             self._changed.notify_all()
+
+
+@contextmanager
+def hanging_agent(path: Path) -> Iterator[None]:
+    """A Unix socket that nobody reads, and that is full already."""
+    with ExitStack() as stack:
+        kind = (socket.AF_UNIX, socket.SOCK_DGRAM)
+        stack.enter_context(socket.socket(*kind)).bind(str(path))
+        filled = False
+        while not filled:  # each sender may only fill a part of it
+            sender = stack.enter_context(socket.socket(*kind))
+            sender.connect(str(path))
+            sender.setblocking(False)
+            filled = True
+            with suppress(BlockingIOError):
+                while sender.send(b"x"):
+                    filled = False
+        yield
