@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 import yaml
+from exporters.cloudwatch import Client
+from exporters.dogstatsd import Agent
 from opentelemetry.sdk.trace import TracerProvider
 
 from amorsize import HookManager
+from amorsize.exporters.cloudwatch import CloudWatchExporter
+from amorsize.exporters.datadog import DatadogExporter
 from amorsize.exporters.prometheus import PrometheusExporter
-from dashboards.generator import lint
+from dashboards.generator import asked, lint
 from dashboards.generator.ask import View, conditions
 from dashboards.generator.lint import Place
 from dashboards.generator.scenario import FUNCTIONS, Scenario
@@ -50,11 +54,15 @@ class Seen:
     Attributes:
         server: the Prometheus; the scenario still runs.
         webhook: whom Alertmanager tells.
+        agent: Datadog's.
+        cloudwatch: what takes its calls.
         start: when the scenario began.
     """
 
     server: PrometheusServer
     webhook: Webhook
+    agent: Agent
+    cloudwatch: Client
     start: float
 
     def view(self, **variables: str) -> View:
@@ -78,7 +86,10 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     with (
         Webhook() as webhook,
         Alertmanager(directory / "alertmanager", webhook.url) as alertmanager,
+        Agent() as agent,
         PrometheusExporter(port=0).attach(manager) as exporter,
+        DatadogExporter(host="127.0.0.1", port=agent.port).attach(manager),
+        CloudWatchExporter(client=(cloudwatch := Client()), interval=1).attach(manager),
     ):
         server = PrometheusServer(
             directory / "prometheus",
@@ -96,7 +107,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
             with Scenario(manager, seconds=SECONDS, tracer=tracer):
                 for what, promql in SEEN.items():
                     poll(lambda query=promql: server.query(query), bool, WAIT_SECONDS, what)
-                yield Seen(server, webhook, start)
+                yield Seen(server, webhook, agent, cloudwatch, start)
         finally:
             server.close()
 
@@ -220,3 +231,47 @@ def test_a_broken_query_is_found(seen: Seen, was: str, becomes: str) -> None:
     assert broken
     view = seen.view(function=FUNCTIONS[0])
     assert [place for place in broken if view.ask(place)] == []
+
+
+def test_datadog_has_got_all_that_its_dashboard_asks_for(seen: Seen) -> None:
+    """Each metric, with all tags that are filtered or grouped by."""
+    board = json.loads((DASHBOARDS / "datadog" / "amorsize.json").read_text(encoding="utf-8"))
+    left = {(each.name, each.labels) for each in asked.datadog(board)}
+    assert len(left) > 20
+
+    def missing() -> set[tuple[str, frozenset[str]]]:
+        for metric in seen.agent.metrics:
+            tags = {tag.partition(":")[0] for tag in metric.tags}
+            left.difference_update(
+                [each for each in left if each[0] == metric.name and each[1] <= tags]
+            )
+        return left
+
+    poll(missing, lambda rest: not rest, WAIT_SECONDS, "Datadog's agent has heard of all")
+
+
+def test_cloudwatch_has_got_all_that_its_dashboard_searches_for(seen: Seen) -> None:
+    """Each metric, with just the dimensions of the search, and the values that it restricts."""
+    board = json.loads((DASHBOARDS / "cloudwatch" / "amorsize.json").read_text(encoding="utf-8"))
+    searches = list(asked.cloudwatch(board))
+    assert len(searches) > 20
+
+    def missing() -> list[str]:
+        told = [
+            (datum["MetricName"], {each["Name"]: each["Value"] for each in datum["Dimensions"]})
+            for call in list(seen.cloudwatch.calls)
+            for datum in call["MetricData"]
+        ]
+        return [
+            each.expression
+            for each in searches
+            if "cancelled" not in each.values.values()  # nothing was
+            and not any(
+                name == each.name
+                and set(dimensions) == each.labels
+                and each.values.items() <= dimensions.items()
+                for name, dimensions in told
+            )
+        ]
+
+    poll(missing, lambda rest: not rest, WAIT_SECONDS, "CloudWatch has heard of all")
