@@ -443,6 +443,20 @@ def no_region(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
 
 
+def test_the_signature_of_enable_cloudwatch() -> None:
+    """All by keyword; a name or a default that changes here changes for every user."""
+    parameters = inspect.signature(enable_cloudwatch).parameters
+    assert {each.kind for each in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
+    assert {name: each.default for name, each in parameters.items()} == {
+        "namespace": "Amorsize",
+        "region": None,
+        "dimensions": None,
+        "interval": 60.0,
+        "client": None,
+        "emf": False,
+    }
+
+
 def test_enabling_twice(client: Client) -> None:
     """The same settings give the same exporter, others an error."""
     with enable_cloudwatch(client=client) as exporter:

@@ -734,6 +734,23 @@ def test_nothing_is_left_when_it_is_closed(
 # --- how it is enabled ----
 
 
+def test_the_signature_of_enable_datadog() -> None:
+    """All by keyword; a name or a default that changes here changes for every user."""
+    parameters = inspect.signature(enable_datadog).parameters
+    assert {each.kind for each in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
+    assert {name: each.default for name, each in parameters.items()} == {
+        "host": None,
+        "port": None,
+        "socket_path": None,
+        "tags": (),
+        "events": ("error", "worker_death"),
+        "service_check": True,
+        "client": None,
+        "api_key": None,
+        "api_host": None,
+    }
+
+
 def test_enabling_twice(agent: Agent) -> None:
     """The same settings give the same exporter, others an error."""
     with enable_datadog(host="127.0.0.1", port=agent.port) as exporter:
