@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
@@ -134,6 +135,9 @@ class ExecutionTraces:
         }
         if context.total_items is not None:
             plan["amorsize.items.total"] = context.total_items
+            # What leaves live takes the spans of the user's code along in this process, too.
+            expected_chunks = math.ceil(context.total_items / max(1, context.chunksize))
+            trace.link.widen(trace.budget.widen(expected_chunks))
         trace.span.set_attributes(plan)
         speedup = number(context.metadata.get("estimated_speedup"))
         if speedup is not None:

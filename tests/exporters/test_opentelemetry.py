@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 from opentelemetry import baggage, context, trace
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
     ALWAYS_ON,
@@ -1455,3 +1457,22 @@ def test_the_other_signal_is_sent_where_a_variable_asks_for_it() -> None:
         OTEL_METRICS_EXPORTER="none",
     )
     assert said.split("\n") == ["True None", "True"]
+
+
+@pytest.mark.parametrize("mode", ["serial", "thread"])
+def test_spans_in_this_process_are_all_there_where_the_budget_has_room(mode: str) -> None:
+    """Not those of its live half alone: the plan says how many chunks will come."""
+    spans, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    tracer = provider.get_tracer("user")
+
+    def work(x: int) -> None:
+        tracer.start_span("step").end()
+
+    hooks = HookManager()
+    with OpenTelemetryExporter(tracer_provider=provider, metrics=False, max_chunk_spans=40).attach(
+        hooks
+    ):
+        amorsize.execute(work, range(40), executor=mode, n_jobs=2, chunksize=1, hooks=hooks)
+    names = [span.name for span in spans.get_finished_spans()]
+    assert (names.count("chunk"), names.count("step")) == (40, 40)
