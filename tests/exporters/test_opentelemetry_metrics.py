@@ -37,13 +37,6 @@ Key = frozenset[tuple[str, Any]]
 DELTA = dict.fromkeys((Counter, ObservableCounter, Histogram), AggregationTemporality.DELTA)
 
 
-@pytest.fixture(autouse=True)
-def _new_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test has the user's names to itself."""
-    monkeypatch.setattr(user_metrics, "_admitted", {})
-    monkeypatch.setattr(user_metrics, "_kinds", {})
-
-
 class Metered:
     """An exporter with a meter provider that is read by hand."""
 
