@@ -26,6 +26,7 @@ _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 _TYPES = {"c", "g", "h", "d", "ms", "s"}
 _TAG = re.compile(r"[^\W\d_][\w\-:./]*")
 _EVENT = re.compile(r"_e\{(\d+),(\d+)\}:")
+_SO_RCVBUFFORCE = 33  # Linux; Python does not name it
 _MARKER = b"all before this was received"
 _CARDINALITIES = {"none", "low", "orchestrator", "high"}
 
@@ -215,7 +216,10 @@ class Agent:
         self._connections: list[socket.socket] = []
         kind = socket.SOCK_STREAM if stream else socket.SOCK_DGRAM
         self._socket = socket.socket(socket.AF_INET if path is None else socket.AF_UNIX, kind)
+        # What comes while this thread has no processor must wait, and UDP drops what does not fit.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 23)
+        with suppress(OSError):  # more than the system allows everybody, for root
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 23)
         self._socket.bind(("127.0.0.1", port) if path is None else str(path))
         if stream:
             self._socket.listen()
