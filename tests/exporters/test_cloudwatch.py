@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import io
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -403,26 +402,6 @@ def test_a_client_that_hangs_holds_nobody_up(
     )
     assert exporter.counts()[0] > offered > 20
     assert manager.get_stats()["error_counts"] == {}
-
-
-def test_a_forked_child_says_nothing(
-    manager: HookManager, client: Client, sends: Callable[..., CloudWatchExporter]
-) -> None:
-    """What it counted is the parent's to tell."""
-    exporter = sends()
-    tell(manager)
-    child = os.fork()
-    if child == 0:  # pragma: no cover  # not followed into a child
-        try:
-            client.put_metric_data = lambda **call: os._exit(1)  # type: ignore[method-assign]
-            tell(manager, function="child")
-            exporter.flush(0.1)
-            exporter.close()
-        finally:
-            os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-    assert exporter.flush(30)
-    assert client.total("Executions") == 1
 
 
 def test_a_client_that_is_lent_is_not_closed(manager: HookManager, client: Client) -> None:

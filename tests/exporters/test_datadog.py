@@ -650,27 +650,52 @@ def test_an_agent_that_hangs_holds_nobody_up(tmp_path: Path, manager: HookManage
     assert manager.get_stats()["error_counts"] == {}
 
 
-def test_a_forked_child_says_nothing(
-    manager: HookManager, agent: Agent, sends: Callable[..., DatadogExporter]
-) -> None:
-    """Nor does it end what the parent goes on using."""
-    exporter = sends()
-    tell(manager)
-    assert exporter.flush(30)
-    child = os.fork()
-    if child == 0:  # pragma: no cover  # not followed into a child
-        try:
-            tell(manager, function="child")
-            exporter.flush(0.1)
-            exporter.close()
-        finally:
-            os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-    tell(manager, function="parent")
-    assert exporter.flush(30)
-    agent.wait_for(lambda agent: agent.total("amorsize.executions", "function:parent") == 1)
-    assert agent.total("amorsize.executions") == 2
-    assert agent.total("amorsize.executions", "function:child") == 0
+FORKED = """
+import os, amorsize
+
+class Client:
+    def __init__(self):
+        self.processes = []
+
+    def put_metric_data(self, **call):
+        self.processes.append(os.getpid())
+
+def work(name):
+    amorsize.execute(abs, range(-5, 5), executor="serial", name=name)
+
+client = Client()
+exporters = [amorsize.enable_datadog(), amorsize.enable_cloudwatch(client=client)]
+work("before")
+assert all([each.flush(30) for each in exporters])
+told = len(client.processes)
+child = os.fork()
+if child == 0:
+    work("child")
+    for each in exporters:
+        each.flush(0.1)
+        each.close()
+    os._exit(len(client.processes) - told)
+assert os.waitpid(child, 0)[1] == 0
+work("after")
+assert all([each.flush(30) for each in exporters])
+assert set(client.processes) == {os.getpid()} and len(client.processes) > told
+"""
+
+
+def test_a_forked_child_says_nothing(agent: Agent) -> None:
+    """Neither of the exporters that send; nor does it end what the parent goes on using."""
+    variables = {"DD_AGENT_HOST": "127.0.0.1", "DD_DOGSTATSD_PORT": str(agent.port)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", FORKED],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for function, executions in [("before", 1), ("child", 0), ("after", 1)]:
+        assert agent.total("amorsize.executions", f"function:{function}") == executions
 
 
 CHILD = """
