@@ -445,8 +445,9 @@ if pid == 0:
         amorsize.execute(abs, [1, 2], executor="serial")
         told = read()
         code = 2 if "amorsize.items.processed" in told else 3
+        counted = sum(point.count for point in told["amorsize.chunk.duration"])
         if code == 3:
-            code = 0 if sum(point.count for point in told["amorsize.chunk.duration"]) == chunks else 4
+            code = 0 if counted == chunks else 4
     finally:
         os._exit(code)
 raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
