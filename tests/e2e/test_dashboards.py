@@ -14,12 +14,13 @@ import yaml
 from exporters.cloudwatch import Client
 from exporters.dogstatsd import Agent
 from opentelemetry.sdk.trace import TracerProvider
+from PIL import Image
 
 from amorsize import HookManager
 from amorsize.exporters.cloudwatch import CloudWatchExporter
 from amorsize.exporters.datadog import DatadogExporter
 from amorsize.exporters.prometheus import PrometheusExporter
-from dashboards.generator import asked, lint
+from dashboards.generator import asked, lint, pictures
 from dashboards.generator.ask import View, conditions
 from dashboards.generator.lint import Place
 from dashboards.generator.scenario import FUNCTIONS, Scenario
@@ -29,7 +30,8 @@ from .backends import PrometheusServer, poll
 
 pytestmark = pytest.mark.e2e
 
-DASHBOARDS = Path(__file__).parents[2] / "dashboards"
+ROOT = Path(__file__).parents[2]
+DASHBOARDS = ROOT / "dashboards"
 BOARDS = sorted((DASHBOARDS / "grafana").glob("*.json"))
 RULES = sorted((DASHBOARDS / "prometheus").glob("*.yml"))
 
@@ -178,6 +180,18 @@ def test_the_exemplars_of_durations_lead_to_traces(seen: Seen) -> None:
     exemplars = seen.server.exemplars("amorsize_chunk_duration_seconds_bucket")
     assert exemplars
     assert all(len(each["labels"]["trace_id"]) == 32 for each in exemplars)
+
+
+@pytest.mark.parametrize("board", boards())
+def test_a_picture_of_it_is_drawn(seen: Seen, board: dict[str, Any], tmp_path: Path) -> None:
+    """As ``make pictures`` does for the documentation; what is committed is no larger."""
+    pictures.draw(board, seen.view(function=FUNCTIONS[0]), tmp_path / "picture.png")
+    committed = ROOT / "docs" / "images" / f"{board['uid'].replace('amorsize-', 'dashboard-')}.png"
+    for path in (tmp_path / "picture.png", committed):
+        with Image.open(path) as image:
+            assert image.width > 1000
+            assert len(image.getcolors() or ()) > 10
+        assert path.stat().st_size < 200_000
 
 
 def test_a_killed_worker_rings(seen: Seen) -> None:
