@@ -284,6 +284,15 @@ def test_an_alert_fires_and_resolves(promtool: str, tmp_path: Path, case: Case) 
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_every_recorded_series_is_documented() -> None:
+    """By its name; and the runbook has the alerts in their order."""
+    recording = yaml.safe_load(RULES[1].read_text(encoding="utf-8"))
+    names = {rule["record"] for group in recording["groups"] for rule in group["rules"]}
+    page = (ROOT / "docs" / "dashboards.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+:\w+:\w+)` \|", page, re.MULTILINE)) == names
+    assert re.findall(r"^### (Amorsize\w+)$", page, re.MULTILINE) == list(ALERTS)
+
+
 def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() -> None:
     """A new alert is not shipped untested."""
     assert {case.alert for case in CASES.values() if case.fires and case.silent} == set(ALERTS)
