@@ -95,9 +95,10 @@ CASES = {
     "no success for two days": Case(
         "AmorsizeNoRecentSuccess",
         {LATE: f"3600x{2 * DAY + 2 * HOUR} 180000x60"},
-        value="2d 0h 10m 0s",
-        fires=(2 * DAY + HOUR + 10,),
-        silent=(2 * DAY + HOUR, 2 * DAY + 2 * HOUR + 10),
+        value="2d 0h 12m 0s",
+        fires=(2 * DAY + HOUR + 12,),
+        silent=(2 * DAY + HOUR, 2 * DAY + 2 * HOUR + 12),
+        evaluated="4m",
     ),
     "no success for two days, of a program that has ended": Case(
         "AmorsizeNoRecentSuccess",
