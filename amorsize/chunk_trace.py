@@ -189,6 +189,11 @@ class WorkerProvider(trace.TracerProvider):
 
     def sdk(self) -> trace.TracerProvider:
         if self._sdk is None:
+            # Handlers of a fork run in the order in which they were registered, and the SDK's
+            # takes a lock in the child that only this module's has renewed: without it a
+            # function that forks would hang its child.
+            import concurrent.futures.thread  # noqa: F401
+
             from opentelemetry.sdk.resources import Resource
             from opentelemetry.sdk.trace import SpanLimits, TracerProvider
             from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased

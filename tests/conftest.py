@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Before any test makes a provider of OpenTelemetry: in a forked child its handler takes a lock that
+# this module renews, and handlers run in the order in which they were registered.
+import concurrent.futures.thread  # noqa: F401
 from collections.abc import Iterator
 
 import pytest

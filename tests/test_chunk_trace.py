@@ -453,3 +453,27 @@ def test_what_the_function_sets_up_in_a_worker_takes_precedence() -> None:
     assert there == ["work"]
     assert "work" not in [span.name for span in home.get_finished_spans()]
     assert {span.context.trace_id for span in home.get_finished_spans()} == {trace_id}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_function_with_a_tracer_may_fork_in_its_worker() -> None:
+    """The SDK's handler of a fork must not wait, in the child, for a lock that nobody releases."""
+    script = """if True:
+        import os, signal, sys, time
+        from amorsize.chunk_trace import worker_provider
+        worker_provider.sdk()
+        import concurrent.futures.thread  # as any library may, later
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        for _ in range(300):
+            if os.waitpid(child, os.WNOHANG)[0]:
+                sys.exit()
+            time.sleep(0.1)
+        os.kill(child, signal.SIGKILL)
+        sys.exit("the child hangs")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
