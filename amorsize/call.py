@@ -72,7 +72,7 @@ class Call:
         for limit, seconds in (("timeout", timeout), ("item_timeout", item_timeout)):
             if seconds is not None:
                 check_seconds(limit, seconds)
-        environment.enable_exporters()
+        environment.apply()
         self._func = func
         self._data = data
         self._hooks = hooks
@@ -91,6 +91,7 @@ class Call:
         self._progress = _progress_manager(self._cleanup) if progress else None
         self.result: OptimizationResult
         self.run: Run | None = None
+        self._told: tuple[str, list[HookManager]] = "", []
 
     def begin(self) -> None:
         """Start the clocks."""
@@ -116,12 +117,14 @@ class Call:
                     "execute() was called inside a worker process: executor='process' runs "
                     "serially there. Name 'serial' or 'thread', or leave the choice open."
                 )
+        managers = self._managers()
         reporter = Reporter(
-            self._managers(),
+            managers,
             began=self._began,
             function=self._name or _name_of(self._func),
             progress_interval=self._progress_interval,
         )
+        self._told = reporter.execution_id, managers
         self._cleanup.callback(reporter.forget_trace)
         collect = Collect(reporter.takes_user_metrics(), reporter.begin_trace())
         iterator = iter(self._data)
@@ -186,6 +189,13 @@ class Call:
             ),
         )
         return self.run
+
+    def drain_hooks(self) -> None:
+        """Wait, each manager's ``drain_timeout`` at most, for the hooks in the background."""
+        execution_id, managers = self._told
+        with ExitStack() as drains:  # a Ctrl-C in one of them does not spare the others
+            for manager in reversed(managers):
+                drains.callback(manager.drain, execution_id)
 
     def wake(self) -> None:
         """Make the run look around; may be called from any thread, and from a signal handler."""

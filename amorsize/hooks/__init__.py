@@ -6,6 +6,7 @@ say when, and what together; ``helpers`` holds ready-made hooks for the commones
 
 from amorsize.hooks.chains import chain
 from amorsize.hooks.conditions import every, function, on_failure, slower_than
+from amorsize.hooks.default import on
 from amorsize.hooks.entries import Condition, Hook
 from amorsize.hooks.events import HookContext, HookEvent
 from amorsize.hooks.helpers import (
@@ -14,7 +15,7 @@ from amorsize.hooks.helpers import (
     create_throughput_hook,
     create_timing_hook,
 )
-from amorsize.hooks.manager import HookManager, get_default_manager, on
+from amorsize.hooks.manager import HookManager, get_default_manager
 from amorsize.hooks.registration import Registration
 
 __all__ = [

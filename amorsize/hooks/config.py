@@ -1,4 +1,4 @@
-"""Hooks in a TOML file: what ``HookManager.save()`` writes, ``load()`` reads, and where a mistake is."""
+"""Hooks in a TOML file: what ``HookManager.save()`` writes and ``load()`` reads."""
 
 from __future__ import annotations
 

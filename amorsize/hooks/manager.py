@@ -471,33 +471,6 @@ def get_default_manager() -> HookManager:
     return _default
 
 
-def on(
-    *events: HookEvent,
-    when: Condition | None = None,
-    priority: int = 0,
-    background: bool = False,
-    timeout: float | None = None,
-) -> Callable[[HookT], HookT]:
-    """Decorate a function to be called at one event of every execution, or at several.
-
-    This is :meth:`HookManager.on` of the default manager.
-
-    Example:
-        >>> import amorsize
-        >>> @amorsize.on(amorsize.HookEvent.POST_EXECUTE)
-        ... def tell(context):
-        ...     print(context.metadata["status"])
-        >>> amorsize.execute(abs, [-1])
-        ok
-        [1]
-        >>> amorsize.get_default_manager().unregister_all()
-        1
-    """
-    return _default.on(
-        *events, when=when, priority=priority, background=background, timeout=timeout
-    )
-
-
 def _reset_in_forked_child() -> None:
     # The lock may be held by a thread that does not exist here: take a new one.
     _default.__init__(verbose=_default.verbose)  # type: ignore[misc]  # same object, fresh state
