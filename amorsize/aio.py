@@ -6,7 +6,7 @@ The run is driven by a thread of its own, which calls the hooks; the event loop 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any, Literal, TypeVar, overload
 
 from amorsize import termination
@@ -144,7 +144,7 @@ def astream(
     item_timeout: float | None = None,
     name: str | None = None,
     verbose: bool = False,
-) -> AsyncIterator[R]:
+) -> AsyncGenerator[R, None]:
     """Do what :func:`amorsize.stream` does, as an asynchronous generator.
 
     Closing the generator, leaving its loop by an exception, or cancelling the task cancels the
@@ -182,7 +182,7 @@ def astream(
     return _consume(call, ordered)
 
 
-async def _consume(call: Call, ordered: bool) -> AsyncIterator[Any]:
+async def _consume(call: Call, ordered: bool) -> AsyncGenerator[Any, None]:
     call.begin()
     buffer = StreamBuffer(ordered=ordered)
     driver = _AsyncDriver(call, buffer)

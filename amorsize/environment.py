@@ -8,7 +8,7 @@ import threading
 VARIABLE = "AMORSIZE_EXPORTERS"
 CONFIG_VARIABLE = "AMORSIZE_CONFIG"
 
-_done = False
+_read = False
 _config_done = False
 _lock = threading.RLock()
 
@@ -23,8 +23,8 @@ def apply() -> None:
         InvalidValueError, MissingExtraError: what the file, or
             :func:`amorsize.exporters.registry.enable_named` raises; by each call.
     """
-    global _done
-    if _done:
+    global _read
+    if _read:
         return
     path = os.environ.get(CONFIG_VARIABLE)
     if path:
@@ -34,7 +34,7 @@ def apply() -> None:
         from amorsize.exporters.registry import enable_named
 
         enable_named(names, VARIABLE)
-    _done = True
+    _read = True
 
 
 def _load(path: str) -> None:
