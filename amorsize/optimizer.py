@@ -29,6 +29,7 @@ from amorsize.system import (
     STARTUP,
     StartupCosts,
     SystemFacts,
+    engines_here,
     measure_startup,
     read_system,
 )
@@ -161,6 +162,7 @@ def optimize(
         executor=executor,
         sample_size=arguments.sample_size,
         target_chunk_duration=arguments.target_chunk_duration,
+        allowed=engines_here(),
         verbose=verbose,
         again=True,
     )

@@ -31,6 +31,15 @@ while they run."""
 ENGINES = ("serial", "thread", "process")
 
 
+def engines_here() -> tuple[str, ...]:
+    """List the engines that a run in this process may choose.
+
+    In a worker process the workers of the outer run have the cores already.
+    """
+    worker = sys.modules.get("amorsize.backends.process_worker")
+    return ("serial", "thread") if getattr(worker, "serving", False) else ENGINES
+
+
 @dataclass(frozen=True, slots=True)
 class SystemFacts:
     """What this process may use.

@@ -417,8 +417,8 @@ def to_markdown() -> str:
         lines.append(f"| `{label}` | {', '.join(f'`{value}`' for value in values)} |")
     lines += [
         "",
-        "`function` is the qualified name of the function, or what was passed as `name=`; `hook` is",
-        "the qualified name of the hook.",
+        "`function` is the qualified name of the function, or what was passed as `name=`; `hook`",
+        "is the qualified name of the hook.",
         "No process id, host name or execution id is ever a label.",
         "",
         "Counters and histograms whose labels have known values exist at zero from the start of a",
