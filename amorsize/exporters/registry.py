@@ -122,12 +122,15 @@ def _enable_all(names: str, origin: str) -> None:
     _enable_found({name: (each, {}) for name, each in found.items()}, origin)
 
 
-def check_settings(name: str, settings: dict[str, Any]) -> None:
-    """Raise what :func:`enable` would raise for a name or settings that it does not know."""
+def check_settings(name: str, settings: dict[str, Any], *, partial: bool = False) -> None:
+    """Raise what :func:`enable` would raise for a name or settings that it does not know.
+
+    ``partial``: others may come to them.
+    """
     found = _find(name)
     if found is None:
         raise InvalidValueError(f"there is no exporter {name!r}; known are {_known()}")
-    _require_settings(name, _load(name, found), settings)
+    _require_settings(name, _load(name, found), settings, partial=partial)
 
 
 def enable_configured(tables: dict[str, dict[str, Any]], origin: str | None) -> None:
@@ -253,13 +256,15 @@ def _load(name: str, entry_point: EntryPoint) -> type[Exporter] | Callable[..., 
     return target  # type: ignore[no-any-return]  # checked just now
 
 
-def _require_settings(name: str, target: Callable[..., object], settings: dict[str, Any]) -> None:
+def _require_settings(
+    name: str, target: Callable[..., object], settings: dict[str, Any], *, partial: bool = False
+) -> None:
     try:
         signature = inspect.signature(target)
     except (ValueError, TypeError):
         return  # some callables do not tell their signature
     try:
-        signature.bind(**settings)
+        (signature.bind_partial if partial else signature.bind)(**settings)
     except TypeError as mismatch:
         takes = ", ".join(signature.parameters) or "none"
         raise InvalidTypeError(

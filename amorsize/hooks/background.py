@@ -24,6 +24,8 @@ TIMEOUT_SECONDS = 30.0
 """How long a call may take unless it is told otherwise."""
 
 _STOP_SECONDS = 1.0
+_SLICE_SECONDS = 0.5
+"""A Ctrl-C that does not interrupt a wait is handled when the wait is over."""
 
 
 class Outcome(Protocol):
@@ -119,7 +121,9 @@ class Background:
         deadline = time.monotonic() + timeout
         try:
             for lane in lanes.values():
-                lane.done.wait(max(0.0, deadline - time.monotonic()))
+                while (left := deadline - time.monotonic()) > 0:
+                    if lane.done.wait(min(left, _SLICE_SECONDS)):
+                        break
         finally:
             given_up = [self._give_up(each, lane) for each, lane in lanes.items()]
         return not any(given_up)

@@ -121,8 +121,14 @@ class _Reader:
                 isinstance(settings, dict), at, name,
                 f"an exporter's settings are a table, [exporters.{name}]; got {settings!r}",
             )  # fmt: skip
+            check_settings = import_module(_EXPORTERS).check_settings
             with self._at(at, name):
-                import_module(_EXPORTERS).check_settings(name, settings)
+                check_settings(name, {}, partial=True)
+            for key, value in settings.items():
+                with self._at((*at, key), key):
+                    check_settings(name, {key: value}, partial=True)
+            with self._at(at, name):
+                check_settings(name, settings)
             config.exporters[name] = settings
         return config
 
@@ -192,10 +198,10 @@ class _Reader:
                 return slower_than(value)
             if key == "function":
                 return function(value)
-            self._require(
-                isinstance(value, dict) and set(value) <= {"seconds", "items"}, at, key,
-                f"every takes {{seconds = 5}} or {{items = 1000}}; got {value!r}",
-            )  # fmt: skip
+            expected = f"every takes {{seconds = 5}} or {{items = 1000}}; got {value!r}"
+            self._require(isinstance(value, dict), at, key, expected)
+            for part in value:
+                self._require(part in ("seconds", "items"), (*at, key, part), part, expected)
             return every(**value)
 
     def _imported(
