@@ -258,7 +258,8 @@ MISTAKES = {
     "event": ('[[hooks]]\ncall = "builtins:print"\nevents = [\n  "on_error",\n  "on_eror",\n]\n',
               5, "unknown event 'on_eror'; events are pre_execute, on_worker_start"),
     "second table": ('[[hooks]]\nevents = "on_error"\ncall = "builtins:print"\n\n# more\n'
-                     '[[hooks]]\nevents = "never"\ncall = "builtins:print"\n', 7, "unknown event 'never'"),
+                     '[[hooks]]\nevents = "never"\ncall = "builtins:print"\n',
+                     7, "unknown event 'never'"),
     "no events": ('# hooks\n[[hooks]]\ncall = "builtins:print"\n', 2, "needs events, such as"),
     "empty events": ('[[hooks]]\nevents = []\ncall = "builtins:print"\n', 2, "needs events"),
     "no call": ('[[hooks]]\nevents = "on_error"\n', 1, 'needs either call = "package.module:'),
