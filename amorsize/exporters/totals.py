@@ -10,10 +10,11 @@ import platform
 import threading
 from collections.abc import Iterable
 from typing import Any, Self
+from weakref import WeakSet
 
 from amorsize import __version__
 from amorsize.exporters import metrics
-from amorsize.exporters.base import Exporter, exporter_stats
+from amorsize.exporters.base import Exporter, attached_to, exporter_stats
 from amorsize.exporters.exemplars import exemplar_of
 from amorsize.exporters.metrics import BoundedLabel, Metric, closed_label
 from amorsize.exporters.numbers import LIVE_GAUGES, Labels, LiveRun, Numbers, Series, number
@@ -43,12 +44,22 @@ class TotalsExporter(Exporter):
     def attach(self, manager: HookManager | None = None) -> Self:
         super().attach(manager)
         for each in self.managers:
-            each.timed = True  # what hooks cost is a metric too
+            if not each.timed:  # what hooks cost is a metric too
+                each.timed = True
+                _timed_for_exporters.add(each)
         return self
 
     def close(self) -> None:
         self._read_hooks()  # once detached, there is no manager to ask
+        managers = self.managers
         super().close()
+        for each in managers:
+            others = [exporter for exporter, _, _ in attached_to(each)]
+            if each in _timed_for_exporters and not any(
+                isinstance(other, TotalsExporter) for other in others
+            ):
+                _timed_for_exporters.discard(each)
+                each.timed = False
 
     def pre_execute(self, context: HookContext) -> None:
         with self._lock:
@@ -201,6 +212,10 @@ class TotalsExporter(Exporter):
             run.throughput = context.throughput_items_per_sec
         self._numbers.set(metrics.LAST_ACTIVITY, run.labels, context.timestamp)
         return run
+
+
+_timed_for_exporters: WeakSet[HookManager] = WeakSet()
+"""Managers that time their hooks because an exporter shows it, and not because somebody asked."""
 
 
 def status_of(context: HookContext) -> str:

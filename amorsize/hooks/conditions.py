@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from fnmatch import fnmatchcase
 from typing import Any
@@ -46,6 +47,7 @@ class every:
                 raise InvalidValueError(f"every(items=) must be 1 or more; got {items!r}")
         self.seconds = seconds
         self.items = items
+        self._lock = threading.RLock()  # executions of several threads may share a manager
         self._last: float | None = None
         self._reached: OrderedDict[Any, int] = OrderedDict()
 
@@ -54,6 +56,10 @@ class every:
         return every(seconds=self.seconds, items=self.items)
 
     def __call__(self, context: HookContext) -> bool:
+        with self._lock:
+            return self._is_due(context)
+
+    def _is_due(self, context: HookContext) -> bool:
         if self.seconds is not None:
             elapsed = None if self._last is None else context.timestamp - self._last
             # A clock that was set back must not silence the hook for hours.

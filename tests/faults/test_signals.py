@@ -15,6 +15,7 @@ from amorsize import HookEvent, HookManager, termination
 from amorsize.testing import RecordingHook, assert_contract
 
 TELLING = ("amorsize.reporting", "amorsize.hooks.manager")
+WRAPPED = (*TELLING, "amorsize.hooks.calls", "amorsize.hooks.entries")
 RUNNING = ("amorsize.run", "amorsize.sinks", "amorsize.chunking")
 
 
@@ -38,7 +39,7 @@ def trace_lines(modules: tuple[str, ...], at_line: Callable[[int, FrameType], No
 def run(
     modules: tuple[str, ...], at_line: Callable[[int, FrameType], None]
 ) -> tuple[Any, RecordingHook]:
-    hooks = HookManager()
+    hooks = HookManager(timed="amorsize.hooks.calls" in modules)
     recorder = RecordingHook().attach(hooks)
     ended: Any = None
     before = sys.gettrace()
@@ -59,7 +60,9 @@ def count_lines(modules: tuple[str, ...]) -> int:
     return len(lines)
 
 
-@pytest.mark.parametrize("modules", [TELLING, RUNNING], ids=["telling", "running"])
+@pytest.mark.parametrize(
+    "modules", [TELLING, WRAPPED, RUNNING], ids=["telling", "telling-timed-hooks", "running"]
+)
 def test_ctrl_c_at_any_line_keeps_the_contract(
     modules: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -499,6 +499,29 @@ def test_ctrl_c_interrupts_the_drain() -> None:
     assert done.returncode == 0
 
 
+def test_a_terminated_program_tells_its_asynchronous_hooks_first() -> None:
+    """The message that the job was killed is the one that somebody waits for."""
+    script = """if True:
+        import asyncio, os, signal
+        import amorsize
+        hooks = amorsize.HookManager(drain_timeout=30)
+
+        @hooks.on(amorsize.HookEvent.POST_EXECUTE)
+        async def tell(context):
+            await asyncio.sleep(0.01)
+            os.write(1, context.metadata["status"].encode())
+
+        def end(_):
+            signal.raise_signal(signal.SIGTERM)
+
+        amorsize.execute(end, [1], executor="serial", hooks=hooks)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.returncode) == ("cancelled", -15)
+
+
 # --- what is refused ----
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -116,6 +117,26 @@ def test_every_items_passes_once_for_each_multiple_reached_in_each_execution(
             metadata={"execution_id": str(execution)},
         )
         assert condition(context) is ((before + step) // items > before // items)
+
+
+def test_every_passes_once_when_several_threads_ask() -> None:
+    """A manager may be shared by executions of several threads."""
+    for _ in range(20):
+        for condition in (every(seconds=3600), every(items=5)):
+            answers: list[bool] = []
+            start = threading.Barrier(4)
+
+            def ask(condition: every = condition, start: threading.Barrier = start) -> None:
+                context = HookContext(PROGRESS, timestamp=1000.0, items_completed=7)
+                start.wait(30)
+                answers.append(condition(context))  # noqa: B023  # joined below
+
+            threads = [threading.Thread(target=ask) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(30)
+            assert sorted(answers) == [False, False, False, True]
 
 
 def test_every_items_forgets_old_executions() -> None:

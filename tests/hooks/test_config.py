@@ -367,7 +367,6 @@ def exporters_end() -> Iterator[None]:
     from amorsize.exporters.base import close_all
 
     close_all()
-    get_default_manager().timed = False
 
 
 @pytest.mark.usefixtures("exporters_end")

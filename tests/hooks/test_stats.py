@@ -144,6 +144,18 @@ def test_what_hooks_cost_are_rows_of_the_metric_table(hooks: HookManager) -> Non
     exporter.close()
 
 
+def test_the_measuring_ends_with_the_last_exporter_that_shows_it(hooks: HookManager) -> None:
+    """Unless the program itself had asked for it."""
+    first, second = TotalsExporter().attach(hooks), TotalsExporter().attach(hooks)
+    first.close()
+    assert hooks.timed
+    second.close()
+    assert not hooks.timed
+    asked = HookManager(timed=True)
+    TotalsExporter().attach(asked).close()
+    assert asked.timed
+
+
 def test_prometheus_shows_the_hooks_of_a_run() -> None:
     """A hook of the program's own, by its name."""
     prometheus_client = pytest.importorskip("prometheus_client")
@@ -158,4 +170,4 @@ def test_prometheus_shows_the_hooks_of_a_run() -> None:
         busy = registry.get_sample_value("amorsize_hook_busy_seconds_total", labels)
         longest = registry.get_sample_value("amorsize_hook_longest_seconds", labels)
         assert busy == longest > 0
-    amorsize.get_default_manager().timed = False
+    assert not amorsize.get_default_manager().timed
