@@ -179,7 +179,8 @@ LAYERS = {
             "amorsize demo.report demo.service demo.sources demo.stages errors "
             "exporters.listening exporters.prometheus hooks"
         ),
-        "cli": "amorsize demo.run errors",
+        "dashboards": "errors",
+        "cli": "amorsize dashboards demo.run errors",
         "__main__": "cli",
     },
 }

@@ -94,7 +94,7 @@ def queries(board: Mapping[str, Any]) -> Iterator[Place]:
             )
     for annotation in board["annotations"]["list"]:
         if "expr" in annotation:
-            legend = annotation.get("titleFormat", "") + annotation.get("textFormat", "")
+            legend = annotation.get("titleFormat", "")
             tags = "".join(f"{{{{{tag}}}}}" for tag in annotation.get("tagKeys", "").split(","))
             yield Place(f"{title}, {annotation['name']}", annotation["expr"], legend + tags)
     for variable in board["templating"]["list"]:

@@ -16,8 +16,8 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from amorsize.exporters import metrics
-from dashboards.generator import lint, provisioning
-from dashboards.generator.__main__ import files, main, problems_of
+from dashboards.generator import lint, panels_page, provisioning
+from dashboards.generator.__main__ import boards_of, files, main, problems_of
 from dashboards.generator.boards import ANNOTATION_FIELDS
 from dashboards.generator.promql import ONE, Query
 
@@ -40,6 +40,14 @@ def test_make_dashboards_makes_what_is_committed(tmp_path: Path) -> None:
     assert set(made) == committed
     for name, path in made.items():
         assert path.read_bytes() == (COMMITTED / name).read_bytes(), f"{name}: make dashboards"
+
+
+def test_the_documentation_says_what_each_panel_is_for() -> None:
+    """As ``make dashboards`` writes it."""
+    page = panels_page.PAGE.read_text(encoding="utf-8")
+    assert panels_page.put_into(page, panels_page.to_markdown(boards_of(files()))) == page
+    with pytest.raises(ValueError, match="the page has no"):
+        panels_page.put_into("another page", "")
 
 
 @pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS.keys())

@@ -21,8 +21,9 @@ from amorsize.exporters import registry
 from amorsize.exporters.base import close_all
 from amorsize.testing import RecordingHook, assert_contract
 
-from .moto import MotoServer
-from .test_datadog import MODES, environment  # noqa: F401  # an autouse fixture, here too
+from .backends import free_port
+from .moto import CREDENTIALS, MotoServer
+from .test_datadog import EXIT_SECONDS, MODES, environment, run_script  # noqa: F401  # an autouse fixture, here too
 from .test_prometheus_exact import ITEMS, Ledger, Work
 
 pytestmark = pytest.mark.e2e
@@ -228,3 +229,24 @@ def test_several_runs_at_once_are_told_apart_from_none(
         assert figures["failed"] == raised == 12
         assert figures["size"] == 2 * sum(range(ITEMS))
         assert figures["in_progress"] == 0
+
+
+def test_all_backends_dead_at_once_hold_no_program_up() -> None:
+    """Results are right, the exit takes no longer, and each exporter says once what is wrong."""
+    with Agent() as closed:
+        pass
+    errors, seconds = run_script(
+        {
+            "AMORSIZE_EXPORTERS": "prometheus,datadog,cloudwatch",
+            "AMORSIZE_PROMETHEUS_PORT": "0",
+            "DD_AGENT_HOST": "127.0.0.1",
+            "DD_DOGSTATSD_PORT": str(closed.port),
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}",
+            "AWS_DEFAULT_REGION": "eu-central-1",
+            **CREDENTIALS,
+        }
+    )
+    assert seconds < EXIT_SECONDS
+    assert "Traceback" not in errors
+    for name in ("datadog", "cloudwatch"):
+        assert errors.count(f"The {name} exporter cannot deliver") <= 1

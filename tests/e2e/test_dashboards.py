@@ -11,11 +11,16 @@ from typing import Any
 
 import pytest
 import yaml
+from exporters.cloudwatch import Client
+from exporters.dogstatsd import Agent
 from opentelemetry.sdk.trace import TracerProvider
+from PIL import Image
 
 from amorsize import HookManager
+from amorsize.exporters.cloudwatch import CloudWatchExporter
+from amorsize.exporters.datadog import DatadogExporter
 from amorsize.exporters.prometheus import PrometheusExporter
-from dashboards.generator import lint
+from dashboards.generator import asked, lint, pictures
 from dashboards.generator.ask import View, conditions
 from dashboards.generator.lint import Place
 from dashboards.generator.scenario import FUNCTIONS, Scenario
@@ -25,7 +30,8 @@ from .backends import PrometheusServer, poll
 
 pytestmark = pytest.mark.e2e
 
-DASHBOARDS = Path(__file__).parents[2] / "dashboards"
+ROOT = Path(__file__).parents[2]
+DASHBOARDS = ROOT / "dashboards"
 BOARDS = sorted((DASHBOARDS / "grafana").glob("*.json"))
 RULES = sorted((DASHBOARDS / "prometheus").glob("*.yml"))
 
@@ -50,11 +56,15 @@ class Seen:
     Attributes:
         server: the Prometheus; the scenario still runs.
         webhook: whom Alertmanager tells.
+        agent: Datadog's.
+        cloudwatch: what takes its calls.
         start: when the scenario began.
     """
 
     server: PrometheusServer
     webhook: Webhook
+    agent: Agent
+    cloudwatch: Client
     start: float
 
     def view(self, **variables: str) -> View:
@@ -78,7 +88,10 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     with (
         Webhook() as webhook,
         Alertmanager(directory / "alertmanager", webhook.url) as alertmanager,
+        Agent() as agent,
         PrometheusExporter(port=0).attach(manager) as exporter,
+        DatadogExporter(host="127.0.0.1", port=agent.port).attach(manager),
+        CloudWatchExporter(client=(cloudwatch := Client()), interval=1).attach(manager),
     ):
         server = PrometheusServer(
             directory / "prometheus",
@@ -96,7 +109,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
             with Scenario(manager, seconds=SECONDS, tracer=tracer):
                 for what, promql in SEEN.items():
                     poll(lambda query=promql: server.query(query), bool, WAIT_SECONDS, what)
-                yield Seen(server, webhook, start)
+                yield Seen(server, webhook, agent, cloudwatch, start)
         finally:
             server.close()
 
@@ -169,6 +182,18 @@ def test_the_exemplars_of_durations_lead_to_traces(seen: Seen) -> None:
     assert all(len(each["labels"]["trace_id"]) == 32 for each in exemplars)
 
 
+@pytest.mark.parametrize("board", boards())
+def test_a_picture_of_it_is_drawn(seen: Seen, board: dict[str, Any], tmp_path: Path) -> None:
+    """As ``make pictures`` does for the documentation; what is committed is no larger."""
+    pictures.draw(board, seen.view(function=FUNCTIONS[0]), tmp_path / "picture.png")
+    committed = ROOT / "docs" / "images" / f"{board['uid'].replace('amorsize-', 'dashboard-')}.png"
+    for path in (tmp_path / "picture.png", committed):
+        with Image.open(path) as image:
+            assert image.width > 1000
+            assert len(image.getcolors() or ()) > 10
+        assert path.stat().st_size < 200_000
+
+
 def test_a_killed_worker_rings(seen: Seen) -> None:
     """Through Prometheus, with the rules as they are shipped, and Alertmanager to a webhook."""
     [*_, alert] = poll(
@@ -220,3 +245,47 @@ def test_a_broken_query_is_found(seen: Seen, was: str, becomes: str) -> None:
     assert broken
     view = seen.view(function=FUNCTIONS[0])
     assert [place for place in broken if view.ask(place)] == []
+
+
+def test_datadog_has_got_all_that_its_dashboard_asks_for(seen: Seen) -> None:
+    """Each metric, with all tags that are filtered or grouped by."""
+    board = json.loads((DASHBOARDS / "datadog" / "amorsize.json").read_text(encoding="utf-8"))
+    left = {(each.name, each.labels) for each in asked.datadog(board)}
+    assert len(left) > 20
+
+    def missing() -> set[tuple[str, frozenset[str]]]:
+        for metric in seen.agent.metrics:
+            tags = {tag.partition(":")[0] for tag in metric.tags}
+            left.difference_update(
+                [each for each in left if each[0] == metric.name and each[1] <= tags]
+            )
+        return left
+
+    poll(missing, lambda rest: not rest, WAIT_SECONDS, "Datadog's agent has heard of all")
+
+
+def test_cloudwatch_has_got_all_that_its_dashboard_searches_for(seen: Seen) -> None:
+    """Each metric, with just the dimensions of the search, and the values that it restricts."""
+    board = json.loads((DASHBOARDS / "cloudwatch" / "amorsize.json").read_text(encoding="utf-8"))
+    searches = list(asked.cloudwatch(board))
+    assert len(searches) > 20
+
+    def missing() -> list[str]:
+        told = [
+            (datum["MetricName"], {each["Name"]: each["Value"] for each in datum["Dimensions"]})
+            for call in list(seen.cloudwatch.calls)
+            for datum in call["MetricData"]
+        ]
+        return [
+            each.expression
+            for each in searches
+            if "cancelled" not in each.values.values()  # nothing was
+            and not any(
+                name == each.name
+                and set(dimensions) == each.labels
+                and each.values.items() <= dimensions.items()
+                for name, dimensions in told
+            )
+        ]
+
+    poll(missing, lambda rest: not rest, WAIT_SECONDS, "CloudWatch has heard of all")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
-from exporters.dogstatsd import Agent
+from exporters.dogstatsd import Agent, hanging_agent
 
 import amorsize
 from amorsize import HookEvent, HookManager
@@ -166,9 +166,7 @@ def test_a_program_without_an_agent_is_no_slower_to_exit(tmp_path: Path, kind: s
     }
     variables = {"AMORSIZE_EXPORTERS": "datadog"}
     variables["DD_DOGSTATSD_URL"] = urls.get(kind, f"unixgram://{path}")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hanging:
-        if kind == "hanging socket":
-            hanging.bind(str(path))
+    with hanging_agent(path) if kind == "hanging socket" else nullcontext():
         errors, seconds = run_script(variables)
     assert seconds < EXIT_SECONDS
     assert "Traceback" not in errors

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import socket
 import subprocess
@@ -16,7 +15,9 @@ from typing import Any
 
 import pytest
 from opentelemetry import baggage, context, trace
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
     ALWAYS_ON,
@@ -882,7 +883,7 @@ def test_events_of_chunks_tell_what_came_home(traces: Traces, mode: str) -> None
                 raise ValueError("two")
 
     with pytest.raises(ValueError, match="two"):
-        traces.execute(work, range(4), executor=mode, n_jobs=1, chunksize=1)
+        traces.execute(work, range(3), executor=mode, n_jobs=1, chunksize=1)
     ended = [
         event
         for event in traces.recorder.contexts
@@ -1321,31 +1322,6 @@ def test_traces_can_be_left_out(hooks: HookManager) -> None:
         assert exporter._executions is None
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork()")
-def test_a_forked_child_tells_nothing(traces: Traces) -> None:
-    """It runs, and its spans would otherwise be the parent's a second time."""
-    traces.execute(abs, [1], executor="serial")
-    before = len(traces.spans)
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            result = traces.execute(abs, [-1], executor="serial")
-            told = (
-                result,
-                traces.exporter.active,
-                traces.exporter in tracing._sources,
-                len(traces._kept.get_finished_spans()),
-            )
-            os.write(writing, pickle.dumps(told))
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        assert pickle.loads(pipe.read()) == ([1], False, False, before)
-    os.waitpid(pid, 0)
-
-
 # --- the program's own providers: set once a process, so each in a program of its own ----
 
 
@@ -1455,3 +1431,58 @@ def test_the_other_signal_is_sent_where_a_variable_asks_for_it() -> None:
         OTEL_METRICS_EXPORTER="none",
     )
     assert said.split("\n") == ["True None", "True"]
+
+
+@pytest.mark.parametrize("mode", ["serial", "thread"])
+def test_spans_in_this_process_are_all_there_where_the_budget_has_room(mode: str) -> None:
+    """Not those of its live half alone: the plan says how many chunks will come."""
+    spans, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    tracer = provider.get_tracer("user")
+
+    def work(x: int) -> None:
+        tracer.start_span("step").end()
+
+    hooks = HookManager()
+    with OpenTelemetryExporter(tracer_provider=provider, metrics=False, max_chunk_spans=40).attach(
+        hooks
+    ):
+        amorsize.execute(work, range(40), executor=mode, n_jobs=2, chunksize=1, hooks=hooks)
+    names = [span.name for span in spans.get_finished_spans()]
+    assert (names.count("chunk"), names.count("step")) == (40, 40)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork()")
+def test_a_forked_child_tells_nothing() -> None:
+    """It runs, and its spans would otherwise be the parent's a second time."""
+    said = run_program(
+        """
+        import os, sys
+        import amorsize
+        from amorsize import tracing
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+        spans, provider = InMemorySpanExporter(), TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(spans))
+        settings = {"tracer_provider": provider, "metrics": False}
+        exporter = amorsize.enable_opentelemetry(**settings)
+
+        def run():
+            assert amorsize.execute(abs, [-1], executor="serial") == [1]
+            print(exporter.active, exporter in tracing._sources, len(spans.get_finished_spans()))
+
+        run()
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                run()
+                sys.stdout.flush()
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+        run()
+        """
+    )
+    assert said.split("\n") == ["True True 3", "False False 3", "True True 6"]
