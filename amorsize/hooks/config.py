@@ -99,6 +99,7 @@ class _Reader:
         self._path = path
         self._lines = text.split("\n")
         self._data = data
+        self._placed: InvalidValueError | None = None  # the mistake whose line is known
 
     def config(self) -> Config:
         config = Config(self._path)
@@ -239,13 +240,12 @@ class _Reader:
         """Give what is raised within it the place in the file."""
         try:
             yield
-        except _PlacedError:
-            raise
         except AmorsizeError as error:
+            if error is self._placed:
+                raise
             line = self._line_of(at, text)
-            raise _PlacedError(f"{self._path}, line {line}: {error}") from (
-                error.__cause__ or error
-            )
+            self._placed = InvalidValueError(f"{self._path}, line {line}: {error}")
+            raise self._placed from (error.__cause__ or error)
 
     def _line_of(self, at: tuple[str | int, ...], text: str) -> int:
         """Find the line that a value stands on, or that names it: ``tomllib`` does not say.
@@ -266,10 +266,6 @@ class _Reader:
                 return (named or written or [begin])[0] + 1
             begin = end
         return 1
-
-
-class _PlacedError(InvalidValueError):
-    """A mistake in a file, with its line."""
 
 
 def _holds(data: Any, at: tuple[str | int, ...]) -> bool:
