@@ -129,7 +129,7 @@ LAYERS = {
         "exporters.opentelemetry": (
             "amorsize chunk_trace errors exporters.base exporters.execution_traces "
             "exporters.instruments exporters.metrics exporters.numbers exporters.otlp "
-            "exporters.span_writer exporters.totals hooks tracing"
+            "exporters.sender exporters.span_writer exporters.totals hooks tracing"
         ),
         "exporters.changes": "exporters.metrics exporters.numbers",
         "exporters.datagrams": "",

@@ -22,7 +22,7 @@ from .panels import (
     lines,
     single,
 )
-from .promql import or_zero
+from .promql import or_zero, top
 
 FAILED = f'=~"{promql.FAILED}"'
 
@@ -127,7 +127,7 @@ def function() -> Board:
                 "Failures of chunks, deaths of workers, cancellations and timeouts, a minute, by "
                 "the type of the exception.",
                 PER_MINUTE,
-                Line(q.a_minute(metrics.ERRORS, "error_type"), "{{error_type}}"),
+                Line(top(10, q.a_minute(metrics.ERRORS, "error_type")), "{{error_type}}"),
                 width=8,
                 bars=True,
             ),

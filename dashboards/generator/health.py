@@ -169,7 +169,7 @@ def health() -> Board:
                 "Calls of count(), observe() and set_gauge() that were dropped, a minute.",
                 PER_MINUTE,
                 Line(
-                    q.a_minute(metrics.USER_METRICS_DROPPED, "function", "executor"),
+                    top(10, q.a_minute(metrics.USER_METRICS_DROPPED, "function", "executor")),
                     "{{function}} ({{executor}})",
                 ),
                 width=8,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from amorsize import cli
+from amorsize import cli, dashboards
 from amorsize.dashboards import FOLDERS, GRAFANA_URL, write_dashboards
 from amorsize.errors import AmorsizeError, InvalidValueError
 
@@ -65,6 +65,15 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(AmorsizeError, match=r"cannot write into .*file.*: "):
         write_dashboards(tmp_path / "file")
+
+
+def test_an_installation_without_them_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what to do about it."""
+    monkeypatch.setattr(dashboards, "_PLACES", (tmp_path / "nowhere", tmp_path / "else"))
+    with pytest.raises(AmorsizeError, match=r"this installation has no dashboards: .* again"):
+        write_dashboards(tmp_path / "out")
 
 
 @pytest.mark.parametrize("url", ["grafana.example", "ftp://grafana.example", "https://", ""])

@@ -149,7 +149,19 @@ BREAKS: dict[str, tuple[Break, str]] = {
     ),
     "a unit is missing": (
         lambda board: panel(board)["fieldConfig"]["defaults"].pop("unit"),
-        "has no unit",
+        "has no unit that Grafana knows, but None",
+    ),
+    "a unit is misspelt": (
+        lambda board: panel(board)["fieldConfig"]["defaults"].update(unit="seconds"),
+        "has no unit that Grafana knows, but 'seconds'",
+    ),
+    "a number has no text for nothing": (
+        lambda board: panel(board, "stat")["fieldConfig"]["defaults"].pop("noValue"),
+        "does not say what stands there",
+    ),
+    "a graph would have a hundred lines": (
+        replace_in_queries("topk(10, ", "("),
+        "keep the top ten",
     ),
     "a title is missing": (lambda board: panel(board).update(title=" "), "has no title"),
     "a description is missing": (

@@ -16,6 +16,7 @@ from exporters.dogstatsd import Agent
 from opentelemetry.sdk.trace import TracerProvider
 from PIL import Image
 
+import amorsize
 from amorsize import HookManager
 from amorsize.exporters.cloudwatch import CloudWatchExporter
 from amorsize.exporters.datadog import DatadogExporter
@@ -155,6 +156,49 @@ def test_the_dashboard_of_a_function_shows_each_function(seen: Seen) -> None:
     rates = [place for place in lint.queries(board) if "Items a second" in place.where]
     for function in FUNCTIONS:
         all_answer(lambda name=function: seen.view(function=name), rates)
+
+
+def test_a_hundred_functions_and_nothing_running(
+    prometheus_server: Callable[..., PrometheusServer],
+) -> None:
+    """No graph has more than ten lines, tables have all functions, and no number is missing."""
+    manager = HookManager()
+    with PrometheusExporter(port=0).attach(manager) as exporter:
+        server = prometheus_server(
+            targets=[f"127.0.0.1:{exporter.port}"],
+            scrape={"scrape_interval": "500ms", "scrape_timeout": "500ms"},
+        )
+        start = time.time()
+        for number in range(100):
+            name = f"function_{number:03}"
+            amorsize.execute(abs, range(3), executor="serial", hooks=manager, name=name)
+        server.wait_for("count(amorsize_last_success_timestamp_seconds)", 100)
+        server.wait_for("min(count_over_time(amorsize_executions_total[1m])) >= bool 2", 1)
+        answers = {}
+        view = View(server.url, start, time.time(), window=60.0, step=0.5, variables={})
+        for path in BOARDS:
+            board = json.loads(path.read_text(encoding="utf-8"))
+            if board["uid"] == "amorsize-function":
+                continue
+            places = {place.where: place for place in lint.queries(board)}
+            for panel in board["panels"]:
+                for target in panel.get("targets", ()):
+                    where = f"{board['title']}, {panel['title']}, {target['refId']}"
+                    answer = view.ask(replace(places[where], instant=True))
+                    answers[where] = answer
+                    if panel["type"] in ("timeseries", "bargauge"):
+                        assert len(answer) <= 10, where
+                    assert (
+                        answer
+                        or panel["fieldConfig"]["defaults"].get("noValue")
+                        or (panel["type"] in ("timeseries", "heatmap"))
+                    ), where
+    assert len(answers) > 50
+    assert len(answers["amorsize / Overview, Functions, A"]) == 100
+    for panel in ("Executions in progress, A", "Longest time left, A", "Progress, A"):
+        assert answers[f"amorsize / Overview, {panel}"] == []
+    [[(_, running)]] = [each.points for each in answers["amorsize / Overview, Running now, A"]]
+    assert running == 0
 
 
 def test_every_rule_and_alert_returns_data(seen: Seen) -> None:

@@ -497,7 +497,25 @@ def test_a_wrong_variable_is_said_once_and_the_run_goes_on() -> None:
         """,
         OTEL_EXPORTER_OTLP_PROTOCOL="http/json",
     )
-    assert done.stderr.count("is 'http/json'; allowed are http/protobuf and grpc") == 1
+    assert done.stderr.count("is 'http/json'; allowed are http/protobuf and grpc") == 2
+    for signal in ("traces", "metrics"):
+        assert done.stderr.count(f"There are no {signal} of executions") == 1
+
+
+def test_a_wrong_variable_of_one_signal_leaves_the_other_alone() -> None:
+    """Metrics are printed, and traces are not."""
+    done = run_program(
+        """
+        import amorsize
+        amorsize.enable_opentelemetry()
+        assert amorsize.execute(abs, [-1], executor="serial") == [1]
+        """,
+        OTEL_TRACES_EXPORTER="bogus",
+        OTEL_METRICS_EXPORTER="console",
+    )
+    assert done.stderr.count("There are no traces of executions: OTEL_TRACES_EXPORTER") == 1
+    assert "There are no metrics" not in done.stderr
+    assert "amorsize.items.processed" in done.stdout
 
 
 def test_nothing_is_sent_that_nobody_asked_for() -> None:
