@@ -16,6 +16,8 @@ from importlib import import_module
 
 TYPE_CHECKING = False  # importing typing would take longer than all the rest
 if TYPE_CHECKING:
+    from amorsize.aio import aexecute as aexecute
+    from amorsize.aio import astream as astream
     from amorsize.errors import AmorsizeError as AmorsizeError
     from amorsize.executor import execute as execute
     from amorsize.executor import shutdown as shutdown
@@ -28,11 +30,17 @@ if TYPE_CHECKING:
     from amorsize.hooks import HookContext as HookContext
     from amorsize.hooks import HookEvent as HookEvent
     from amorsize.hooks import HookManager as HookManager
+    from amorsize.hooks import chain as chain
     from amorsize.hooks import create_error_hook as create_error_hook
     from amorsize.hooks import create_progress_hook as create_progress_hook
     from amorsize.hooks import create_throughput_hook as create_throughput_hook
     from amorsize.hooks import create_timing_hook as create_timing_hook
+    from amorsize.hooks import every as every
+    from amorsize.hooks import function as function
     from amorsize.hooks import get_default_manager as get_default_manager
+    from amorsize.hooks import on as on
+    from amorsize.hooks import on_failure as on_failure
+    from amorsize.hooks import slower_than as slower_than
     from amorsize.optimizer import OptimizationResult as OptimizationResult
     from amorsize.optimizer import optimize as optimize
     from amorsize.user_metrics import count as count
@@ -47,6 +55,9 @@ _HOME = {
     "HookEvent": "amorsize.hooks",
     "HookManager": "amorsize.hooks",
     "OptimizationResult": "amorsize.optimizer",
+    "aexecute": "amorsize.aio",
+    "astream": "amorsize.aio",
+    "chain": "amorsize.hooks",
     "count": "amorsize.user_metrics",
     "create_error_hook": "amorsize.hooks",
     "create_progress_hook": "amorsize.hooks",
@@ -57,12 +68,17 @@ _HOME = {
     "enable_datadog": "amorsize.exporters.datadog",
     "enable_opentelemetry": "amorsize.exporters.opentelemetry",
     "enable_prometheus": "amorsize.exporters.prometheus",
+    "every": "amorsize.hooks",
     "execute": "amorsize.executor",
+    "function": "amorsize.hooks",
     "get_default_manager": "amorsize.hooks",
     "observe": "amorsize.user_metrics",
+    "on": "amorsize.hooks",
+    "on_failure": "amorsize.hooks",
     "optimize": "amorsize.optimizer",
     "set_gauge": "amorsize.user_metrics",
     "shutdown": "amorsize.executor",
+    "slower_than": "amorsize.hooks",
     "stream": "amorsize.executor",
 }
 

@@ -80,7 +80,7 @@ class Call:
         for limit, seconds in (("timeout", timeout), ("item_timeout", item_timeout)):
             if seconds is not None:
                 check_seconds(limit, seconds)
-        environment.enable_exporters()
+        environment.apply()
         self._func = func
         self._data = data
         self._hooks = hooks
@@ -99,6 +99,7 @@ class Call:
         self._progress = _progress_manager(self._cleanup) if progress else None
         self.result: OptimizationResult
         self.run: Run | None = None
+        self._told: tuple[str, list[HookManager]] = "", []
 
     def begin(self) -> None:
         """Start the clocks."""
@@ -118,12 +119,14 @@ class Call:
         if executor == "process" and executor not in allowed:
             executor = "serial"
             _say_nested()
+        managers = self._managers()
         reporter = Reporter(
-            self._managers(),
+            managers,
             began=self._began,
             function=self._name or _name_of(self._func),
             progress_interval=self._progress_interval,
         )
+        self._told = reporter.execution_id, managers
         self._cleanup.callback(reporter.forget_trace)
         collect = Collect(reporter.takes_user_metrics(), reporter.begin_trace())
         iterator = iter(self._data)
@@ -194,6 +197,13 @@ class Call:
             ),
         )
         return self.run
+
+    def drain_hooks(self) -> None:
+        """Wait, each manager's ``drain_timeout`` at most, for the hooks in the background."""
+        execution_id, managers = self._told
+        with ExitStack() as drains:  # a Ctrl-C in one of them does not spare the others
+            for manager in reversed(managers):
+                drains.callback(manager.drain, execution_id)
 
     def wake(self) -> None:
         """Make the run look around; may be called from any thread, and from a signal handler."""

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import atexit
-import contextvars
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar, overload
 
 from amorsize import termination
 from amorsize.call import Call
-from amorsize.errors import ExecutionCancelledError, InvalidTypeError
+from amorsize.driving import Driver, require_order
 from amorsize.hooks.manager import HookManager
 from amorsize.optimizer import OptimizationResult
 from amorsize.sinks import Collector, StreamBuffer
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-_CHUNKS_A_WORKER = 3
-_CLOSE_SECONDS = 1.0
 
 
 @overload
@@ -142,7 +136,10 @@ def execute(
     collector = Collector()
     with call, termination.DuringExecute(call.wake):
         run = call.prepare(collector, interruptible=timeout is not None or item_timeout is not None)
-        run.drive()
+        try:
+            run.drive()
+        finally:
+            call.drain_hooks()
     if return_optimization_result:
         return collector.results, call.result
     return collector.results
@@ -202,8 +199,7 @@ def stream(
         name=name,
         verbose=verbose,
     )
-    if not isinstance(ordered, bool):
-        raise InvalidTypeError(f"ordered must be True or False; got {ordered!r}")
+    require_order(ordered)
     return _consume(call, ordered)
 
 
@@ -221,64 +217,11 @@ def shutdown() -> None:
 def _consume(call: Call, ordered: bool) -> Iterator[Any]:
     call.begin()
     buffer = StreamBuffer(ordered=ordered)
-    context = contextvars.copy_context()
-
-    def cancel() -> None:
-        buffer.cancel()
-        if driver.ident is None or driver is threading.current_thread():
-            return  # it has not begun; or it closes its own stream, in a hook or as garbage
-        # What cannot be stopped, such as an input that blocks, must not hold the consumer.
-        driver.join(_CLOSE_SECONDS)
-        if driver.is_alive() and call.run is not None:
-            call.run.abandon()
-
-    driver = threading.Thread(
-        target=context.run,
-        args=(_drive, call, buffer, cancel),
-        name="amorsize-stream",
-        daemon=True,
-    )
-    with termination.DuringStream(cancel):
+    driver = Driver(call, buffer)
+    with termination.DuringStream(driver.cancel):
         try:
             driver.start()
             for piece in buffer.pieces():
                 yield from piece
         finally:
-            cancel()
-            _open_streams.discard(cancel)
-
-
-_open_streams: set[Callable[[], None]] = set()
-
-
-def _cancel_at_exit(cancel: Callable[[], None], *, processes: bool) -> None:
-    """Have a stream that is open when the interpreter exits tell its end.
-
-    Exit functions run last in, first out: this one before those that end workers and exporters.
-    """
-    if processes:
-        import amorsize.backends.process_pool  # noqa: F401  # registers its exit function first
-    _open_streams.add(cancel)
-    atexit.unregister(_cancel_open_streams)
-    atexit.register(_cancel_open_streams)
-
-
-def _cancel_open_streams() -> None:
-    for cancel in list(_open_streams):
-        cancel()
-
-
-def _drive(call: Call, buffer: StreamBuffer, cancel: Callable[[], None]) -> None:
-    error: BaseException | None = None
-    try:
-        with call:
-            run = call.prepare(buffer, interruptible=True)
-            buffer.window = _CHUNKS_A_WORKER * call.result.n_jobs + 1
-            buffer.on_room = call.wake
-            _cancel_at_exit(cancel, processes=call.result.executor_type == "process")
-            run.drive()
-    except ExecutionCancelledError:
-        pass  # the consumer is gone, and knows
-    except BaseException as caught:
-        error = caught
-    buffer.end(error)
+            driver.cancel()

@@ -72,6 +72,11 @@ class Reporter:
         self.total_items: int | None = None
         self.items_completed = 0
 
+    @property
+    def execution_id(self) -> str:
+        """The execution's id, as in every event's metadata."""
+        return str(self._metadata["execution_id"])
+
     def listens(self, event: HookEvent) -> bool:
         """Say whether anybody is told of ``event``."""
         for manager in self._managers:  # noqa: SIM110  # asked at every event; any() costs twice

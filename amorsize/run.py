@@ -424,7 +424,7 @@ class Run:
 
     def _cancelled_error(self) -> ExecutionCancelledError:
         return ExecutionCancelledError(
-            f"the stream was closed before its end, after {self._report.items_completed} "
+            f"the run was cancelled by its consumer, after {self._report.items_completed} "
             "completed items"
         )
 

@@ -27,6 +27,12 @@ class Sink(Protocol):
         The list is the sink's from then on.
         """
 
+    def cancel(self) -> None:
+        """Note that nobody wants further results."""
+
+    def end(self, error: BaseException | None) -> None:
+        """Take note that no more comes, or what went wrong."""
+
 
 class _InOrder:
     """Gives pieces back in the order of the input, holding those that came early."""
@@ -48,9 +54,8 @@ class _InOrder:
 class Collector:
     """Collects all results in input order, in :attr:`results`."""
 
-    cancelled = False
-
     def __init__(self) -> None:
+        self.cancelled = False
         self.results: list[Any] = []
         self._order = _InOrder()
 
@@ -66,6 +71,12 @@ class Collector:
             else:
                 self.results.extend(piece)
 
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    def end(self, error: BaseException | None) -> None:
+        pass  # whoever collects waits for the run itself
+
 
 class StreamBuffer:
     """A bounded buffer between the driver of a stream and its consumer.
@@ -76,6 +87,7 @@ class StreamBuffer:
     Attributes:
         window: chunks at most in flight and in the buffer together.
         on_room: called from the consumer's thread when there is room again.
+        on_change: called from the driver's thread when there is a piece more, or the end.
     """
 
     def __init__(self, *, ordered: bool) -> None:
@@ -87,6 +99,7 @@ class StreamBuffer:
         self._error: BaseException | None = None
         self.cancelled = False
         self.on_room: Callable[[], None] = lambda: None
+        self.on_change: Callable[[], None] = lambda: None
 
     def has_room(self, in_flight: int) -> bool:
         held = len(self._ready) + (0 if self._order is None else len(self._order))
@@ -97,12 +110,14 @@ class StreamBuffer:
         with self._changed:
             self._ready.extend(pieces)
             self._changed.notify()
+        self.on_change()
 
     def end(self, error: BaseException | None) -> None:
         """Tell the consumer that no more comes, or what went wrong."""
         with self._changed:
             self._ended, self._error = True, error
             self._changed.notify()
+        self.on_change()
 
     def cancel(self) -> None:
         """Tell the driver that the consumer is gone."""
@@ -122,3 +137,18 @@ class StreamBuffer:
             yield piece
         if self._error is not None:
             raise self._error
+
+    def poll(self) -> list[Any] | None:
+        """Return the next piece without waiting, an empty one for now; None at the end.
+
+        Raises what went wrong after the pieces that came before it.
+        """
+        with self._changed:
+            piece = self._ready.popleft() if self._ready else []
+            if not piece and self._ended:
+                if self._error is not None:
+                    raise self._error
+                return None
+        if piece:
+            self.on_room()
+        return piece

@@ -65,6 +65,31 @@ def test_the_snippets_of_opentelemetry_run(snippet: str, tmp_path: Path) -> None
         assert '"name": "chunk"' in ran.stdout
 
 
+HOOKS = (ROOT / "docs" / "hooks.md").read_text()
+SHOWN = re.compile(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```", re.DOTALL | re.MULTILINE)
+ALERTS = "def measure(context): ...\ndef page(context): ...\n"
+
+
+@pytest.mark.parametrize(("program", "printed"), SHOWN.findall(HOOKS))
+def test_the_examples_of_hooks_print_what_the_page_says(
+    program: str, printed: str, tmp_path: Path
+) -> None:
+    """Each is a program of its own, beside the page's file of hooks."""
+    (settings,) = re.findall(r"^```toml\n(.*?)^```", HOOKS, re.DOTALL | re.MULTILINE)
+    (tmp_path / "amorsize.toml").write_text(settings)
+    (tmp_path / "alerts.py").write_text(ALERTS)
+    (tmp_path / "program.py").write_text(program)
+    ran = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (ran.stdout, ran.stderr) == (printed, "")
+
+
+def test_every_example_of_hooks_shows_what_it_prints() -> None:
+    """So that every one is run."""
+    assert len(SHOWN.findall(HOOKS)) == len(PYTHON.findall(HOOKS)) >= 8
+
+
 def test_every_fault_of_the_table_has_its_test() -> None:
     """Each test that docs/faults.md names is a test of the suite."""
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "faults.md").read_text()))

@@ -31,9 +31,24 @@ LAYERS = {
     "words that everyone speaks": {
         "errors": "",
         "hooks.events": "",
-        "hooks.manager": "errors hooks.events",
-        "hooks.helpers": "errors hooks.events hooks.manager",
-        "hooks": "hooks.events hooks.helpers hooks.manager",
+        "hooks.entries": "errors hooks.events",
+        "hooks.registration": "hooks.entries hooks.events",
+        "hooks.conditions": "errors hooks.entries hooks.events",
+        "hooks.chains": "errors hooks.entries hooks.events",
+        "hooks.decorators": "hooks.entries hooks.events",
+        "hooks.background": "hooks.entries hooks.events",
+        "hooks.calls": "hooks.background hooks.entries hooks.events",
+        "hooks.config": "errors hooks.chains hooks.conditions hooks.entries hooks.events",
+        "hooks.manager": (
+            "errors hooks.background hooks.calls hooks.conditions hooks.config hooks.decorators "
+            "hooks.entries hooks.events hooks.registration"
+        ),
+        "hooks.default": "hooks.entries hooks.events hooks.manager",
+        "hooks.helpers": "errors hooks.entries hooks.events",
+        "hooks": (
+            "hooks.chains hooks.conditions hooks.default hooks.entries hooks.events hooks.helpers "
+            "hooks.manager hooks.registration"
+        ),
     },
     "facts": {
         "arguments": "errors",
@@ -82,7 +97,7 @@ LAYERS = {
         "testing": "errors hooks.events hooks.manager",
         "exporters.sender": "errors",
         "exporters.base": "errors exporters.sender hooks",
-        "exporters.registry": "errors exporters.base exporters.sender",
+        "exporters.registry": "errors exporters.base exporters.sender hooks hooks.config",
         "exporters.metrics": "hooks.events",
         "exporters.numbers": "exporters.metrics",
         "exporters.user_numbers": "exporters.metrics exporters.numbers user_metrics",
@@ -142,12 +157,16 @@ LAYERS = {
     },
     # The executor knows exporters by nothing but the environment, which may name some.
     "the way in": {
-        "environment": "exporters.registry",
+        "environment": ("errors exporters.base exporters.registry hooks.config hooks.manager"),
         "call": (
             "arguments backends.base chunking collecting environment errors hooks.manager "
             "optimizer plan progress reporting run sampling sinks system worker"
         ),
-        "executor": "backends.process_pool call errors hooks.manager optimizer sinks termination",
+        "driving": "backends.process_pool call errors sinks",
+        "executor": (
+            "backends.process_pool call driving hooks.manager optimizer sinks termination"
+        ),
+        "aio": "call driving hooks.manager optimizer sinks termination",
     },
     # These use amorsize as anybody would, through its public names.
     "programs": {
@@ -168,9 +187,10 @@ LAYERS = {
 
 TYPES_ONLY = {
     "amorsize": (
-        "errors executor exporters.cloudwatch exporters.datadog exporters.opentelemetry "
+        "aio errors executor exporters.cloudwatch exporters.datadog exporters.opentelemetry "
         "exporters.prometheus exporters.registry hooks optimizer user_metrics"
     ),
+    "hooks.config": "hooks.manager",
     "cost": "sampling system",
     "explanation": "cost sampling system",
 }

@@ -48,6 +48,9 @@ def test_the_names_of_the_package() -> None:
         "HookManager",
         "OptimizationResult",
         "__version__",
+        "aexecute",
+        "astream",
+        "chain",
         "count",
         "create_error_hook",
         "create_progress_hook",
@@ -58,12 +61,17 @@ def test_the_names_of_the_package() -> None:
         "enable_datadog",
         "enable_opentelemetry",
         "enable_prometheus",
+        "every",
         "execute",
+        "function",
         "get_default_manager",
         "observe",
+        "on",
+        "on_failure",
         "optimize",
         "set_gauge",
         "shutdown",
+        "slower_than",
         "stream",
     ]
 
@@ -71,16 +79,23 @@ def test_the_names_of_the_package() -> None:
 def test_the_names_of_the_hooks() -> None:
     """What ``from amorsize.hooks import *`` gives."""
     assert sorted(amorsize.hooks.__all__) == [
+        "Condition",
         "Hook",
         "HookContext",
         "HookEvent",
         "HookManager",
         "Registration",
+        "chain",
         "create_error_hook",
         "create_progress_hook",
         "create_throughput_hook",
         "create_timing_hook",
+        "every",
+        "function",
         "get_default_manager",
+        "on",
+        "on_failure",
+        "slower_than",
     ]
 
 
@@ -98,6 +113,12 @@ def test_the_signature_of_execute() -> None:
 def test_the_signature_of_stream() -> None:
     """As ``execute``, with the order of the results to choose, and nothing beside them."""
     assert signature(amorsize.stream) == pinned(ordered=True, **RUN)
+
+
+def test_the_signatures_for_asyncio_are_those_of_execute_and_stream() -> None:
+    """One word more, and nothing to learn anew."""
+    assert signature(amorsize.aexecute) == signature(amorsize.execute)
+    assert signature(amorsize.astream) == signature(amorsize.stream)
 
 
 def test_the_signature_of_optimize() -> None:

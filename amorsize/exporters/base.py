@@ -325,6 +325,19 @@ def exporter_stats() -> dict[str, tuple[int, int]]:
     return stats
 
 
+def attached_to(
+    manager: HookManager,
+) -> list[tuple[Exporter, dict[str, Any] | None, list[Hook]]]:
+    """List a manager's exporters, the settings of those that are enabled, and their hooks."""
+    with _enable_lock:
+        settings = {exporter: settings for settings, exporter in _enabled.values()}
+    return [
+        (exporter, settings.get(exporter), list(exporter._hooks.values()))
+        for exporter in tuple(_open_exporters)
+        if manager in exporter.managers
+    ]
+
+
 def in_child_process() -> bool:
     """Whether this process was started by ``multiprocessing``, or is one of amorsize's workers.
 

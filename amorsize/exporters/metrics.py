@@ -87,6 +87,7 @@ ATTRIBUTES = {
     "status": "amorsize.status",
     "error_type": "error.type",
     "event": "amorsize.event",
+    "hook": "amorsize.hook",
     "exporter": "amorsize.exporter",
     "version": "amorsize.version",
     "python": "process.runtime.version",
@@ -101,7 +102,7 @@ CLOSED_LABELS: dict[str, tuple[str, ...]] = {
 }
 """Labels whose values are all known beforehand."""
 
-LABEL_LIMITS = {"function": 100, "error_type": 50}
+LABEL_LIMITS = {"function": 100, "error_type": 50, "hook": 50}
 """Labels whose values come from the user's program, and how many of them are told apart."""
 
 # Few and wide apart: every bucket is a time series for each function, executor and status.
@@ -301,6 +302,30 @@ HOOK_ERRORS = Metric(
     unit="{error}",
     labels=("event",),
 )
+HOOK_CALLS = Metric(
+    prometheus="amorsize_hook_calls_total",
+    dotted="amorsize.hook.calls",
+    kind=Kind.COUNTER,
+    help="Calls of hooks, failed ones too",
+    unit="{call}",
+    labels=("event", "hook"),
+)
+HOOK_BUSY = Metric(
+    prometheus="amorsize_hook_busy_seconds_total",
+    dotted="amorsize.hook.busy",
+    kind=Kind.COUNTER,
+    help="Time spent in hooks",
+    unit="s",
+    labels=("event", "hook"),
+)
+HOOK_LONGEST = Metric(
+    prometheus="amorsize_hook_longest_seconds",
+    dotted="amorsize.hook.longest",
+    kind=Kind.GAUGE,
+    help="The longest that a call of a hook has taken so far",
+    unit="s",
+    labels=("event", "hook"),
+)
 EXPORTER_DROPPED = Metric(
     prometheus="amorsize_exporter_dropped_total",
     dotted="amorsize.exporter.dropped",
@@ -392,7 +417,8 @@ def to_markdown() -> str:
         lines.append(f"| `{label}` | {', '.join(f'`{value}`' for value in values)} |")
     lines += [
         "",
-        "`function` is the qualified name of the function, or what was passed as `name=`.",
+        "`function` is the qualified name of the function, or what was passed as `name=`; `hook`",
+        "is the qualified name of the hook.",
         "No process id, host name or execution id is ever a label.",
         "",
         "Counters and histograms whose labels have known values exist at zero from the start of a",

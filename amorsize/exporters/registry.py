@@ -22,8 +22,16 @@ from amorsize.errors import (
     InvalidValueError,
     MissingExtraError,
 )
-from amorsize.exporters.base import Exporter, enable_once, enabled_stays, in_child_process
+from amorsize.exporters.base import (
+    Exporter,
+    attached_to,
+    enable_once,
+    enabled_stays,
+    in_child_process,
+)
 from amorsize.exporters.sender import describe_error
+from amorsize.hooks import Hook, HookManager
+from amorsize.hooks.config import is_plain
 
 logger = logging.getLogger(__name__)
 
@@ -111,10 +119,76 @@ def _enable_all(names: str, origin: str) -> None:
                 f"exporter; known are {_known()}. Separate several by commas."
             )
         found[name] = entry_point
-    for name, entry_point in found.items():  # none is enabled before all are known
+    _enable_found({name: (each, {}) for name, each in found.items()}, origin)
+
+
+def check_settings(name: str, settings: dict[str, Any], *, partial: bool = False) -> None:
+    """Raise what :func:`enable` would raise for a name or settings that it does not know.
+
+    ``partial``: others may come to them.
+    """
+    found = _find(name)
+    if found is None:
+        raise InvalidValueError(f"there is no exporter {name!r}; known are {_known()}")
+    _require_settings(name, _load(name, found), settings, partial=partial)
+
+
+def enable_configured(tables: dict[str, dict[str, Any]], origin: str | None) -> None:
+    """Enable the exporters of a configuration file, once :func:`check_settings` knows them all.
+
+    Args:
+        tables: settings by the exporter's name.
+        origin: the environment variable that names the file: then failures and exporters that
+            are enabled already are treated as by :func:`enable_named`. None to raise them.
+    """
+    if origin is None:
+        for name, settings in tables.items():
+            enable(name, **settings)
+        return
+    found = {name: (_find(name), settings) for name, settings in tables.items()}
+    _enable_found({name: (each, s) for name, (each, s) in found.items() if each}, origin)
+
+
+def settings_of(manager: HookManager) -> tuple[dict[str, dict[str, Any]], list[Hook]]:
+    """Return the settings of a manager's exporters by their names, and the hooks that are theirs.
+
+    Settings that stand at their defaults are left out.
+
+    Raises:
+        InvalidValueError: an exporter was not enabled by its name, or has a setting that is no
+            plain value. The message holds no value: it may be a secret.
+    """
+    tables: dict[str, dict[str, Any]] = {}
+    hooks: list[Hook] = []
+    for exporter, settings, its_hooks in attached_to(manager):
+        name = exporter.name
+        found = _find(name)
+        if settings is None or found is None:
+            raise InvalidValueError(
+                f"{exporter!r} cannot be saved: only exporters that were enabled by "
+                "amorsize.enable(), or an enable_*() of theirs, can be enabled again"
+            )
+        parameters = inspect.signature(_load(name, found)).parameters
+        defaults = {each.name: each.default for each in parameters.values()}
+        tables[name] = {}
+        for setting, value in settings.items():
+            if value is None or value == defaults.get(setting, inspect.Parameter.empty):
+                continue
+            if not is_plain(value):
+                raise InvalidValueError(
+                    f"the exporter {name!r} cannot be saved: its setting {setting!r} is an object "
+                    f"of type {type(value).__qualname__}"
+                )
+            tables[name][setting] = value
+        hooks += its_hooks
+    return tables, hooks
+
+
+def _enable_found(found: dict[str, tuple[EntryPoint, dict[str, Any]]], origin: str) -> None:
+    for name, (entry_point, settings) in found.items():  # none is enabled before all are known
         try:
             with enabled_stays():
-                _enable(name, entry_point, {})
+                _enable(name, entry_point, settings)
         except (InvalidValueError, InvalidTypeError, MissingExtraError):
             raise
         except Exception as error:
@@ -182,13 +256,15 @@ def _load(name: str, entry_point: EntryPoint) -> type[Exporter] | Callable[..., 
     return target  # type: ignore[no-any-return]  # checked just now
 
 
-def _require_settings(name: str, target: Callable[..., object], settings: dict[str, Any]) -> None:
+def _require_settings(
+    name: str, target: Callable[..., object], settings: dict[str, Any], *, partial: bool = False
+) -> None:
     try:
         signature = inspect.signature(target)
     except (ValueError, TypeError):
         return  # some callables do not tell their signature
     try:
-        signature.bind(**settings)
+        (signature.bind_partial if partial else signature.bind)(**settings)
     except TypeError as mismatch:
         takes = ", ".join(signature.parameters) or "none"
         raise InvalidTypeError(

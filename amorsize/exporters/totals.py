@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import platform
 import threading
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Self
+from weakref import WeakSet
 
 from amorsize import __version__
 from amorsize.exporters import metrics
-from amorsize.exporters.base import Exporter, exporter_stats
+from amorsize.exporters.base import Exporter, attached_to, exporter_stats
 from amorsize.exporters.exemplars import exemplar_of
 from amorsize.exporters.metrics import BoundedLabel, Metric, closed_label
 from amorsize.exporters.numbers import LIVE_GAUGES, Labels, LiveRun, Numbers, Series, number
 from amorsize.exporters.user_numbers import UserNumbers
-from amorsize.hooks import HookContext
+from amorsize.hooks import HookContext, HookManager
 
 
 class TotalsExporter(Exporter):
@@ -35,12 +37,29 @@ class TotalsExporter(Exporter):
         self._runs: dict[Any, LiveRun] = {}
         self._function_label = BoundedLabel(metrics.LABEL_LIMITS["function"])
         self._error_label = BoundedLabel(metrics.LABEL_LIMITS["error_type"])
-        self._hook_errors: dict[str, int] = dict.fromkeys(metrics.CLOSED_LABELS["event"], 0)
+        self._hook_label = BoundedLabel(metrics.LABEL_LIMITS["hook"])
+        self._hook_series: Series = self._add_hooks([])
         super().__init__()
 
+    def attach(self, manager: HookManager | None = None) -> Self:
+        super().attach(manager)
+        for each in self.managers:
+            if not each.timed:  # what hooks cost is a metric too
+                each.timed = True
+                _timed_for_exporters.add(each)
+        return self
+
     def close(self) -> None:
-        self._read_hook_errors()  # once detached, there is no manager to ask
+        self._read_hooks()  # once detached, there is no manager to ask
+        managers = self.managers
         super().close()
+        for each in managers:
+            others = [exporter for exporter, _, _ in attached_to(each)]
+            if each in _timed_for_exporters and not any(
+                isinstance(other, TotalsExporter) for other in others
+            ):
+                _timed_for_exporters.discard(each)
+                each.timed = False
 
     def pre_execute(self, context: HookContext) -> None:
         with self._lock:
@@ -129,8 +148,7 @@ class TotalsExporter(Exporter):
                 sums[labels] += totals[position]
             series[gauge] = dict(sums)
         stats = {**exporter_stats(), self.name: self.counts()}
-        hook_errors = self._read_hook_errors()
-        series[metrics.HOOK_ERRORS] = {(event,): count for event, count in hook_errors.items()}
+        series |= self._read_hooks()
         series[metrics.EXPORTER_DROPPED] = {(name,): each[0] for name, each in stats.items()}
         series[metrics.EXPORTER_ERRORS] = {(name,): each[1] for name, each in stats.items()}
         series[metrics.BUILD_INFO] = {(__version__, platform.python_version()): 1}
@@ -152,16 +170,34 @@ class TotalsExporter(Exporter):
         with self._lock:
             return self._user_numbers.rows()
 
-    def _read_hook_errors(self) -> dict[str, int]:
-        """Count the failed hooks by event; the last counts once it is detached."""
+    def _read_hooks(self) -> Series:
+        """Say how the managers' hooks went; as of the last time, once it is detached."""
         managers = self.managers
         if managers:
-            counts = dict.fromkeys(self._hook_errors, 0)
-            for manager in managers:
-                for event, count in manager.get_stats()["error_counts"].items():
-                    counts[event] += count
-            self._hook_errors = counts
-        return self._hook_errors
+            self._hook_series = self._add_hooks(managers)
+        return {metric: dict(values) for metric, values in self._hook_series.items()}
+
+    def _add_hooks(self, managers: Iterable[HookManager]) -> Series:
+        errors: dict[Labels, float] = {(event,): 0 for event in metrics.CLOSED_LABELS["event"]}
+        calls: dict[Labels, float] = {}
+        busy: dict[Labels, float] = {}
+        longest: dict[Labels, float] = {}
+        for manager in managers:
+            stats = manager.get_stats()
+            for event, count in stats["error_counts"].items():
+                errors[event,] += count
+            for event, hooks in stats["hooks"].items():
+                for name, each in hooks.items():
+                    labels = (event, self._hook_label(name))
+                    calls[labels] = calls.get(labels, 0) + each["calls"]
+                    busy[labels] = busy.get(labels, 0.0) + each["total_seconds"]
+                    longest[labels] = max(longest.get(labels, 0.0), each["longest_seconds"])
+        return {
+            metrics.HOOK_ERRORS: {**errors},
+            metrics.HOOK_CALLS: {**calls},
+            metrics.HOOK_BUSY: {**busy},
+            metrics.HOOK_LONGEST: {**longest},
+        }
 
     def _run_of(self, context: HookContext) -> LiveRun:
         """Find the execution that a context speaks of, and note what every context says.
@@ -182,6 +218,10 @@ class TotalsExporter(Exporter):
             run.throughput = context.throughput_items_per_sec
         self._numbers.set(metrics.LAST_ACTIVITY, run.labels, context.timestamp)
         return run
+
+
+_timed_for_exporters: WeakSet[HookManager] = WeakSet()
+"""Managers that time their hooks because an exporter shows it, and not because somebody asked."""
 
 
 def status_of(context: HookContext) -> str:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 
 from amorsize.errors import InvalidTypeError, InvalidValueError
+from amorsize.hooks.entries import Hook
 from amorsize.hooks.events import HookContext
-from amorsize.hooks.manager import Hook
 
 
 def create_progress_hook(

@@ -2,65 +2,53 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import sys
 import threading
 import traceback
+import weakref
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self, TypeAlias, overload
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
-from amorsize.errors import InvalidTypeError
+from amorsize.errors import InvalidTypeError, InvalidValueError
+from amorsize.hooks import decorators
+from amorsize.hooks.calls import prepare
+from amorsize.hooks.conditions import fresh
+from amorsize.hooks.entries import (
+    Condition,
+    Dispatch,
+    Entry,
+    Hook,
+    HookStats,
+    Options,
+    check_options,
+    full_name_of,
+    name_of,
+    require_event,
+    require_hook,
+    require_seconds,
+    summarize,
+)
 from amorsize.hooks.events import HookContext, HookEvent
+from amorsize.hooks.registration import Registration
+
+if TYPE_CHECKING:  # asyncio is imported with the first hook that needs it
+    import asyncio
+
+    from amorsize.hooks.background import Background
 
 logger = logging.getLogger(__name__)
 
-Hook: TypeAlias = Callable[[HookContext], object]
-"""A hook is any callable that takes one :class:`HookContext`; what it returns is ignored."""
+HookT = TypeVar("HookT", bound=Callable[..., Any])
 
 _LOG_EVERY = 1000
 """A failing hook is logged on its first failure, then once in this many."""
 
-
-class Registration:
-    """A hook's registration: closes it, by hand or at the end of a ``with`` block.
-
-    Example:
-        >>> from amorsize import HookEvent, HookManager
-        >>> hooks = HookManager()
-        >>> with hooks.register(HookEvent.ON_PROGRESS, print):
-        ...     hooks.has_hooks(HookEvent.ON_PROGRESS)
-        True
-        >>> hooks.has_hooks(HookEvent.ON_PROGRESS)
-        False
-    """
-
-    __slots__ = ("_manager", "callback", "event")
-
-    def __init__(self, manager: HookManager, event: HookEvent, callback: Hook) -> None:
-        self._manager = manager
-        self.event = event
-        self.callback = callback
-
-    def close(self) -> None:
-        """Unregister the hook. Closing twice does nothing."""
-        self._manager.unregister(self.event, self.callback)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<Registration of {_name_of(self.callback)} for {self.event.value}>"
+_MOST_NAMES = 1000
+"""Statistics are kept for so many hooks at an event, unregistered ones too; then for ``other``."""
 
 
 class HookManager:
@@ -72,6 +60,14 @@ class HookManager:
 
     Args:
         verbose: also print every failure of a hook to stderr.
+        timed: measure how long each call of a hook takes, for :meth:`get_stats`. It costs a
+            fraction of a microsecond a call, so it is off until asked for; hooks with a condition
+            and hooks in the background are measured always. May be set later, too; exporters of
+            metrics set it where they are attached.
+        loop: the event loop that asynchronous hooks run on; None for one of the manager's own,
+            on a thread that begins with the first call.
+        queue_size: calls of background hooks that may wait; further ones are dropped, and counted.
+        drain_timeout: seconds that the end of a run waits for its calls in the background.
 
     Example:
         >>> from amorsize import HookContext, HookEvent, HookManager
@@ -81,16 +77,43 @@ class HookManager:
         done
     """
 
-    def __init__(self, *, verbose: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        verbose: bool = False,
+        timed: bool = False,
+        loop: asyncio.AbstractEventLoop | None = None,
+        queue_size: int = 1000,
+        drain_timeout: float = 5.0,
+    ) -> None:
+        if isinstance(queue_size, bool) or not isinstance(queue_size, int):
+            raise InvalidTypeError(f"queue_size must be a whole number; got {queue_size!r}")
+        if queue_size < 1:
+            raise InvalidValueError(f"queue_size must be 1 or more; got {queue_size!r}")
+        require_seconds("drain_timeout", drain_timeout, zero=True)
         self.verbose = verbose
-        self._lock = threading.RLock()  # a signal handler may end a stream over its holder
+        self._timed = timed
+        self._loop = loop
+        self._queue_size = queue_size
+        self._drain_timeout = drain_timeout
+        self._background: Background | None = None
+        self._lock = threading.RLock()  # a signal handler may tell events over its holder
         # Dispatch reads a tuple that registration replaces: nothing is copied or locked there.
-        self._hooks: dict[HookEvent, tuple[Hook, ...]] = dict.fromkeys(HookEvent, ())
-        self._calls: dict[HookEvent, int] = dict.fromkeys(HookEvent, 0)
-        self._errors: dict[HookEvent, int] = dict.fromkeys(HookEvent, 0)
+        self._hooks = {event: Dispatch(()) for event in HookEvent}
+        self._sequence = 0
+        self._stats: dict[HookEvent, dict[str, HookStats]] = {event: {} for event in HookEvent}
         self._failures: dict[tuple[int, int], int] = {}
 
-    def register(self, event: HookEvent, callback: Hook) -> Registration:
+    def register(
+        self,
+        event: HookEvent,
+        callback: Hook,
+        *,
+        when: Condition | None = None,
+        priority: int = 0,
+        background: bool = False,
+        timeout: float | None = None,
+    ) -> Registration:
         """Call ``callback(context)`` at every ``event`` from now on.
 
         Registering the same callback twice for one event has no further effect.
@@ -99,39 +122,148 @@ class HookManager:
             event: the moment to be told of.
             callback: any callable that takes one positional argument. It is called in
                 ``execute()`` from the caller's thread, in ``stream()`` from its driver thread,
-                one call at a time for each execution.
+                one call at a time for each execution. An ``async def`` function is awaited in
+                the background.
+            when: called with the context; the hook is called where it returns something true.
+            priority: hooks of a higher one are called first, those of the same in the order of
+                their registration.
+            background: call it on a thread of its own, while the run goes on: for what is slow.
+                The calls of one execution keep their order; the end of the run waits for them,
+                no longer than ``drain_timeout``.
+            timeout: seconds that a call in the background may take, 30 unless given. It counts as
+                failed then; an asynchronous one is cancelled, a thread left behind.
 
         Returns:
             A handle whose ``close()`` (or ``with`` block) unregisters the hook.
 
         Raises:
             InvalidTypeError: ``event`` is not a ``HookEvent``, or ``callback`` is not callable
-                with one positional argument.
+                with one positional argument, or an option has the wrong type.
+            InvalidValueError: an option is not allowed, or the callback is registered for this
+                event with other options.
         """
-        _require_event(event)
-        _require_hook(callback)
+        require_event(event)
+        require_hook(callback)
+        options = check_options(callback, Options(when, priority, background, timeout))
         with self._lock:
-            if callback not in self._hooks[event]:
-                self._hooks[event] += (callback,)
-        return Registration(self, event, callback)
+            entries = self._hooks[event].entries
+            for entry in entries:
+                if entry.callback == callback:
+                    if entry.options != options:
+                        raise InvalidValueError(
+                            f"{name_of(callback)} is registered for {event.value} already, with "
+                            f"{entry.options}; unregister it first to register it with {options}"
+                        )
+                    return Registration(self.unregister, event, entry.callback)
+            self._sequence += 1
+            name = full_name_of(callback)
+            known = self._stats[event]
+            if name not in known and len(known) >= _MOST_NAMES:
+                name = "other"
+            stats = known.setdefault(name, HookStats())
+            entry = Entry(event, callback, options, self._sequence, stats, fresh(when))
+            self._prepare(entry)
+            self._replace(event, (*entries, entry))
+        return Registration(self.unregister, event, callback)
+
+    def on(
+        self,
+        *events: HookEvent,
+        when: Condition | None = None,
+        priority: int = 0,
+        background: bool = False,
+        timeout: float | None = None,
+    ) -> Callable[[HookT], HookT]:
+        """Decorate a function to be called at one event or several.
+
+        The function itself stays as it is. A method of a class is only marked, for there is no
+        object to call it with yet: :meth:`attach` registers the methods of an object.
+
+        Args:
+            *events: the moments to be told of.
+
+        The other arguments, and what is raised, are those of :meth:`register`.
+
+        Example:
+            >>> from amorsize import HookContext, HookEvent, HookManager
+            >>> hooks = HookManager()
+            >>> @hooks.on(HookEvent.ON_ERROR, HookEvent.POST_EXECUTE)
+            ... def tell(context):
+            ...     print(context.event)
+            >>> hooks.trigger(HookContext(HookEvent.POST_EXECUTE))
+            post_execute
+        """
+        if not events or not all(isinstance(event, HookEvent) for event in events):
+            raise InvalidTypeError(
+                "on() takes the events, as in @hooks.on(HookEvent.POST_EXECUTE); got "
+                f"{', '.join(map(repr, events)) or 'none'}"
+            )
+
+        def decorate(decorated: HookT) -> HookT:
+            options = Options(when, priority, background, timeout)
+            if decorators.is_method(decorated):
+                check_options(decorated, options)
+                decorators.mark(decorated, decorators.Mark(self, events, options))
+                return decorated
+            function = decorated.__func__ if isinstance(decorated, staticmethod) else decorated
+            for event in events:
+                self.register(event, function, **options.as_keywords())
+            return decorated
+
+        return decorate
+
+    def attach(self, owner: object) -> ExitStack:
+        """Register the methods of an object that :meth:`on` has decorated.
+
+        Returns:
+            A handle whose ``close()`` (or ``with`` block) unregisters them.
+
+        Raises:
+            InvalidValueError: it has no such method.
+
+        Example:
+            >>> from amorsize import HookContext, HookEvent, HookManager
+            >>> hooks = HookManager()
+            >>> class Watch:
+            ...     @hooks.on(HookEvent.POST_EXECUTE)
+            ...     def done(self, context):
+            ...         print(context.items_completed, "items")
+            >>> with hooks.attach(Watch()):
+            ...     hooks.trigger(HookContext(HookEvent.POST_EXECUTE, items_completed=3))
+            3 items
+        """
+        methods = list(decorators.marked_methods(owner, self))
+        if not methods:
+            raise InvalidValueError(
+                "attach() takes an object with methods that were decorated with on() of this "
+                f"manager; {type(owner).__qualname__} has none"
+            )
+        with ExitStack() as undo:
+            for mark, method in methods:
+                for event in mark.events:
+                    registration = self.register(event, method, **mark.options.as_keywords())
+                    undo.callback(registration.close)
+            return undo.pop_all()
 
     def unregister(self, event: HookEvent, callback: Hook) -> bool:
         """Stop calling ``callback`` at ``event``; say whether it was registered."""
-        _require_event(event)
+        require_event(event)
         with self._lock:
-            before = self._hooks[event]
-            self._hooks[event] = tuple(hook for hook in before if hook != callback)
-            return len(self._hooks[event]) < len(before)
+            before = self._hooks[event].entries
+            after = tuple(entry for entry in before if entry.callback != callback)
+            if len(after) < len(before):
+                self._replace(event, after)
+            return len(after) < len(before)
 
     def unregister_all(self, event: HookEvent | None = None) -> int:
         """Remove all hooks of ``event``, or of every event for None; say how many there were."""
         if event is not None:
-            _require_event(event)
+            require_event(event)
         with self._lock:
             events = list(HookEvent) if event is None else [event]
-            removed = sum(len(self._hooks[each]) for each in events)
+            removed = sum(map(self.get_hook_count, events))
             for each in events:
-                self._hooks[each] = ()
+                self._replace(each, ())
             return removed
 
     @overload
@@ -156,61 +288,165 @@ class HookManager:
                 "trigger() takes a HookContext, or a HookEvent and a HookContext; "
                 f"got {first!r}, {second!r}"
             )
-        hooks = self._hooks[event]
-        if not hooks:
+        dispatch = self._hooks[event]
+        if not dispatch.calls:
             return
         interrupted: BaseException | None = None
-        for hook in hooks:
+        for call in dispatch.calls:
             try:
-                hook(context)
+                call(context)
             except Exception as error:
-                self._hook_failed(event, hook, error)
+                self._hook_failed(dispatch.entry_of(call), error)
             except BaseException as error:  # Ctrl-C: the others still hear of this event
                 interrupted = interrupted or error
         with self._lock:
-            self._calls[event] += len(hooks)
+            if dispatch.live:
+                dispatch.triggers += 1
+            else:  # a registration came between
+                dispatch.add_calls(1)
         if interrupted is not None:
             raise interrupted
 
     def has_hooks(self, event: HookEvent | None = None) -> bool:
         """Say whether any hook is registered, for ``event`` or (None) at all."""
         if event is None:
-            return any(self._hooks.values())
-        return bool(self._hooks[event])
+            return any(dispatch.calls for dispatch in self._hooks.values())
+        return bool(self._hooks[event].calls)
 
     def get_hook_count(self, event: HookEvent | None = None) -> int:
         """Count the hooks of ``event``, or (None) of all events."""
         if event is None:
-            return sum(map(len, self._hooks.values()))
-        return len(self._hooks[event])
+            return sum(len(dispatch.calls) for dispatch in self._hooks.values())
+        return len(self._hooks[event].calls)
 
-    def get_stats(self) -> dict[str, dict[str, int]]:
-        """Count hooks, calls and errors.
+    def get_stats(self) -> dict[str, dict[str, Any]]:
+        """Count hooks, calls and errors, and say how long they took.
 
         Returns:
-            ``{"hook_counts": ..., "call_counts": ..., "error_counts": ...}``, each keyed by the
-            event's value. ``call_counts`` counts calls of hooks, failed ones too;
+            ``{"hook_counts": ..., "call_counts": ..., "error_counts": ..., "hooks": ...}``, each
+            keyed by the event's value. ``call_counts`` counts calls of hooks, failed ones too;
             ``error_counts`` holds only events with failures.
+
+            ``hooks`` holds, for each event that has or had any, its hooks by name
+            (``package.module.name``; those of one name are added up): ``calls``; ``errors``,
+            timeouts and failures of conditions among them; ``dropped``, calls in the background
+            that were never made; and, of the ``timed_calls``, ``total_seconds`` and
+            ``longest_seconds``. Plain hooks are timed where the manager is ``timed``.
         """
         with self._lock:
+            for dispatch in self._hooks.values():
+                dispatch.settle()
             return {
-                "hook_counts": {event.value: len(hooks) for event, hooks in self._hooks.items()},
-                "call_counts": {event.value: count for event, count in self._calls.items()},
-                "error_counts": {
-                    event.value: count for event, count in self._errors.items() if count
-                },
+                "hook_counts": {event.value: self.get_hook_count(event) for event in HookEvent},
+                **summarize(self._stats),
             }
 
-    def _hook_failed(self, event: HookEvent, hook: Hook, error: Exception) -> None:
+    @property
+    def timed(self) -> bool:
+        """Whether calls of plain hooks are measured; may be set."""
+        return self._timed
+
+    @timed.setter
+    def timed(self, timed: bool) -> None:
+        with self._lock:
+            if timed == self._timed:
+                return
+            self._timed = timed
+            for event, dispatch in self._hooks.items():
+                # Others may be going through these now: they keep what they call.
+                entries = tuple(map(replace, dispatch.entries))
+                for entry in entries:
+                    self._prepare(entry)
+                self._replace(event, entries)
+
+    def drain(self, execution_id: str | None = None, timeout: float | None = None) -> bool:
+        """Wait for the calls in the background, of one execution or (None) of all.
+
+        ``execute()`` does this at the end of the run. What is not done in time is given up: calls
+        that wait are dropped, one that runs counts as failed, and none begins later. On the event
+        loop that the hooks run on it does not wait at all.
+
+        Args:
+            execution_id: as in the events' metadata.
+            timeout: seconds; None for the manager's ``drain_timeout``.
+
+        Returns:
+            Whether every call was made.
+        """
+        if self._background is None:
+            return True
+        seconds = self._drain_timeout if timeout is None else timeout
+        return self._background.drain(seconds, execution_id)
+
+    def close(self) -> None:
+        """Remove all hooks, wait for the calls in the background, and end their thread."""
+        self.unregister_all()
+        self.drain()
+        if self._background is not None:
+            self._background.stop()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the hooks to a TOML file that :meth:`load` reads: ``docs/hooks.md`` describes it.
+
+        Exporters that are enabled and attached to this manager are written with their settings,
+        secrets among them: only the owner may read the file.
+
+        Raises:
+            InvalidValueError: something cannot be saved, such as a lambda; the message names all
+                that cannot. Nothing is written.
+        """
+        from amorsize.hooks import config
+
+        entries = [entry for each in self._hooks.values() for entry in each.entries]
+        config.write(path, sorted(entries, key=lambda entry: entry.sequence), self)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Make a manager with the hooks of a TOML file: ``docs/hooks.md`` describes it.
+
+        The file names code, which is imported: load only files that you trust. Exporters that it
+        names are enabled as by :func:`amorsize.enable`: for the whole process.
+
+        Raises:
+            InvalidValueError: the file cannot be read, or something in it is not known or cannot
+                be imported; the message gives the line. Nothing is registered, nothing enabled.
+        """
+        from amorsize.hooks import config
+
+        manager = cls()
+        config.read(path).apply(manager)
+        return manager
+
+    def _replace(self, event: HookEvent, entries: tuple[Entry, ...]) -> None:
+        self._hooks[event].retire()
+        ordered = sorted(entries, key=lambda entry: (-entry.options.priority, entry.sequence))
+        self._hooks[event] = Dispatch(tuple(ordered))
+
+    def _prepare(self, entry: Entry) -> None:
+        if entry.options.background and self._background is None:
+            from amorsize.hooks.background import Background
+
+            self._background = Background(self._loop, self._queue_size)
+            weakref.finalize(self, self._background.stop)
+        prepare(
+            entry,
+            timed=self._timed,
+            lock=self._lock,
+            background=self._background,
+            failed=self._hook_failed,
+        )
+
+    def _hook_failed(self, entry: Entry, error: BaseException) -> None:
+        hook, event = entry.callback, entry.event
         # A method is a new object each time it is looked up: known by its function and its self.
         key = (id(getattr(hook, "__func__", hook)), id(getattr(hook, "__self__", None)))
         with self._lock:
-            self._errors[event] += 1
+            entry.stats.errors += 1
             count = self._failures[key] = self._failures.get(key, 0) + 1
         if count % _LOG_EVERY == 1:
             logger.error(
                 "Hook %s failed at %s (its failure %d; the run goes on)",
-                _name_of(hook),
+                name_of(hook),
                 event.value,
                 count,
                 exc_info=error,
@@ -218,46 +454,9 @@ class HookManager:
         if self.verbose and sys.stderr is not None:
             text = "".join(traceback.format_exception(error))
             try:
-                sys.stderr.write(f"amorsize: hook {_name_of(hook)} failed at {event}:\n{text}")
+                sys.stderr.write(f"amorsize: hook {name_of(hook)} failed at {event}:\n{text}")
             except (OSError, ValueError):
                 pass  # a closed stderr must not end the run
-
-
-def _require_event(event: object) -> None:
-    if not isinstance(event, HookEvent):
-        raise InvalidTypeError(
-            f"event must be a HookEvent, one of {', '.join(e.name for e in HookEvent)}; "
-            f"got {event!r}"
-        )
-
-
-def _require_hook(callback: object) -> None:
-    if not callable(callback):
-        raise InvalidTypeError(
-            f"a hook must be a callable that takes one HookContext; got {callback!r}"
-        )
-    if inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(
-        getattr(callback, "__call__", None)  # noqa: B004  # the method, not whether there is one
-    ):
-        raise InvalidTypeError(
-            f"a hook must be a plain function; {_name_of(callback)} is an async function, "
-            "which would never run"
-        )
-    try:
-        signature = inspect.signature(callback)
-    except (ValueError, TypeError):
-        return  # some C callables do not tell their signature
-    try:
-        signature.bind(None)
-    except TypeError as mismatch:
-        raise InvalidTypeError(
-            f"a hook is called with one positional argument, the HookContext; "
-            f"{_name_of(callback)}{signature} does not take it ({mismatch})"
-        ) from None
-
-
-def _name_of(callback: Any) -> str:
-    return str(getattr(callback, "__qualname__", None) or repr(callback))
 
 
 _default = HookManager()

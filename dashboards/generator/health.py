@@ -14,6 +14,7 @@ from .panels import (
     ORANGE,
     PER_MINUTE,
     RED,
+    SECONDS,
     SHARE,
     Column,
     Line,
@@ -22,6 +23,8 @@ from .panels import (
     single,
 )
 from .promql import or_zero, top
+
+TOP = 10
 
 
 def health() -> Board:
@@ -129,6 +132,36 @@ def health() -> Board:
         ],
     )
     board.row(
+        "What hooks cost",
+        [
+            lines(
+                "Time in hooks",
+                f"Share of the time that hooks take, those of exporters among them: the {TOP} that "
+                "take most.",
+                SHARE,
+                Line(top(TOP, q.rate(metrics.HOOK_BUSY, "hook")), "{{hook}}"),
+                width=8,
+            ),
+            lines(
+                "Calls of hooks",
+                "Calls, a minute, failed ones too.",
+                PER_MINUTE,
+                Line(top(TOP, q.a_minute(metrics.HOOK_CALLS, "hook")), "{{hook}}"),
+                width=8,
+            ),
+            lines(
+                "Longest call of a hook",
+                "The longest so far. Runs wait for it, unless the hook is in the background.",
+                SECONDS,
+                Line(
+                    top(TOP, f"max by (hook) ({q.series(metrics.HOOK_LONGEST)})"),
+                    "{{hook}}",
+                ),
+                width=8,
+            ),
+        ],
+    )
+    board.row(
         "What is told",
         [
             lines(
@@ -176,7 +209,11 @@ def health() -> Board:
 
 def _names(q: promql.Query, label: str) -> str:
     """Count the values of a label in each program."""
-    metric = {"function": metrics.LAST_ACTIVITY, "error_type": metrics.ERRORS}[label]
+    metric = {
+        "function": metrics.LAST_ACTIVITY,
+        "error_type": metrics.ERRORS,
+        "hook": metrics.HOOK_CALLS,
+    }[label]
     values = f"count by (job, instance, {label}) ({q.series(metric)})"
     return f"count by (job, instance) ({values})"
 

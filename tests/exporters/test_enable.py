@@ -69,7 +69,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., st
 
 def listening() -> list[Any]:
     """The exporters that the default manager tells of runs."""
-    hooks = get_default_manager()._hooks[HookEvent.POST_EXECUTE]
+    entries = get_default_manager()._hooks[HookEvent.POST_EXECUTE].entries
+    hooks: list[Any] = [entry.callback for entry in entries]
     return [hook.__wrapped__.__self__ for hook in hooks if hasattr(hook, "__wrapped__")]
 
 

@@ -18,6 +18,7 @@ from amorsize.exporters.prometheus import PrometheusExporter
 from amorsize.testing import RecordingHook, assert_contract
 
 TELLING = ("amorsize.reporting", "amorsize.hooks.manager")
+WRAPPED = (*TELLING, "amorsize.hooks.calls", "amorsize.hooks.entries")
 RUNNING = ("amorsize.run", "amorsize.sinks", "amorsize.chunking")
 
 
@@ -47,7 +48,7 @@ def run(
     at_line: Callable[[int, FrameType], None],
     function: Callable[[int], Any] = abs,
 ) -> tuple[Any, RecordingHook]:
-    hooks = HookManager()
+    hooks = HookManager(timed="amorsize.hooks.calls" in modules)
     recorder = RecordingHook().attach(hooks)
     ended: Any = None
     before = sys.gettrace()
@@ -71,7 +72,9 @@ def count_lines(modules: tuple[str, ...], function: Callable[[int], Any]) -> int
 
 
 @pytest.mark.parametrize("function", [abs, refuse], ids=["going well", "failing"])
-@pytest.mark.parametrize("modules", [TELLING, RUNNING], ids=["telling", "running"])
+@pytest.mark.parametrize(
+    "modules", [TELLING, WRAPPED, RUNNING], ids=["telling", "telling-timed-hooks", "running"]
+)
 def test_ctrl_c_at_any_line_keeps_the_contract(
     modules: tuple[str, ...],
     function: Callable[[int], Any],

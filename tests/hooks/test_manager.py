@@ -238,14 +238,18 @@ def test_register_accepts_whatever_takes_one_argument(
 
 
 @pytest.mark.parametrize(
-    "never_runs",
+    "asynchronous",
     [async_hook, AsyncCallable().method, functools.partial(async_hook), AsyncCallable()],
     ids=["function", "method", "partial", "callable-object"],
 )
-def test_register_refuses_an_async_hook(hooks: HookManager, never_runs: Any) -> None:
-    """Calling it only makes a coroutine that nobody awaits."""
-    with pytest.raises(InvalidTypeError, match="async function, which would never run"):
-        hooks.register(PROGRESS, never_runs)
+def test_an_async_hook_is_awaited(hooks: HookManager, asynchronous: Any) -> None:
+    """Calling it only makes a coroutine; somebody awaits it."""
+    hooks.register(PROGRESS, asynchronous)
+    hooks.trigger(HookContext(PROGRESS))
+    assert hooks.drain()
+    assert hooks.get_stats()["call_counts"]["on_progress"] == 1
+    assert hooks.get_stats()["error_counts"] == {}
+    hooks.close()
 
 
 def test_what_registration_refuses_is_an_amorsize_error_and_a_type_error(
@@ -424,14 +428,25 @@ def test_a_hook_that_unregisters_is_forgotten_with_its_failures_still_counted(
 def test_stats_are_keyed_by_event_value_with_errors_only_above_zero(hooks: HookManager) -> None:
     """A fresh manager lists all events at zero, and no error."""
     zeros = {event.value: 0 for event in HookEvent}
-    assert hooks.get_stats() == {"hook_counts": zeros, "call_counts": zeros, "error_counts": {}}
+    assert hooks.get_stats() == {
+        "hook_counts": zeros,
+        "call_counts": zeros,
+        "error_counts": {},
+        "hooks": {},
+    }
     hooks.register(ERROR, fail)
     hooks.register(ERROR, Recorder())
     hooks.trigger(HookContext(ERROR))
-    assert hooks.get_stats() == {
+    stats = hooks.get_stats()
+    hooks_of_events = stats.pop("hooks")
+    assert stats == {
         "hook_counts": zeros | {"on_error": 2},
         "call_counts": zeros | {"on_error": 2},
         "error_counts": {"on_error": 1},
+    }
+    assert {name: each["errors"] for name, each in hooks_of_events["on_error"].items()} == {
+        f"{__name__}.fail": 1,
+        f"{__name__}.Recorder": 0,
     }
 
 

@@ -1,0 +1,54 @@
+"""Hooks by decoration: a function is registered at once, a method with each object."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FunctionType
+from typing import Any
+
+from amorsize.hooks.entries import Hook, Options
+from amorsize.hooks.events import HookEvent
+
+_MARKS = "__amorsize_hooks__"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a decorator has said of a method."""
+
+    manager: object
+    events: tuple[HookEvent, ...]
+    options: Options
+
+
+def is_method(decorated: object) -> bool:
+    """Whether it is a function of a class' body, to be called with an object and a context."""
+    if not isinstance(decorated, FunctionType):
+        return False
+    around, _, _ = decorated.__qualname__.rpartition(".")
+    if not around or around.endswith("<locals>"):
+        return False
+    try:
+        inspect.signature(decorated).bind(None, None)
+    except TypeError:
+        return False
+    return True
+
+
+def mark(method: object, mark: Mark) -> None:
+    """Note on a method what it is a hook for."""
+    setattr(method, _MARKS, (*getattr(method, _MARKS, ()), mark))
+
+
+def marked_methods(owner: object, manager: object) -> Iterator[tuple[Mark, Hook]]:
+    """Go through an object's methods that were marked for a manager, in the order of the source."""
+    names: dict[str, None] = {}
+    for kind in reversed(type(owner).__mro__):
+        names |= dict.fromkeys(vars(kind))
+    for name in names:
+        written: Any = inspect.getattr_static(type(owner), name, None)
+        for each in getattr(written, _MARKS, ()) if isinstance(written, FunctionType) else ():
+            if each.manager is manager:
+                yield each, getattr(owner, name)

@@ -1,0 +1,227 @@
+"""What a manager knows of each hook: how it is to be called, and how its calls went."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeAlias
+
+from amorsize.errors import InvalidTypeError, InvalidValueError
+from amorsize.hooks.events import HookContext, HookEvent
+
+Hook: TypeAlias = Callable[[HookContext], object]
+"""A hook is any callable that takes one :class:`HookContext`, an ``async def`` function
+too; what it returns is ignored, but for a link of a chain."""
+
+Condition: TypeAlias = Callable[[HookContext], object]
+"""Says, by a true value, that a hook is to be called for this context."""
+
+
+@dataclass(slots=True)
+class HookStats:
+    """How the calls of one hook at one event went. Its manager's lock is held around it."""
+
+    calls: int = 0
+    errors: int = 0
+    dropped: int = 0
+    timed_calls: int = 0
+    total_seconds: float = 0.0
+    longest_seconds: float = 0.0
+
+    def took(self, seconds: float) -> None:
+        """Add a call that was measured."""
+        self.calls += 1
+        self.timed_calls += 1
+        self.total_seconds += seconds
+        self.longest_seconds = max(self.longest_seconds, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a hook is to be called.
+
+    Attributes:
+        when: the condition; None for always.
+        priority: higher first.
+        background: away from the run, on the manager's own thread.
+        timeout: seconds that a call in the background may take; None for the default.
+    """
+
+    when: Condition | None = None
+    priority: int = 0
+    background: bool = False
+    timeout: float | None = None
+
+    def as_keywords(self) -> dict[str, Any]:
+        """Return the arguments of ``register()`` that they came from."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One registration.
+
+    Attributes:
+        sequence: counts registrations; hooks of one priority are called in this order.
+        condition: that of the options, with a count of its own.
+        call: what dispatch calls: the callback itself, or what surrounds it.
+        plain: the callback itself is called, so that dispatch counts its calls.
+    """
+
+    event: HookEvent
+    callback: Hook
+    options: Options
+    sequence: int
+    stats: HookStats
+    condition: Condition | None = None
+    call: Callable[[HookContext], object] = field(init=False)
+    plain: bool = field(init=False, default=True)
+
+
+class Dispatch:
+    """What one event calls, in order. A registration puts another one in its place.
+
+    Attributes:
+        calls: what is called; never changes, so that it can be gone through without a lock.
+        entries: the registrations behind them, in the same order.
+        triggers: how often they were called since that was last settled.
+        live: whether it is still the one in place.
+    """
+
+    __slots__ = ("calls", "entries", "live", "triggers")
+
+    def __init__(self, entries: tuple[Entry, ...]) -> None:
+        self.calls = tuple(entry.call for entry in entries)
+        self.entries = entries
+        self.triggers = 0
+        self.live = True
+
+    def entry_of(self, call: Callable[[HookContext], object]) -> Entry:
+        """Find the registration that a call stands for."""
+        return next(entry for entry in self.entries if entry.call is call)
+
+    def add_calls(self, count: int) -> None:
+        """Add to the calls of the hooks that do not count their own."""
+        for entry in self.entries:
+            if entry.plain:
+                entry.stats.calls += count
+
+    def settle(self) -> None:
+        """Hand what was counted here to the hooks."""
+        self.add_calls(self.triggers)
+        self.triggers = 0
+
+    def retire(self) -> None:
+        """Give way to another."""
+        self.settle()
+        self.live = False
+
+
+def summarize(stats: dict[HookEvent, dict[str, HookStats]]) -> dict[str, dict[str, Any]]:
+    """Add up statistics, and write them down by the events' values."""
+    kept = {event.value: list(hooks.values()) for event, hooks in stats.items()}
+    errors = {event: sum(each.errors for each in hooks) for event, hooks in kept.items()}
+    return {
+        "call_counts": {event: sum(each.calls for each in hooks) for event, hooks in kept.items()},
+        "error_counts": {event: count for event, count in errors.items() if count},
+        "hooks": {
+            event.value: {name: asdict(each) for name, each in hooks.items()}
+            for event, hooks in stats.items()
+            if hooks
+        },
+    }
+
+
+def check_options(callback: Hook, options: Options) -> Options:
+    """Return the options, with ``background`` for what is asynchronous.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: one of them is not allowed.
+    """
+    when, priority, timeout = options.when, options.priority, options.timeout
+    if when is not None:
+        if not callable(when) or isinstance(when, type) or is_async(when):
+            raise InvalidTypeError(
+                "when must be a plain function of the HookContext that returns True or False, "
+                f"such as every(seconds=5); got {when!r}"
+            )
+        _require_one_argument(when, "a condition")
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise InvalidTypeError(f"priority must be a whole number, higher first; got {priority!r}")
+    if not isinstance(options.background, bool):
+        raise InvalidTypeError(f"background must be True or False; got {options.background!r}")
+    background = options.background or is_async(callback)
+    if timeout is not None:
+        require_seconds("timeout", timeout)
+        if not background:
+            raise InvalidValueError(
+                "timeout is for hooks in the background, since what runs in the run's own thread "
+                f"cannot be stopped: pass background=True with timeout={timeout!r}"
+            )
+    return Options(when, priority, background, timeout)
+
+
+def require_seconds(name: str, seconds: object, *, zero: bool = False) -> None:
+    """Raise InvalidTypeError or InvalidValueError for what is no time span."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        raise InvalidTypeError(f"{name} must be a number of seconds; got {seconds!r}")
+    if not (math.isfinite(seconds) and (seconds >= 0 if zero else seconds > 0)):
+        least = "0 seconds or more" if zero else "above 0 seconds"
+        raise InvalidValueError(f"{name} must be {least}, and finite; got {seconds!r}")
+
+
+def require_event(event: object) -> None:
+    """Raise InvalidTypeError for what is no event."""
+    if not isinstance(event, HookEvent):
+        raise InvalidTypeError(
+            f"event must be a HookEvent, one of {', '.join(e.name for e in HookEvent)}; "
+            f"got {event!r}"
+        )
+
+
+def require_hook(callback: object) -> None:
+    """Raise InvalidTypeError for what cannot be called with one context."""
+    if not callable(callback):
+        raise InvalidTypeError(
+            f"a hook must be a callable that takes one HookContext; got {callback!r}"
+        )
+    _require_one_argument(callback, "a hook")
+
+
+def _require_one_argument(callback: Callable[..., Any], what: str) -> None:
+    try:
+        signature = inspect.signature(callback)
+    except (ValueError, TypeError):
+        return  # some C callables do not tell their signature
+    try:
+        signature.bind(None)
+    except TypeError as mismatch:
+        raise InvalidTypeError(
+            f"{what} is called with one positional argument, the HookContext; "
+            f"{name_of(callback)}{signature} does not take it ({mismatch})"
+        ) from None
+
+
+def is_async(callback: object) -> bool:
+    """Whether calling it makes a coroutine."""
+    return inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(
+        getattr(callback, "__call__", None)  # noqa: B004  # the method, not whether there is one
+    )
+
+
+def name_of(callback: Any) -> str:
+    """Return what messages call it."""
+    return str(getattr(callback, "__qualname__", None) or repr(callback))
+
+
+def full_name_of(callback: Any) -> str:
+    """Return what statistics call it: ``package.module.name``."""
+    inner = getattr(callback, "func", callback)  # functools.partial
+    name = getattr(inner, "__qualname__", None)
+    if name is None:
+        inner = type(inner)  # an object's repr may hold its address, or a secret
+        name = inner.__qualname__
+    module = getattr(inner, "__module__", None)
+    return f"{module}.{name}" if module else str(name)
