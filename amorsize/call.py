@@ -16,7 +16,8 @@ from amorsize.arguments import check_seconds, known_length, validate
 from amorsize.backends.base import Task
 from amorsize.chunking import MAX_CHUNK_ITEMS, ChunkSizer, Input
 from amorsize.collecting import Collect
-from amorsize.errors import InvalidTypeError
+from amorsize.engine import Engine
+from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.hooks.manager import HookManager, get_default_manager
 from amorsize.optimizer import OptimizationResult
 from amorsize.plan import Plan, Sampled, TimeLimits
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 _STREAM_CHUNK_ITEMS = 10_000
 
+WORKERS = ("amorsize.backends.process_worker", "amorsize.backends.foreign_worker")
+"""Where a process knows that it is a worker."""
+
 
 class Call:
     """The arguments of one call, checked, and the run that they describe."""
@@ -43,7 +47,7 @@ class Call:
         hooks: HookManager | None,
         n_jobs: int | None,
         chunksize: int | None,
-        executor: str | None,
+        executor: Any,
         sample_size: int,
         target_chunk_duration: float,
         progress: bool,
@@ -72,13 +76,19 @@ class Call:
         for limit, seconds in (("timeout", timeout), ("item_timeout", item_timeout)):
             if seconds is not None:
                 check_seconds(limit, seconds)
+        if item_timeout is not None and checked.engine is not None and checked.engine.lent:
+            raise InvalidValueError(
+                "item_timeout needs workers that can be ended, which those of an executor that "
+                "was passed, and of Dask, cannot; give timeout= for the whole run, or "
+                "executor='process' (or 'thread')."
+            )
         environment.enable_exporters()
         self._func = func
         self._data = data
         self._hooks = hooks
         self._n_jobs = checked.n_jobs
         self._chunksize = checked.chunksize
-        self._executor = executor
+        self._engine = checked.engine
         self._sample_size = checked.sample_size
         self._target_chunk_duration = checked.target_chunk_duration
         self._progress_interval = progress_interval
@@ -105,17 +115,19 @@ class Call:
 
     def prepare(self, sink: Sink, *, interruptible: bool) -> Run:
         """Make the plan, which may run the first items, and the run."""
-        executor = self._executor
+        engine = self._engine
         allowed: tuple[str, ...] = ENGINES
         if _in_worker_process():
             # The workers of the outer run have the cores already.
             allowed = ("serial", "thread")
-            if executor == "process":
-                executor = "serial"
+            if engine is not None and engine.type in ("process", "dask"):
+                # And a task that waits for tasks, in a cluster of such tasks, may wait for ever.
                 logger.warning(
-                    "execute() was called inside a worker process: executor='process' runs "
-                    "serially there. Name 'serial' or 'thread', or leave the choice open."
+                    "execute() was called inside a worker process: executor=%r runs "
+                    "serially there. Name 'serial' or 'thread', or leave the choice open.",
+                    engine.type,
                 )
+                engine = Engine("serial")
         reporter = Reporter(
             self._managers(),
             began=self._began,
@@ -132,7 +144,7 @@ class Call:
             total,
             n_jobs=self._n_jobs,
             chunksize=self._chunksize,
-            executor=executor,
+            executor=engine,
             allowed=allowed,
             sample_size=self._sample_size,
             target_chunk_duration=self._target_chunk_duration,
@@ -151,8 +163,10 @@ class Call:
             source.exhausted = sample.exhausted
             if isinstance(sample.input_error, Exception):
                 source.exhausted, source.error = True, sample.input_error
+        if engine is None:
+            engine = Engine(self.result.executor_type)
         plan = Plan(
-            executor_type=self.result.executor_type,
+            engine=engine,
             n_jobs=self.result.n_jobs,
             chunksize=self.result.chunksize,
             estimated_speedup=self.result.estimated_speedup,
@@ -230,8 +244,8 @@ def _name_of(func: Callable[..., Any]) -> str:
 
 
 def _in_worker_process() -> bool:
-    worker = sys.modules.get("amorsize.backends.process_worker")
-    return worker is not None and worker.serving
+    workers = map(sys.modules.get, WORKERS)
+    return any(worker is not None and worker.serving for worker in workers)
 
 
 def _warm_workers() -> int:

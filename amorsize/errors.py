@@ -10,6 +10,7 @@
     │   └── PortInUseError (OSError)          its port is taken
     ├── ExecutionError (RuntimeError)         a run failed for a reason outside the user's function
     │   ├── WorkerDiedError                   a worker process was killed, or exited
+    │   ├── ExecutorBrokenError               the executor that was passed takes no more work
     │   ├── TransportError                    something cannot be pickled, or unpickled
     │   │   └── UnpicklableItemError          an item of the input
     │   ├── ExecutionCancelledError           the consumer of a stream went away
@@ -111,6 +112,13 @@ class WorkerDiedError(ExecutionError):
             self.detail,
             self.hint,
         )
+
+
+class ExecutorBrokenError(ExecutionError):
+    """The executor that was passed broke, or was shut down, during the run or before it.
+
+    What it raised is the ``__cause__``.
+    """
 
 
 class TransportError(ExecutionError):

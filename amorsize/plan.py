@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from amorsize.engine import Engine
 from amorsize.worker import ChunkOutcome
 
 
@@ -13,7 +14,7 @@ class Plan:
     """What was decided before the run.
 
     Attributes:
-        executor_type: ``serial``, ``thread`` or ``process``.
+        engine: what runs the chunks.
         n_jobs: workers at most.
         chunksize: items in the first chunks.
         estimated_speedup: over a serial run.
@@ -21,7 +22,7 @@ class Plan:
             so that it runs on a thread of its own.
     """
 
-    executor_type: str
+    engine: Engine
     n_jobs: int
     chunksize: int
     estimated_speedup: float

@@ -22,8 +22,8 @@ import pickle
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from amorsize.errors import RemoteError, TransportError
-from amorsize.worker import ChunkOutcome, Failure, add_note
+from amorsize.errors import RemoteError, TransportError, UnpicklableItemError
+from amorsize.worker import Chunk, ChunkOutcome, Failure, add_note
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -69,6 +69,20 @@ def dump_function(func: Callable[[Any], Any]) -> bytes:
             f"({type(error).__name__}: {error}). Pass executor='thread', or make what it closes "
             "over picklable."
         ) from error
+
+
+def dump_items(chunk: Chunk) -> bytes:
+    """Pickle the items of a chunk, or say which of them does not pickle."""
+    try:
+        return dump(chunk.items)
+    except Exception as error:
+        found = first_unpicklable(chunk.items)
+        position, cause = found if found is not None else (0, error)
+        raise UnpicklableItemError(
+            chunk.start + position,
+            type(chunk.items[position]).__name__,
+            f"{type(cause).__name__}: {cause}",
+        ) from cause
 
 
 def first_unpicklable(values: Sequence[Any]) -> tuple[int, Exception] | None:
