@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
-from amorsize import environment, optimizer
+from amorsize import cost, environment, optimizer
 from amorsize.arguments import check_seconds, known_length, validate
 from amorsize.backends.base import Task
 from amorsize.chunking import MAX_CHUNK_ITEMS, ChunkSizer, Input
@@ -187,9 +187,12 @@ class Call:
             sizer=ChunkSizer(
                 fixed=self._chunksize,
                 first=plan.chunksize,
-                target_seconds=self._target_chunk_duration,
+                target_seconds=cost.chunk_seconds(
+                    engine.type, plan.n_jobs, self._target_chunk_duration
+                ),
                 n_jobs=plan.n_jobs,
                 limit=limit,
+                shortest_seconds=cost.shortest_chunk_seconds(engine.type),
             ),
             sink=sink,
             reporter=reporter,

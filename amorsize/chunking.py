@@ -13,7 +13,6 @@ MAX_CHUNK_ITEMS = 100_000
 
 _DRAW_SECONDS = 0.05
 _GROWTH = 8
-_SHORTEST_CHUNK_SECONDS = 0.002
 
 
 class Input:
@@ -83,6 +82,8 @@ class ChunkSizer:
         target_seconds: how long a chunk is to take.
         n_jobs: workers that share the input.
         limit: items a chunk at most.
+        shortest_seconds: how long chunks stay towards the end of the input: below this, their way
+            there and back begins to count.
 
     Example:
         >>> sizer = ChunkSizer(fixed=None, first=1, target_seconds=0.2, n_jobs=2, limit=1000)
@@ -92,13 +93,21 @@ class ChunkSizer:
     """
 
     def __init__(
-        self, *, fixed: int | None, first: int, target_seconds: float, n_jobs: int, limit: int
+        self,
+        *,
+        fixed: int | None,
+        first: int,
+        target_seconds: float,
+        n_jobs: int,
+        limit: int,
+        shortest_seconds: float = 0.002,
     ) -> None:
         self._fixed = fixed
         self._size = fixed if fixed is not None else min(first, limit)
         self._target = target_seconds
         self._n_jobs = n_jobs
         self._limit = limit
+        self._shortest_seconds = shortest_seconds
         self._told = self._size
         self._items = 0.0
         self._seconds = 0.0
@@ -130,7 +139,6 @@ class ChunkSizer:
         return max(1, min(self._size, max(share, self._shortest())))
 
     def _shortest(self) -> int:
-        # Below 2 ms a chunk, its way there and back (about 0.1 ms) begins to count.
         if self._seconds <= 0:
             return 1
-        return math.ceil(_SHORTEST_CHUNK_SECONDS * self._items / self._seconds)
+        return math.ceil(self._shortest_seconds * self._items / self._seconds)

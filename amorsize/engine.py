@@ -81,9 +81,11 @@ def _current_client() -> Any:
     except ImportError as error:
         raise MissingExtraError("executor='dask'", "distributed", "dask") from error
     try:
-        return distributed.Client.current()
+        return distributed.Client.current()  # type: ignore[no-untyped-call]  # theirs
     except ValueError as error:
-        raise InvalidValueError(f"executor is 'dask', and there is no Dask client. {_HOW}") from error
+        raise InvalidValueError(
+            f"executor is 'dask', and there is no Dask client. {_HOW}"
+        ) from error
 
 
 def _of_client(client: Any) -> Engine:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pickle
 import queue
 import threading
 import time
@@ -35,7 +36,6 @@ from amorsize.backends.foreign_worker import (
     Reply,
     TaskSettings,
     origin,
-    pack_task,
 )
 from amorsize.errors import ExecutionError, TransportError, UnpicklableItemError
 from amorsize.log_records import read_levels
@@ -185,7 +185,7 @@ class ForeignBackend(Backend):
         """Pack a chunk; raises TransportError, also kept in the flight."""
         chunk = flight.chunk
         try:
-            task = self._pack_task()
+            task = self.pack_task()
             items = wire.dump_items(chunk)
         except TransportError as error:
             flight.refused = error
@@ -238,7 +238,7 @@ class ForeignBackend(Backend):
         else:
             self.fail(
                 f"the executor gave {type(reply).__name__} for chunk {flight.chunk.id}, which is "
-                "not what was submitted to it returns: its submit() must call what it is given."
+                "not what the submitted call returns: its submit() must call what it is given."
             )
 
     def _refuse(self, flight: Flight, error: TransportError, news: list[Message]) -> None:
@@ -307,13 +307,14 @@ class ForeignBackend(Backend):
         self.workers.clear()
         return news
 
-    def _pack_task(self) -> bytes:
+    def pack_task(self) -> bytes:
+        """Pack the function and the settings, once; raises TransportError."""
         with self._packing:
             if self._packed is None:
                 settings = TaskSettings(
                     self.task.return_exceptions, self.task.collect, self.log_levels()
                 )
-                self._packed = pack_task(settings, wire.dump_function(self.task.func))
+                self._packed = pickle.dumps((settings, wire.dump_function(self.task.func)), 5)
             return self._packed
 
     def log_levels(self) -> dict[str, int]:

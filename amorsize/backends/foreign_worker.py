@@ -1,4 +1,4 @@
-"""What runs in the worker of an executor that is not ours: one chunk, from its arrival to its reply.
+"""What runs in the worker of an executor that is not ours: a chunk, from arrival to reply.
 
 Such a worker may be a process of a pool, a thread of a Dask worker on another machine, or, where
 an executor pickles for itself alone, a thread of the calling process. Nothing is known of it but
@@ -100,7 +100,8 @@ class PackedChunk:
     Attributes:
         key: names the execution.
         origin: the process that it comes from.
-        task: the pickled settings and function, or None where they should be there already.
+        task: pickled: the :class:`TaskSettings` and the pickled function; None where they should
+            be there already.
         chunk_id, start, size: as in the :class:`~amorsize.worker.Chunk`.
         items: pickled.
         notes: a named pipe on this machine that begun chunks are told to, or "".
@@ -120,9 +121,7 @@ class PackedChunk:
         stopped = _gone(self.notes) if self.notes else None
         return self.run(here(), note=note, stopped=stopped)
 
-    def run(
-        self, place: Place, *, note: Note | None, stopped: Callable[[], bool] | None
-    ) -> Reply:
+    def run(self, place: Place, *, note: Note | None, stopped: Callable[[], bool] | None) -> Reply:
         """Run it in this thread; see :func:`amorsize.worker.run_chunk` for ``stopped``."""
         away = self.origin != origin()
         if away:
@@ -156,11 +155,6 @@ class PackedChunk:
             stopped=stopped,
             collect=task.settings.collect,
         )
-
-
-def pack_task(settings: TaskSettings, function: bytes) -> bytes:
-    """Pack what :class:`PackedChunk` carries as its ``task``."""
-    return pickle.dumps((settings, function), 5)
 
 
 @dataclass(slots=True)

@@ -119,7 +119,9 @@ class FuturesBackend(ForeignBackend):
         while not self.news.empty():
             self.take(self.news.get_nowait(), news)
         # Workers whose start was not read are told of; their chunks are not.
-        told = [m for m in news if isinstance(m, WorkerStarted | WorkerLost | WorkerEnded)]
+        told: list[Message] = [
+            m for m in news if isinstance(m, WorkerStarted | WorkerLost | WorkerEnded)
+        ]
         if self._broken:
             return self.tell_deaths(told)
         return self.tell_ends(
