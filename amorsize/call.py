@@ -11,10 +11,16 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
-from amorsize import cost, environment, optimizer
+from amorsize import environment, optimizer
 from amorsize.arguments import check_seconds, known_length, validate
 from amorsize.backends.base import Task
-from amorsize.chunking import MAX_CHUNK_ITEMS, ChunkSizer, Input
+from amorsize.chunking import (
+    MAX_CHUNK_ITEMS,
+    SHORTEST_CHUNK_SECONDS,
+    ChunkSizer,
+    Input,
+    chunk_seconds,
+)
 from amorsize.collecting import Collect
 from amorsize.engine import Engine
 from amorsize.errors import InvalidTypeError, InvalidValueError
@@ -187,12 +193,10 @@ class Call:
             sizer=ChunkSizer(
                 fixed=self._chunksize,
                 first=plan.chunksize,
-                target_seconds=cost.chunk_seconds(
-                    engine.type, plan.n_jobs, self._target_chunk_duration
-                ),
+                target_seconds=chunk_seconds(engine.type, plan.n_jobs, self._target_chunk_duration),
                 n_jobs=plan.n_jobs,
                 limit=limit,
-                shortest_seconds=cost.shortest_chunk_seconds(engine.type),
+                shortest_seconds=SHORTEST_CHUNK_SECONDS.get(engine.type, 0.002),
             ),
             sink=sink,
             reporter=reporter,

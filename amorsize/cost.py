@@ -29,21 +29,8 @@ if TYPE_CHECKING:
     from amorsize.sampling import Payload, Sample
     from amorsize.system import StartupModel, SystemFacts
 
-ROUND_TRIP_SECONDS = {
-    "serial": 0.0,
-    "thread": 16e-6,
-    "process": 55e-6,
-    "custom": 225e-6,
-    "dask": 4e-3,
-}
-"""A chunk's way to a worker and back, measured with the engines of this package, with a pool of
-loky as the dearest of the executors on one machine, and with a Dask cluster."""
-
-SCHEDULER_SHARE = 0.2
-"""The share of its time that a Dask scheduler may spend on our tasks: it takes them one by one."""
-SHORTEST_CHUNK_SECONDS = 0.002
-SHORTEST_CHUNK_ROUND_TRIPS = 20
-"""A chunk lasts at least so long, and so many times its way there and back."""
+ROUND_TRIP_SECONDS = {"serial": 0.0, "thread": 16e-6, "process": 55e-6}
+"""A chunk's way to a worker and back, measured with the engines of this package."""
 
 BYTES_PER_SECOND = 1e9
 """Moving pickled bytes to another process: 3 GB/s through a socket pair, read and copied again."""
@@ -86,24 +73,6 @@ ONE_CORE = "one core is usable"
 STREAM_SECONDS = 10.0
 STREAM_ITEMS = 1000
 """An input of unknown length is taken for this much serial work, and at least so many items."""
-
-
-def chunk_seconds(engine: str, n_jobs: int, asked: float) -> float:
-    """Say how long a chunk should last: as asked, or longer so that a Dask scheduler keeps up.
-
-    >>> chunk_seconds("process", 100, 0.2), chunk_seconds("dask", 4, 0.2)
-    (0.2, 0.2)
-    >>> chunk_seconds("dask", 100, 0.2)
-    2.0
-    """
-    if engine != "dask":
-        return asked
-    return max(asked, n_jobs * ROUND_TRIP_SECONDS[engine] / SCHEDULER_SHARE)
-
-
-def shortest_chunk_seconds(engine: str) -> float:
-    """Say below which length a chunk's way there and back begins to count."""
-    return max(SHORTEST_CHUNK_SECONDS, SHORTEST_CHUNK_ROUND_TRIPS * ROUND_TRIP_SECONDS[engine])
 
 
 @dataclass(frozen=True, slots=True)
