@@ -25,6 +25,8 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml
 $(VENV)/.dev: $(BIN)/python pyproject.toml
 	@echo "Installing amorsize with the development tools into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet -e . --group dev
+	@$(PYTHON) -m venv --without-pip $(VENV)/otlp-receiver
+	@$(BIN)/python -m pip --python $(VENV)/otlp-receiver/bin/python install --quiet --group otlp-receiver
 	@touch $@ $(VENV)/.demo
 
 demo: $(VENV)/.demo  ## Run the main job on real input, in about 30 seconds

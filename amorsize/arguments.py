@@ -5,6 +5,7 @@ Every message says what was given, what is allowed and what to do; nothing has r
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 from collections.abc import Callable, Iterable
@@ -55,6 +56,11 @@ def validate(
             f"func is {_shown(func)}, which cannot be called; "
             "give a function that takes one item, and the data second."
         )
+    if inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(type(func).__call__):
+        raise InvalidTypeError(
+            f"func is {_shown(func)}, a coroutine function: its calls only make coroutines; "
+            "give a plain function, such as lambda item: asyncio.run(func(item))."
+        )
     # What iter() looks for, without calling it: that may already start something.
     kind = type(data)
     if not hasattr(kind, "__getitem__") and getattr(kind, "__iter__", None) is None:
@@ -92,6 +98,13 @@ def check_count(name: str, value: Any, meaning: str) -> int:
             f"give a larger number{optional}."
         )
     return number
+
+
+def check_switch(name: str, value: Any) -> bool:
+    """Return a bool, or say what is wrong: "no", for one, would be taken as true."""
+    if isinstance(value, bool):
+        return value
+    raise InvalidTypeError(f"{name} is {_shown(value)}; give True or False.")
 
 
 def check_seconds(name: str, value: Any, *, zero: bool = False) -> float:

@@ -7,12 +7,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from functools import cache
 from typing import Any
 
 from amorsize import environment, optimizer
-from amorsize.arguments import check_seconds, known_length, validate
+from amorsize.arguments import check_seconds, check_switch, known_length, validate
 from amorsize.backends.base import Task
 from amorsize.chunking import (
     MAX_CHUNK_ITEMS,
@@ -31,15 +32,16 @@ from amorsize.reporting import Reporter
 from amorsize.run import Run
 from amorsize.sampling import Sample
 from amorsize.sinks import Sink, StreamBuffer
-from amorsize.system import ENGINES
+from amorsize.system import engines_here
 from amorsize.worker import HOSTNAME, ChunkOutcome, Failure
 
 logger = logging.getLogger(__name__)
 
 _STREAM_CHUNK_ITEMS = 10_000
 
-WORKERS = ("amorsize.backends.process_worker", "amorsize.backends.foreign_worker")
-"""Where a process knows that it is a worker."""
+_SERIAL_CHUNK_ITEMS = 10_000_000
+"""Nothing is copied for a serial chunk of an input that is held in memory anyway: the duration of
+chunks alone bounds them."""
 
 
 class Call:
@@ -79,6 +81,9 @@ class Call:
         if name is not None and not isinstance(name, str):
             raise InvalidTypeError(f"name must be a string or None; got {name!r}")
         check_seconds("progress_interval", progress_interval, zero=True)
+        check_switch("progress", progress)
+        check_switch("return_exceptions", return_exceptions)
+        check_switch("verbose", verbose)
         for limit, seconds in (("timeout", timeout), ("item_timeout", item_timeout)):
             if seconds is not None:
                 check_seconds(limit, seconds)
@@ -122,18 +127,11 @@ class Call:
     def prepare(self, sink: Sink, *, interruptible: bool) -> Run:
         """Make the plan, which may run the first items, and the run."""
         engine = self._engine
-        allowed: tuple[str, ...] = ENGINES
-        if _in_worker_process():
-            # The workers of the outer run have the cores already.
-            allowed = ("serial", "thread")
-            if engine is not None and engine.type in ("process", "dask"):
-                # And a task that waits for tasks, in a cluster of such tasks, may wait for ever.
-                logger.warning(
-                    "execute() was called inside a worker process: executor=%r runs "
-                    "serially there. Name 'serial' or 'thread', or leave the choice open.",
-                    engine.type,
-                )
-                engine = Engine("serial")
+        allowed = engines_here()
+        if engine is not None and engine.type in ("process", "dask") and "process" not in allowed:
+            # And a task that waits for tasks, in a cluster of such tasks, may wait for ever.
+            _say_nested(engine.type)
+            engine = Engine("serial")
         reporter = Reporter(
             self._managers(),
             began=self._began,
@@ -160,10 +158,12 @@ class Call:
             collector=collect.in_chunk(0),
         )
         self.result.data = self._data
+        sequence = _sliceable(self._data)
         source = Input(
             iterator,
             patient=total is not None,
             drawn=0 if sample is None else len(sample.items),
+            sequence=sequence,
         )
         if sample is not None:
             source.exhausted = sample.exhausted
@@ -178,7 +178,11 @@ class Call:
             estimated_speedup=self.result.estimated_speedup,
             interruptible=interruptible,
         )
-        limit = _STREAM_CHUNK_ITEMS if isinstance(sink, StreamBuffer) else MAX_CHUNK_ITEMS
+        limit = MAX_CHUNK_ITEMS
+        if isinstance(sink, StreamBuffer):
+            limit = _STREAM_CHUNK_ITEMS
+        elif sequence is not None and engine.type == "serial":
+            limit = _SERIAL_CHUNK_ITEMS
         self.run = Run(
             task=Task(
                 self._func,
@@ -218,6 +222,12 @@ class Call:
         return [manager for manager in managers if manager is not None]
 
 
+def _sliceable(data: Iterable[Any]) -> Sequence[Any] | None:
+    """Return an input whose slices give what its iterator gives; None for any other."""
+    # Of a subclass one never knows.
+    return data if type(data) in (list, tuple, range) else None  # type: ignore[return-value]
+
+
 def _sampled(sample: Sample | None) -> Sampled:
     if sample is None:
         return Sampled([])
@@ -250,9 +260,13 @@ def _name_of(func: Callable[..., Any]) -> str:
     return f"{module}.{qualified}"
 
 
-def _in_worker_process() -> bool:
-    workers = map(sys.modules.get, WORKERS)
-    return any(worker is not None and worker.serving for worker in workers)
+@cache
+def _say_nested(engine: str) -> None:  # once a process, not once an item
+    logger.warning(
+        "execute() was called inside a worker process: executor='%s' runs serially there. "
+        "Name 'serial' or 'thread', or leave the choice open.",
+        engine,
+    )
 
 
 def _warm_workers() -> int:

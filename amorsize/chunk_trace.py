@@ -10,8 +10,9 @@ from __future__ import annotations
 import copyreg
 import os
 import time
+import traceback
 from collections.abc import Iterable, Mapping
-from contextvars import Token
+from contextvars import ContextVar, Token
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -35,36 +36,32 @@ _UNSAMPLED = trace.TraceFlags(trace.TraceFlags.DEFAULT)
 class ChunkTrace:
     """One chunk's place in the trace; a :class:`amorsize.collecting.Collector`."""
 
-    __slots__ = ("_captures", "_context", "_granted", "_link", "_span", "_token")
+    __slots__ = (
+        "_began",
+        "_captures",
+        "_chunk_id",
+        "_context",
+        "_ended",
+        "_granted",
+        "_link",
+        "_span",
+        "_token",
+    )
 
     def __init__(self, link: TraceLink, chunk_id: int) -> None:
-        here = link.pid == os.getpid()
-        received = _received(*(link.carrier.get(header) for header in _HEADERS))
-        base = otel_context.get_current() if here else received
-        parent = trace.get_current_span(received).get_span_context()
         self._link = link
-        self._captures = link.capture and not here
+        self._chunk_id = chunk_id
+        self._captures = link.capture and link.pid != os.getpid()
+        self._context: otel_context.Context | None = None
         self._span: _ChunkSpan | None = None
         self._token: Token[Any] | None = None
         self._granted: bool | None = None
-        if here and not link.exact:  # the chunk's span will have an id that nobody knows yet
-            self._context = trace.set_span_in_context(trace.NonRecordingSpan(parent), base)
-            return
-        flags = parent.trace_flags
-        if here and link.sampled:
-            self._granted = link.grant()
-            flags = flags if self._granted else _UNSAMPLED
-        span_context = trace.SpanContext(
-            trace_id=parent.trace_id,
-            span_id=chunk_span_id(parent.span_id, chunk_id),
-            is_remote=False,
-            trace_flags=flags,
-            trace_state=parent.trace_state,
-        )
-        self._span = _ChunkSpan(span_context, recording=link.sampled)
-        self._context = trace.set_span_in_context(self._span, base)
+        self._began = self._ended = 0
 
     def enter(self) -> None:
+        if self._context is None:  # a sample enters once an item; where there is none, never
+            self._context = self._make_context()
+            self._began = time.time_ns()
         if self._captures:
             worker_provider.begin(self._link)
         self._token = otel_context.attach(self._context)
@@ -73,6 +70,7 @@ class ChunkTrace:
         if self._token is not None:
             otel_context.detach(self._token)
             self._token = None
+            self._ended = time.time_ns()
 
     def take(self) -> dict[str, Any] | None:
         """Return what the user's code did to the chunk's span, and the spans that ended."""
@@ -81,6 +79,8 @@ class ChunkTrace:
             taken = self._span.take()
         if self._granted is not None:
             taken["live"] = self._granted
+            if self._granted:  # spans have left already: the chunk's is to last as long as they
+                taken["times"] = self._began, self._ended
         if self._captures:
             spans, dropped = worker_provider.take()
             if spans:
@@ -88,6 +88,28 @@ class ChunkTrace:
             if dropped:
                 taken["dropped"] = dropped
         return taken or None
+
+    def _make_context(self) -> otel_context.Context:
+        link = self._link
+        here = link.pid == os.getpid()
+        received = _received(*(link.carrier.get(header) for header in _HEADERS))
+        base = otel_context.get_current() if here else received
+        parent = trace.get_current_span(received).get_span_context()
+        if here and not link.exact:  # the chunk's span will have an id that nobody knows yet
+            return trace.set_span_in_context(trace.NonRecordingSpan(parent), base)
+        flags = parent.trace_flags
+        if here and link.sampled:
+            self._granted = link.grant()
+            flags = flags if self._granted else _UNSAMPLED
+        span_context = trace.SpanContext(
+            trace_id=parent.trace_id,
+            span_id=chunk_span_id(parent.span_id, self._chunk_id),
+            is_remote=False,
+            trace_flags=flags,
+            trace_state=parent.trace_state,
+        )
+        self._span = _ChunkSpan(span_context, recording=link.sampled)
+        return trace.set_span_in_context(self._span, base)
 
 
 def use_in_worker(link: TraceLink, provider_at_start: Any) -> None:
@@ -109,6 +131,20 @@ def use_in_worker(link: TraceLink, provider_at_start: Any) -> None:
         worker_provider.also_capture(provider_at_start)
 
 
+class _Spans:
+    """Spans that ended in the chunks of one thread: a worker of Dask may have several."""
+
+    __slots__ = ("dropped", "ended", "most")
+
+    def __init__(self) -> None:
+        self.ended: list[tuple[Any, ...]] = []
+        self.dropped = 0
+        self.most = 0
+
+
+_spans: ContextVar[_Spans | None] = ContextVar("amorsize_spans", default=None)
+
+
 class WorkerProvider(trace.TracerProvider):
     """Keeps spans that end in this worker process until their chunk goes home.
 
@@ -118,9 +154,7 @@ class WorkerProvider(trace.TracerProvider):
 
     def __init__(self) -> None:
         self._sdk: trace.TracerProvider | None = None
-        self._spans: list[tuple[Any, ...]] = []
-        self._dropped = 0
-        self._max_spans = 0
+        self._latest = _Spans()
         self._also: Any = None
 
     def get_tracer(
@@ -137,22 +171,32 @@ class WorkerProvider(trace.TracerProvider):
 
     def begin(self, link: TraceLink) -> None:
         """A chunk begins: so many spans may ride home with it."""
-        self._max_spans = link.max_spans if link.sampled else 0
+        spans = _spans.get()
+        if spans is None:
+            _spans.set(spans := _Spans())
+        self._latest = spans
+        # What ended between two chunks rides with the next one, if that is of the same trace.
+        spans.ended = [span for span in spans.ended if span[2] == link.trace_id]
+        spans.dropped = 0
+        spans.most = link.max_spans if link.sampled else 0
 
     def take(self) -> tuple[list[tuple[Any, ...]], int]:
         """Return the spans that ended since the last time, and how many were too many."""
-        spans, self._spans = self._spans, []
-        dropped, self._dropped = self._dropped, 0
-        return spans, dropped
+        spans = _spans.get() or self._latest
+        ended, spans.ended = spans.ended, []
+        dropped, spans.dropped = spans.dropped, 0
+        return ended, dropped
 
     def keep(self, span: ReadableSpan) -> None:
         context = span.get_span_context()
         if context is None or not context.trace_flags.sampled:
             return
-        if len(self._spans) >= self._max_spans:
-            self._dropped += 1
+        # A thread that the function started without its context counts to the latest chunk.
+        spans = _spans.get() or self._latest
+        if len(spans.ended) >= spans.most:
+            spans.dropped += 1
             return
-        self._spans.append(pack_span(span))
+        spans.ended.append(pack_span(span))
 
     def also_capture(self, provider: Any) -> None:
         """Keep the spans of an SDK's provider as well."""
@@ -300,9 +344,11 @@ class _ChunkSpan(trace.Span):
         escaped: bool = False,
     ) -> None:
         kind = type(exception)
+        is_builtin = kind.__module__ == "builtins"
         described = {
-            "exception.type": f"{kind.__module__}.{kind.__qualname__}",
+            "exception.type": ("" if is_builtin else f"{kind.__module__}.") + kind.__qualname__,
             "exception.message": str(exception),
+            "exception.stacktrace": "".join(traceback.format_exception(exception)),
             **(attributes or {}),
         }
         self.add_event("exception", described, timestamp)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -44,6 +44,8 @@ class Input:
             returned, so that workers get something to do, and are heard, while a slow input
             goes on.
         drawn: items already taken from the iterator.
+        sequence: what the iterator goes over, where slices of it say the same: nothing is then
+            copied item by item.
 
     Attributes:
         drawn: items taken so far.
@@ -56,18 +58,31 @@ class Input:
         (['a', 'b'], ['c'], True)
     """
 
-    def __init__(self, iterator: Iterator[Any], *, patient: bool, drawn: int = 0) -> None:
+    def __init__(
+        self,
+        iterator: Iterator[Any],
+        *,
+        patient: bool,
+        drawn: int = 0,
+        sequence: Sequence[Any] | None = None,
+    ) -> None:
         self._iterator = iterator
         self._patient = patient
+        self._sequence = sequence
         self.drawn = drawn
         self.exhausted = False
         self.error: Exception | None = None
 
-    def draw(self, size: int) -> list[Any]:
+    def draw(self, size: int) -> Sequence[Any]:
         """Take up to ``size`` items; none at all only at the end."""
         items: list[Any] = []
         if self.exhausted:
             return items
+        if self._sequence is not None:
+            piece = self._sequence[self.drawn : self.drawn + size]
+            self.drawn += len(piece)
+            self.exhausted = self.drawn >= len(self._sequence)
+            return piece
         pieces = islice(self._iterator, size)
         try:
             if self._patient:

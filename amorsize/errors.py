@@ -91,7 +91,10 @@ class WorkerDiedError(ExecutionError):
         where = "" if chunk_id is None else f" in chunk {chunk_id}"
         if item_index is not None:
             where = f" on item {item_index}{where}"
-        lost = "" if chunk_id is None else " Its results of that chunk are lost."
+        # As Linux numbers it: on Windows there is no signal.SIGKILL.
+        lost = " The kernel does so when memory is short." if exit_code == -9 else ""
+        if chunk_id is not None:
+            lost += " Its results of that chunk are lost."
         super().__init__(
             f"worker process {pid} {describe_exit(exit_code)}{where}"
             f"{' (' + detail + ')' if detail else ''}.{lost}{' ' + hint if hint else ''}"

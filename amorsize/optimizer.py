@@ -30,6 +30,7 @@ from amorsize.system import (
     STARTUP,
     StartupCosts,
     SystemFacts,
+    engines_here,
     measure_startup,
     read_system,
 )
@@ -163,6 +164,7 @@ def optimize(
         executor=executor,
         sample_size=arguments.sample_size,
         target_chunk_duration=arguments.target_chunk_duration,
+        allowed=engines_here(),
         verbose=verbose,
         again=True,
     )

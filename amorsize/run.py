@@ -8,9 +8,11 @@ has its end, and ``POST_EXECUTE`` comes last.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from amorsize import log_records, termination
@@ -25,6 +27,7 @@ from amorsize.backends.base import (
     WorkerLost,
     WorkerStarted,
 )
+from amorsize.backends.factory import make_backend
 from amorsize.chunking import ChunkSizer, Input
 from amorsize.errors import (
     ExecutionCancelledError,
@@ -43,6 +46,11 @@ from amorsize.worker import Chunk, ChunkOutcome, Failure, add_note
 logger = logging.getLogger(__name__)
 
 _HINT = "Pass return_exceptions=True to go on with the other items."
+
+_ON_ITEM = "Raised on item "
+
+_NAMED_CHUNKS = 3
+"""How many a message names."""
 
 _LONGEST_WAIT_SECONDS = 0.5
 """A signal that comes just before the loop begins to wait does not interrupt the wait: Python runs
@@ -182,7 +190,7 @@ class Run:
             # Only now is the length certain: len() of the input may have been an estimate.
             self._report.total_items = self._total = self._input.drawn
 
-    def _draw(self, size: int) -> list[Any]:
+    def _draw(self, size: int) -> Sequence[Any]:
         self._drawing = True
         try:
             return self._input.draw(size)
@@ -194,7 +202,7 @@ class Run:
 
     def _submit(self, chunk: Chunk) -> None:
         if self._backend is None:
-            self._backend = _make_backend(self._plan)
+            self._backend = make_backend(self._plan)
             self._backend.open(self._task)
         self._in_flight[chunk.id] = chunk
         chunk.dispatched_at = time.time()
@@ -233,13 +241,18 @@ class Run:
         results = outcome.results
         if outcome.failures:
             first = outcome.failures[0]
-            if results is None and self._task.return_exceptions:
+            if not self._task.return_exceptions:
+                outcome.results = None  # also where only one result did not travel
+            elif results is None:
                 # The chunk could not be carried over: that is every item's failure.
                 outcome.results = results = [first.error] * outcome.size
                 outcome.failures = [
                     Failure(index, first.error, first.traceback)
                     for index in range(outcome.start, outcome.start + outcome.size)
                 ]
+            if outcome.pid == os.getpid():  # those of others have a note with their traceback
+                for failure in outcome.failures:
+                    _note_item(failure)
             self._fail(
                 first.error,
                 traceback_text=first.traceback,
@@ -247,7 +260,7 @@ class Run:
                 worker=worker,
                 chunk=chunk,
                 outcome=outcome,
-                metadata={"sampled": True} if sampled else None,
+                metadata={"item_index": first.index} | ({"sampled": True} if sampled else {}),
             )
         if results is None:
             return  # a sample that was interrupted before its first failure
@@ -403,13 +416,25 @@ class Run:
             of_total = "" if self._total is None else f" of {self._total}"
             raise ExecutionTimeoutError(
                 f"the run took longer than timeout={self._limits.timeout} seconds: "
-                f"{self._report.items_completed}{of_total} items are done"
+                f"{self._report.items_completed}{of_total} items are done{self._at_work()}"
             )
         if self._limits.item_timeout is not None and self._backend is not None:
             for late in self._backend.overdue(self._limits.item_timeout):
                 loss = self._backend.end_worker(late)
                 if loss is not None:
                     self._take_loss(loss, self._item_timeout_error(late, loss))
+
+    def _at_work(self) -> str:
+        """Name the chunks in flight, the oldest first, for a message."""
+        chunks = [
+            f"items {chunk.start} to {chunk.start + len(chunk.items) - 1} (chunk {chunk.id})"
+            for chunk in list(self._in_flight.values())[:_NAMED_CHUNKS]
+        ]
+        if not chunks:
+            return ""
+        others = len(self._in_flight) - len(chunks)
+        more = f" and {others} further chunks" if others else ""
+        return f"; in flight were {', '.join(chunks)}{more}"
 
     def _cancelled_error(self) -> ExecutionCancelledError:
         return ExecutionCancelledError(
@@ -454,27 +479,11 @@ class Run:
         return self._next_chunk_id - 1
 
 
-def _make_backend(plan: Plan) -> Backend:
-    engine = plan.engine
-    if engine.type == "process":
-        from amorsize.backends.process import ProcessBackend  # starts no process, costs 10 ms
-
-        return ProcessBackend(plan.n_jobs)
-    if engine.type == "dask":
-        from amorsize.backends.dask import DaskBackend
-
-        return DaskBackend(engine.lent, plan.n_jobs, engine.workers or 0)
-    if engine.type == "custom":
-        from amorsize.backends.futures import FuturesBackend
-
-        return FuturesBackend(engine.lent, plan.n_jobs, engine.workers)
-    if engine.type == "thread" or plan.interruptible:
-        from amorsize.backends.thread import ThreadBackend
-
-        return ThreadBackend(plan.n_jobs)
-    from amorsize.backends.serial import SerialBackend
-
-    return SerialBackend()
+def _note_item(failure: Failure) -> None:
+    """Say on which item an exception was raised; once, where the function raises one object."""
+    notes = getattr(failure.error, "__notes__", ())
+    if not any(str(note).startswith(_ON_ITEM) for note in notes):
+        add_note(failure.error, f"{_ON_ITEM}{failure.index}.")
 
 
 def _is_failure(message: Message) -> bool:

@@ -22,7 +22,10 @@ class Sink(Protocol):
         """Say whether a further chunk may be dispatched, beside those in flight."""
 
     def deliver(self, start: int, results: list[Any]) -> None:
-        """Take the results of the items from index ``start`` on; pieces come in any order."""
+        """Take the results of the items from index ``start`` on; pieces come in any order.
+
+        The list is the sink's from then on.
+        """
 
 
 class _InOrder:
@@ -56,7 +59,12 @@ class Collector:
 
     def deliver(self, start: int, results: list[Any]) -> None:
         for piece in self._order.push(start, results):
-            self.results.extend(piece)
+            if len(self.results) < len(piece):
+                # The longer one stays where it is: of trivial items one chunk is nearly all.
+                piece[:0] = self.results
+                self.results = piece
+            else:
+                self.results.extend(piece)
 
 
 class StreamBuffer:

@@ -40,8 +40,8 @@ class TraceLink:
         exact: chunk spans get the ids that :func:`chunk_span_id` says. Where the application's
             tracing library cannot promise that, spans inside chunks that run in this process are
             children of the execution's span.
-        live: chunks, of those that run in this process, whose spans may still be opened: they
-            leave at once, and cannot be held back when the execution's budget is spent.
+        live: chunks whose spans may still leave at once. Those that run in the process that it
+            comes from ask before they begin: the spans that they open cannot be held back.
         pid: the process that it comes from.
     """
 
@@ -56,7 +56,9 @@ class TraceLink:
     pid: int = field(default_factory=os.getpid)
 
     def grant(self) -> bool:
-        """Let one more chunk open spans in this process, if the budget has room."""
+        """Let the spans of one more chunk leave at once, if the budget has room."""
+        if self.live <= 0:
+            return False
         with _granting:
             if self.live <= 0:
                 return False

@@ -6,6 +6,7 @@ imports this module.
 
 from __future__ import annotations
 
+import operator
 import os
 import socket
 import threading
@@ -19,6 +20,9 @@ from amorsize.collecting import Collect
 from amorsize.errors import FunctionExitError, TransportError
 
 HOSTNAME = socket.gethostname()
+
+_COUNTED = (list, tuple, range)
+"""Types whose iterators say how many items are left."""
 
 CHUNK, ITEM, ITEM_STARTED = 0, 1, 2
 """Slots of a board: chunk in progress (-1 for none), index of the item (the end of the chunk once
@@ -141,14 +145,23 @@ def run_chunk(
     started_at = time.time()
     before = time.perf_counter()
     try:
-        for item in items:
+        if board is None and not return_exceptions and type(items) in _COUNTED:
+            # A comprehension is what a trivial function is compared with.
+            remaining = iter(items)
             try:
-                results.append(func(item))
+                results = [func(item) for item in remaining]
             except caught as error:
-                failures.append(_failure(chunk.start + len(results), error))
-                if not return_exceptions:
-                    break
-                results.append(failures[-1].error)
+                done = len(chunk.items) - operator.length_hint(remaining) - 1
+                failures.append(_failure(chunk.start + done, error))
+        else:
+            for item in items:
+                try:
+                    results.append(func(item))
+                except caught as error:
+                    failures.append(_failure(chunk.start + len(results), error))
+                    if not return_exceptions:
+                        break
+                    results.append(failures[-1].error)
         duration = time.perf_counter() - before
     finally:
         if collector is not None:
@@ -238,8 +251,9 @@ def _marked(
 
 
 def _failure(index: int, error: BaseException) -> Failure:
-    # The first frame is run_chunk's own, of no interest to the user.
-    frames = error.__traceback__.tb_next if error.__traceback__ is not None else None
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_globals is globals():
+        frames = frames.tb_next  # our own, of no interest to the user
     text = "".join(traceback.format_exception(type(error), error, frames))
     if not isinstance(error, Exception):
         error = FunctionExitError(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import amorsize
 from amorsize.arguments import known_length, validate
 from amorsize.errors import AmorsizeError, InvalidTypeError, InvalidValueError
 
@@ -142,3 +143,29 @@ def test_known_length() -> None:
     assert known_length([1, 2]) == 2
     assert known_length(iter([1, 2])) is None
     assert known_length(Unsized()) is None
+
+
+async def _coroutine(item: int) -> int:
+    return item
+
+
+class _CallsACoroutine:
+    async def __call__(self, item: int) -> int:
+        return item
+
+
+@pytest.mark.parametrize("func", [_coroutine, _CallsACoroutine()])
+def test_a_coroutine_function_is_refused(func: Any) -> None:
+    """Its calls would make coroutines that nobody awaits."""
+    with pytest.raises(InvalidTypeError, match=r"coroutine function.* asyncio\.run"):
+        amorsize.execute(func, [1])
+    with pytest.raises(InvalidTypeError, match="coroutine function"):
+        amorsize.optimize(func, [1])
+
+
+@pytest.mark.parametrize("name", ["return_exceptions", "progress", "verbose"])
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_a_switch_is_true_or_false(name: str, value: Any) -> None:
+    """A string would be taken as true, whatever it says."""
+    with pytest.raises(InvalidTypeError, match=f"{name} is .*; give True or False"):
+        amorsize.execute(abs, [1], **{name: value})

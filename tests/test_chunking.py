@@ -279,3 +279,18 @@ def test_sizes_and_input_together_cover_the_input(
         items += piece
         it.learn(len(piece), len(piece) * item_seconds)
     assert items == list(range(length))
+
+
+# --- sequences ----
+
+
+@pytest.mark.parametrize("kind", [list, tuple, range])
+@pytest.mark.parametrize("drawn", [0, 3])
+def test_a_sequence_is_drawn_in_slices_of_its_own_kind(kind: type, drawn: int) -> None:
+    """Without a copy of each item; its end is known with the last one."""
+    sequence = range(10) if kind is range else kind(range(10))
+    data = Input(iter(sequence), patient=True, drawn=drawn, sequence=sequence)
+    pieces = [data.draw(4), data.draw(10 - drawn - 4)]
+    assert [type(piece) for piece in pieces] == [kind, kind]
+    assert [item for piece in pieces for item in piece] == list(range(drawn, 10))
+    assert (data.exhausted, data.drawn, list(data.draw(4))) == (True, 10, [])

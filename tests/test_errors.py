@@ -90,13 +90,14 @@ def test_a_missing_extra_names_the_package_and_the_command() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, "worker process 7 was killed by signal 9 (SIGKILL). Do"),
+        ({}, "worker process 7 was killed by signal 9 (SIGKILL). The kernel does so"),
         (
             {"chunk_id": 2},
-            "(SIGKILL) in chunk 2. Its results of that chunk are lost. Do",
+            "in chunk 2. The kernel does so when memory is short. Its results of that chunk are "
+            "lost. Do",
         ),
-        ({"chunk_id": 2, "item_index": 5}, "(SIGKILL) on item 5 in chunk 2. Its results"),
-        ({"detail": "while it slept"}, "(SIGKILL) (while it slept). Do"),
+        ({"chunk_id": 2, "item_index": 5}, "(SIGKILL) on item 5 in chunk 2. The"),
+        ({"detail": "while it slept"}, "(SIGKILL) (while it slept). The kernel"),
     ],
     ids=["alone", "chunk", "item", "detail"],
 )

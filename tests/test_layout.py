@@ -36,7 +36,8 @@ LAYERS = {
         "hooks": "hooks.events hooks.helpers hooks.manager",
     },
     "facts": {
-        "arguments": "errors",
+        "engine": "errors",
+        "arguments": "engine errors",
         "system": "errors",
         "user_metrics": "errors",
         "tracing": "",
@@ -47,7 +48,7 @@ LAYERS = {
     "decision": {
         "cost": "",
         "explanation": "cost",
-        "optimizer": "arguments collecting cost explanation sampling system",
+        "optimizer": "arguments collecting cost engine explanation sampling system",
     },
     # A worker process imports process_worker and what that needs; all of it is to stay light.
     "execution": {
@@ -56,7 +57,7 @@ LAYERS = {
         "worker": "collecting errors",
         "log_records": "tracing",
         "backends": "",
-        "backends.base": "collecting worker",
+        "backends.base": "collecting errors worker",
         "backends.wire": "errors worker",
         "backends.process_worker": "backends.wire collecting errors log_records worker",
         "backends.process_pool": "errors system worker",
@@ -65,15 +66,27 @@ LAYERS = {
         ),
         "backends.serial": "backends.base worker",
         "backends.thread": "errors backends.base worker",
+        "backends.foreign_worker": "backends.wire collecting log_records worker",
+        "backends.foreign": (
+            "backends.base backends.foreign_worker backends.wire errors log_records tracing worker"
+        ),
+        "backends.futures": (
+            "backends.base backends.foreign backends.foreign_worker errors worker"
+        ),
+        "backends.dask": "backends.base backends.foreign backends.foreign_worker errors",
     },
     # Only the parent process emits events, and only `reporting` builds them.
     "the run loop": {
         "reporting": "backends.base hooks.events hooks.manager tracing user_metrics worker",
         "termination": "",
-        "plan": "worker",
+        "plan": "engine worker",
+        "backends.factory": (
+            "backends.base backends.dask backends.futures backends.process backends.serial "
+            "backends.thread plan"
+        ),
         "run": (
-            "backends.base backends.process backends.serial backends.thread "
-            "chunking errors log_records plan reporting sinks termination worker"
+            "backends.base backends.factory chunking errors log_records plan reporting sinks "
+            "termination worker"
         ),
         "progress": "errors hooks",
     },
@@ -144,8 +157,8 @@ LAYERS = {
     "the way in": {
         "environment": "exporters.registry",
         "call": (
-            "arguments backends.base chunking collecting environment errors hooks.manager "
-            "optimizer plan progress reporting run sampling sinks system worker"
+            "arguments backends.base chunking collecting engine environment errors "
+            "hooks.manager optimizer plan progress reporting run sampling sinks system worker"
         ),
         "executor": "backends.process_pool call errors hooks.manager optimizer sinks termination",
     },
@@ -171,6 +184,7 @@ TYPES_ONLY = {
         "exporters.prometheus exporters.registry hooks optimizer user_metrics"
     ),
     "cost": "sampling system",
+    "executor": "engine",
     "explanation": "cost sampling system",
 }
 
@@ -178,7 +192,9 @@ THIRD_PARTY = {
     "system": "psutil",
     "chunk_trace": "opentelemetry",
     "sampling": "cloudpickle",
+    "backends.dask": "distributed",
     "backends.wire": "cloudpickle",
+    "engine": "distributed",
     "progress": "tqdm",
     "exporters.execution_traces": "opentelemetry",
     "exporters.instruments": "opentelemetry",

@@ -226,3 +226,21 @@ def test_a_chunk_that_is_not_stopped_is_complete() -> None:
     """Being asked before each item changes nothing else."""
     outcome = run_chunk(abs, chunk(-1, -2), board=new_board(), stopped=lambda: False)
     assert outcome.results == [1, 2]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, range])
+@pytest.mark.parametrize("failing", [0, 3, 9])
+def test_the_fast_path_names_the_item_that_failed(kind: type, failing: int) -> None:
+    """Its index in the input, whatever kind of sequence the items come in."""
+
+    def check(item: int) -> int:
+        if item == failing:
+            raise StopIteration(item)
+        return item
+
+    items = range(10) if kind is range else kind(range(10))
+    outcome = run_chunk(check, Chunk(0, 100, items))
+    [failure] = outcome.failures
+    assert (outcome.results, failure.index, failure.error.args) == (None, 100 + failing, (failing,))
+    assert "in check" in failure.traceback
+    assert "run_chunk" not in failure.traceback

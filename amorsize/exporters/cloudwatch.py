@@ -19,17 +19,18 @@ from typing import Any, Protocol
 
 from amorsize.errors import InvalidTypeError, InvalidValueError, MissingExtraError
 from amorsize.exporters import emf as embedded
-from amorsize.exporters.base import enable_once
+from amorsize.exporters.base import enable_once, in_child_process
 from amorsize.exporters.changes import ObservingNumbers
 from amorsize.exporters.cloudwatch_data import (
     DIMENSION_CHARACTERS,
     MAX_DIMENSIONS,
+    NAME_CHARACTERS,
     OWN_NAMES,
     Collector,
     Dimensions,
     requests,
 )
-from amorsize.exporters.metrics import METRICS
+from amorsize.exporters.metrics import LAST_ACTIVITY, METRICS
 from amorsize.exporters.numbers import Series
 from amorsize.exporters.push import SENDER_BOUNDS, Interval
 from amorsize.exporters.sender import RefusedError
@@ -41,7 +42,7 @@ READ_SECONDS = 5.0
 """What an attempt of boto3's may wait; how often it tries is for its own settings to say."""
 
 WAITING_REQUESTS = 100
-"""Requests that wait during an outage; beyond them the oldest are lost."""
+"""Requests that wait during an outage, beside the newest; beyond them the oldest are lost."""
 
 _END_SECONDS = 1.0
 """How long the end of a run waits for a line to be written: in Lambda nothing runs after it."""
@@ -131,16 +132,20 @@ class CloudWatchExporter(TotalsExporter):
         self._owns_client = False
         if self._emf is None:
             self._client = _check_client(client, region)
-            self._owns_client = client is None
-            if client is None:
+            if client is None and not in_child_process():
                 self._client = _new_client(region)
+                self._owns_client = True
         super().__init__()
         self._numbers = ObservingNumbers(self._collector.observe)
         self._asked = self._all_gauges = False
+        self._batch: object = None  # what the last attempt was asked by
         self._ask_lock = threading.RLock()  # a signal handler may ask, too
         self._waiting: deque[tuple[Any, int]] = deque()
         self._lost = 0
-        self._sender = self.new_sender(self._send, **SENDER_BOUNDS)
+        self._is_stuck = False  # the stream: then no end of a run waits for it
+        # A stream that fails will not be better in a second, and the end of a run waits for it.
+        attempts = {} if self._emf is None else {"attempts": 1}
+        self._sender = self.new_sender(self._send, **(SENDER_BOUNDS | attempts))
         self._interval = Interval(seconds, lambda: bool(self._runs), self._renew)
 
     def pre_execute(self, context: HookContext) -> None:
@@ -159,8 +164,8 @@ class CloudWatchExporter(TotalsExporter):
         super().post_execute(context)
         if status_of(context) == "cancelled":
             self.flush(_CANCELLED_SECONDS)  # SIGTERM may be about to end the process
-        elif self._emf is not None:
-            self.flush(_END_SECONDS)
+        elif self._emf is not None and not self._is_stuck:
+            self._is_stuck = not self.flush(_END_SECONDS)
         else:
             self._ask()
 
@@ -186,6 +191,9 @@ class CloudWatchExporter(TotalsExporter):
         if self._owns_client:
             self._client.close()
 
+    def _state(self) -> str:
+        return self._namespace if self.active else super()._state()
+
     def _add_shares(self, context: HookContext) -> None:
         shares = context.metadata.get("user_metrics")
         if shares is None:
@@ -199,22 +207,23 @@ class CloudWatchExporter(TotalsExporter):
     def _ask(self) -> None:
         """Have what changed sent soon. Never waits."""
         with self._ask_lock:
-            if self._asked:
+            if self._asked or not self.active:
                 return
             self._asked = True
-        self._sender.put(None)
+        self._sender.put(object())
 
     def _renew(self) -> None:
         self._all_gauges = True
         self._ask()
 
-    def _send(self, batch: list[None]) -> None:
+    def _send(self, batch: list[object]) -> None:
         """Send what waits since an earlier attempt, and what changed meanwhile."""
         with self._ask_lock:
-            self._asked = False
+            if batch[0] is not self._batch:  # in a further attempt somebody may have asked again
+                self._asked, self._batch = False, batch[0]
             all_gauges, self._all_gauges = self._all_gauges, False
         series = self.snapshot()
-        if series:
+        if series.get(LAST_ACTIVITY):  # otherwise nothing ran yet, and there is nothing to say
             with self._lock:
                 data = self._collector.take(series, all_gauges=all_gauges)
             self._queue(data)
@@ -228,16 +237,17 @@ class CloudWatchExporter(TotalsExporter):
                 self._lost += size
                 raise
             self._waiting.popleft()
+        self._is_stuck = False
 
     def _queue(self, data: list[Any]) -> None:
         now = time.time()
+        while len(self._waiting) > WAITING_REQUESTS:
+            self._lost += self._waiting.popleft()[1]
         if self._emf is None:
             self._waiting.extend((request, len(request)) for request in requests(data, now))
         elif data:
             text = "\n".join(embedded.lines(data, self._namespace, now))
             self._waiting.append((text + "\n", len(data)))
-        while len(self._waiting) > WAITING_REQUESTS:
-            self._lost += self._waiting.popleft()[1]
 
     def _put(self, request: list[dict[str, Any]]) -> None:
         from botocore.exceptions import ClientError, ParamValidationError
@@ -343,7 +353,10 @@ def _check_dimensions(dimensions: object) -> Dimensions:
             f"{MAX_DIMENSIONS}; got {len(dimensions)}"
         )
     for name, value in dimensions.items():
-        for text, what, most in ((name, "name", 255), (value, "value", DIMENSION_CHARACTERS)):
+        for text, what, most in (
+            (name, "name", NAME_CHARACTERS),
+            (value, "value", DIMENSION_CHARACTERS),
+        ):
             if not isinstance(text, str):
                 raise InvalidTypeError(
                     f"dimensions must map strings to strings; got {name!r}: {value!r}"

@@ -23,7 +23,11 @@ MAX_DIMENSIONS = 30
 MAX_BYTES = 1_000_000
 """Of one call of ``PutMetricData``; each datum has so many values and dimensions."""
 
+NAME_CHARACTERS = 250
+"""Of a dimension, in the embedded format; five more in the API."""
+
 DIMENSION_CHARACTERS = 1024
+"""Of its value."""
 
 _LARGEST = 1e108
 """CloudWatch refuses, with all that comes with it, what is larger; and smaller than its inverse."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from amorsize.errors import InvalidTypeError, InvalidValueError, MissingExtraError
-from amorsize.exporters.base import enable_once
+from amorsize.exporters.base import enable_once, in_child_process
 from amorsize.exporters.changes import Changes, ObservingNumbers
 from amorsize.exporters.datadog_api import Api
 from amorsize.exporters.datadog_events import (
@@ -34,7 +34,7 @@ from amorsize.exporters.datadog_events import (
     make_check,
 )
 from amorsize.exporters.datagrams import Datagrams
-from amorsize.exporters.metrics import Metric, closed_label
+from amorsize.exporters.metrics import LAST_ACTIVITY, Metric, closed_label
 from amorsize.exporters.numbers import Labels
 from amorsize.exporters.push import Interval
 from amorsize.exporters.sender import Sender
@@ -51,6 +51,9 @@ Path: TypeAlias = str | os.PathLike[str]
 
 GAUGE_SECONDS = 10.0
 """An agent makes one point of a gauge in this time, and none where it was told nothing."""
+
+LINGER_SECONDS = 1.0
+"""How long messages wait for others, to go out together."""
 
 TAG_BYTES = 200
 """Datadog cuts tags at 200 characters. In bytes, so that a line never outgrows a datagram."""
@@ -168,7 +171,7 @@ class DatadogExporter(TotalsExporter):
                     "DD_API_KEY is set, and no agent is configured: Datadog gets events and "
                     "service checks, and no metrics. For metrics set DD_AGENT_HOST, or pass host="
                 )
-        elif client is None:
+        elif client is None and not in_child_process():
             self._datagrams = Datagrams(**where)
         if self._datagrams is not None:
             own_tags = _with_environment(own_tags, self._datagrams.constant_tags, ["DD_TAGS"])
@@ -186,8 +189,11 @@ class DatadogExporter(TotalsExporter):
             self._sender = self.new_sender(self._api.send, batch_items=1)
         else:
             self._numbers = ObservingNumbers(self._observed)
-            attempts = 5 if self._lent is None else 1
-            self._sender = self.new_sender(self._send, linger_seconds=1.0, attempts=attempts)
+            # An agent's restart takes a while; what a lent client did with a message is its secret.
+            attempts = 20 if self._lent is None else 1
+            self._sender = self.new_sender(
+                self._send, linger_seconds=LINGER_SECONDS, attempts=attempts
+            )
             self._interval = Interval(GAUGE_SECONDS, lambda: bool(self._runs), self._renew)
 
     def pre_execute(self, context: HookContext) -> None:
@@ -244,8 +250,14 @@ class DatadogExporter(TotalsExporter):
         if self._datagrams is not None:
             self._datagrams.close()
 
+    def _state(self) -> str:
+        if not self.active:
+            return super()._state()
+        where = self._api or self._datagrams
+        return "a client that was passed" if where is None else where.destination
+
     def _wake(self) -> None:
-        if self._api is None:
+        if self.active and self._api is None:
             self._sender.put(_Wake())
 
     def _renew(self) -> None:
@@ -325,6 +337,8 @@ class DatadogExporter(TotalsExporter):
                         metric.dotted, value, tags=self._tags_of(metric, labels), sample_rate=1
                     )
         series = self.snapshot()
+        if not series.get(LAST_ACTIVITY):
+            series = {}  # nothing ran yet, and there is nothing to say
         for metric, labels, grown in self._changes.growth(series):
             client.count(metric.dotted, grown, tags=self._tags_of(metric, labels), sample_rate=1)
         for metric, labels, value in self._changes.gauges(series, changed=not all_gauges):
@@ -387,7 +401,9 @@ def _label_tags(names: Labels, values: Labels) -> tuple[str, ...]:
 
 
 def _tag(tag: str) -> str:
-    """Shorten a tag that Datadog would cut, so that it still differs from others."""
+    """Write a tag so that Datadog takes it: one that it would cut still differs from others."""
+    if tag.endswith(":"):
+        tag = f"{tag[:-1]}_"  # Datadog refuses a colon there
     if datagram_size(tag) <= TAG_BYTES:
         return tag
     digest = f"-{zlib.crc32(tag.encode()):08x}"

@@ -28,6 +28,9 @@ class Api:
         host: the URL of the API; None for that of ``DD_SITE``.
         environment: where ``DD_*`` variables are.
 
+    Attributes:
+        destination: the URL of the API.
+
     Raises:
         InvalidTypeError, InvalidValueError: the key or the URL is wrong. No message shows the key.
     """
@@ -36,7 +39,7 @@ class Api:
         self._key = _checked_key(key)
         if host is None:
             host = f"https://api.{environment.get('DD_SITE') or DEFAULT_SITE}"
-        self.url = _checked_url(host)
+        self.destination = _checked_url(host)
         self._hostname = environment.get("DD_HOSTNAME") or socket.gethostname()
         self._tags = [
             f"{tag}:{environment[name]}"
@@ -46,7 +49,7 @@ class Api:
         self._opener = urllib.request.build_opener(_NoRedirects)
 
     def __repr__(self) -> str:
-        return f"<Api {self.url}>"
+        return f"<Api {self.destination}>"
 
     def send(self, batch: Sequence[Event | Check]) -> None:
         """Post one message; what a sender calls.
@@ -84,7 +87,7 @@ class Api:
 
     def _post(self, path: str, body: dict[str, Any]) -> None:
         request = urllib.request.Request(
-            f"{self.url}{path}",
+            f"{self.destination}{path}",
             data=json.dumps(body).encode(),
             headers={"Content-Type": "application/json", "DD-API-KEY": self._key},
             method="POST",

@@ -24,6 +24,7 @@ _NAME_CHARACTERS = 200
 _MESSAGE_CHARACTERS = 300
 _OPEN, _CLOSE = "%%% \n", "\n %%%"
 _FENCE = "```"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +222,9 @@ def make_check(context: HookContext, status: str, tags: Sequence[str]) -> Check 
 
 def is_cancellation(error: Any) -> bool:
     """Whether somebody ended the execution, as opposed to something that went wrong."""
-    return isinstance(error, KeyboardInterrupt | SystemExit | ExecutionCancelledError)
+    if isinstance(error, ExecutionCancelledError):
+        return True
+    return isinstance(error, BaseException) and not isinstance(error, Exception)  # Ctrl-C, SIGTERM
 
 
 def _error_facts(context: HookContext) -> dict[str, str]:
@@ -249,4 +252,6 @@ def _quoted(text: str) -> str:
 
 
 def _encodable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
+    """Spell out what has no place in a text: halves of characters, and colours of a terminal."""
+    text = text.encode("utf-8", "backslashreplace").decode().replace("\r\n", "\n")
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

@@ -16,7 +16,7 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -71,11 +71,11 @@ class Datagrams:
         self._waiting: deque[bytes] = deque()
         self.refused = 0
 
-    def __repr__(self) -> str:
+    @property
+    def destination(self) -> str:
+        """Where the agent is."""
         wire = self._wire
-        if wire.socket_path is not None:
-            return f"<Datagrams to {wire.socket_path}>"
-        return f"<Datagrams to {wire.host}:{wire.port}>"
+        return f"{wire.host}:{wire.port}" if wire.socket_path is None else wire.socket_path
 
     @property
     def constant_tags(self) -> list[str]:
@@ -119,8 +119,8 @@ class Datagrams:
             write(self._writer)
         finally:
             self._writer.flush()
-            datagrams, self._written.datagrams = self._written.datagrams, []
-        return datagrams
+            written, self._written.datagrams = self._written.datagrams, []
+        return [part for datagram in written for part in _fitting(datagram, self.limit)]
 
     def _send(self, datagram: bytes) -> None:
         try:
@@ -141,6 +141,17 @@ class Datagrams:
             if error.errno != errno.EMSGSIZE:
                 self._wire.close_socket()  # an agent that was restarted has another socket
             raise
+
+
+def _fitting(datagram: bytes, limit: int) -> Iterator[bytes]:
+    """Divide a datagram that is too long: the client fills it by characters, not by bytes."""
+    while len(datagram) > limit:
+        end = datagram.rfind(b"\n", 0, limit) + 1
+        if not 0 < end < len(datagram):
+            break
+        yield datagram[:end]
+        datagram = datagram[end:]
+    yield datagram
 
 
 class _Memory:

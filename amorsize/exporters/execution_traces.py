@@ -199,6 +199,13 @@ class ExecutionTraces:
         if trace is not None:
             self._end_trace(trace, context, status)
 
+    def end_all(self) -> None:
+        """End the spans of executions in progress: nothing more will be told of them."""
+        for execution_id in list(self._traces):
+            trace = self._traces.pop(execution_id, None)
+            if trace is not None:
+                self._end_span(trace, time.time_ns())
+
     def around(self, context: HookContext) -> Context | None:
         """Return what is current where an event happened, for exemplars: the chunk's span, or the
         execution's; None where nothing of it is kept."""
@@ -233,7 +240,9 @@ class ExecutionTraces:
         ran = "started_at" in metadata
         end = min(start + int(context.chunk_time * 1e9), now) if ran else now
         carried = metadata.get("trace", {})
-        if failure is None and trace.budget.turn_away(end - start, carried):
+        # What ran in this process asked before it began; nobody did for what ran elsewhere.
+        live = carried["live"] if "live" in carried else trace.link.grant()
+        if not live and failure is None and trace.budget.turn_away(end - start, carried):
             return
         attributes = trace.common | {
             "amorsize.chunk.id": context.chunk_id,
@@ -250,7 +259,7 @@ class ExecutionTraces:
         if failure is not None:
             attributes[ATTRIBUTES["error_type"]] = failure[0]
         record = ChunkRecord(context.chunk_id or 0, start, end, attributes, failure, carried)
-        if trace.budget.admit(record):
+        if trace.budget.admit(record, live=live):
             self._release(trace, record)
 
     def _release(self, trace: _Trace, record: ChunkRecord) -> None:
@@ -284,17 +293,12 @@ class ExecutionTraces:
             self._writer.write_chunk(record, execution, context)
 
     def _end_trace(self, trace: _Trace, context: HookContext, status: str) -> None:
-        for record in trace.budget.rest():
-            self._release(trace, record)
-        span, budget = trace.span, trace.budget
+        span = trace.span
         ended = max(_epoch_ns(context.timestamp), trace.began)
         span.set_attributes(
             {
                 ATTRIBUTES["status"]: status,
                 "amorsize.items.completed": context.items_completed,
-                "amorsize.chunks.total": budget.total,
-                "amorsize.chunks.untraced": budget.untraced,
-                "amorsize.spans.dropped": budget.dropped_spans,
                 "amorsize.measured_speedup": float(
                     number(context.metadata.get("measured_speedup")) or 0.0
                 ),
@@ -310,7 +314,23 @@ class ExecutionTraces:
                 name, timestamp, attributes = exception_event(*failure, ended)
                 span.add_event(name, attributes, timestamp)
                 span.set_status(Status(StatusCode.ERROR, f"{kind}: {message}"))
-        span.end(ended)
+        self._end_span(trace, ended)
+
+    def _end_span(self, trace: _Trace, ended: int) -> None:
+        """Release the chunks that were waiting for this, and end the execution's span."""
+        span, budget = trace.span, trace.budget
+        try:
+            for record in budget.rest():
+                self._release(trace, record)
+        finally:  # a processor of the application's may raise
+            span.set_attributes(
+                {
+                    "amorsize.chunks.total": budget.total,
+                    "amorsize.chunks.untraced": budget.untraced,
+                    "amorsize.spans.dropped": budget.dropped_spans,
+                }
+            )
+            span.end(ended)
 
 
 def _epoch_ns(seconds: float) -> int:

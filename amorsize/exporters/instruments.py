@@ -7,7 +7,6 @@ because each may carry the trace that it was measured in.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from typing import Any
@@ -18,9 +17,6 @@ from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 from amorsize.exporters import metrics, numbers
 from amorsize.exporters.metrics import ATTRIBUTES, METRICS, Kind, Metric
 from amorsize.exporters.numbers import Labels, Series
-
-_FRESH_SECONDS = 0.05
-"""All instruments are asked one after the other: they read one snapshot."""
 
 _ADDITIVE = {*numbers.LIVE_GAUGES} - {metrics.THROUGHPUT}
 
@@ -37,8 +33,8 @@ class Instruments:
         self._meter = meter
         self._snapshot = snapshot
         self._lock = threading.Lock()
-        self._read_at = float("-inf")
         self._series: Series = {}
+        self._asked: set[tuple[Metric, str]] = set()
         self._rows: dict[str, Metric] = {}
         self._histograms: dict[Metric, Histogram] = {}
         for row in METRICS:
@@ -93,35 +89,37 @@ class Instruments:
         )
 
     def _read(self, row: Metric, options: CallbackOptions) -> Iterable[Observation]:
-        for labels, value in self._values(row).items():
+        for labels, value in self._values(row, "value").items():
             if not isinstance(value, numbers.Histogram):
                 yield Observation(value, attributes_of(row, labels))
 
     def _read_histogram(
         self, row: Metric, what: str, options: CallbackOptions
     ) -> Iterable[Observation]:
-        for labels, value in self._values(row).items():
+        for labels, value in self._values(row, what).items():
             if isinstance(value, numbers.Histogram):
                 figure = sum(value.counts) if what == "count" else value.total
                 yield Observation(figure, attributes_of(row, labels))
 
     def _read_buckets(self, row: Metric, options: CallbackOptions) -> Iterable[Observation]:
         bounds = [f"{bound:g}" for bound in row.buckets] + ["+Inf"]
-        for labels, value in self._values(row).items():
+        for labels, value in self._values(row, "buckets").items():
             if isinstance(value, numbers.Histogram):
                 reached = 0
                 for bound, count in zip(bounds, value.counts, strict=True):
                     reached += count
                     yield Observation(reached, {**attributes_of(row, labels), "le": bound})
 
-    def _values(self, row: Metric) -> Mapping[Labels, numbers.Value]:
+    def _values(self, row: Metric, what: str) -> Mapping[Labels, numbers.Value]:
+        # Instruments are asked one after the other, and share one snapshot of the totals: until
+        # one is asked again, which is the next collection.
         with self._lock:
-            now = time.monotonic()
-            if now - self._read_at > _FRESH_SECONDS:
+            if not self._asked or (row, what) in self._asked:
+                self._asked.clear()
                 series = self._snapshot()
                 # The user's rows are made anew for each snapshot: they are known by name.
                 self._series = {self._rows.get(each.dotted, each): series[each] for each in series}
-                self._read_at = now
+            self._asked.add((row, what))
             return self._series.get(row, {})
 
 

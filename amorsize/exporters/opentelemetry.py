@@ -179,13 +179,13 @@ class OpenTelemetryExporter(TotalsExporter):
             waited = number(context.metadata.get("queue_time"))
             if waited is not None:
                 record(metrics.CHUNK_QUEUE, labels, waited, around)
-            if "user_metrics" in context.metadata:
-                self._instruments.follow(self._user_rows())
+        self._follow_user_rows(context)
         if self._executions is not None:
             self._executions.chunk_completed(context)
 
     def on_error(self, context: HookContext) -> None:
         super().on_error(context)
+        self._follow_user_rows(context)
         if self._executions is not None:
             self._executions.failed(context)
 
@@ -207,6 +207,10 @@ class OpenTelemetryExporter(TotalsExporter):
                 self._instruments.record(metrics.PLANNING_DURATION, labels[:1], planned, around)
         if self._executions is not None:
             self._executions.ended(context, status)
+
+    def _follow_user_rows(self, context: HookContext) -> None:
+        if self._instruments is not None and "user_metrics" in context.metadata:
+            self._instruments.follow(self._user_rows())
 
     def _around(self, context: HookContext) -> Context | None:
         return None if self._executions is None else self._executions.around(context)
@@ -245,22 +249,28 @@ class OpenTelemetryExporter(TotalsExporter):
 
         tracer_provider: Any = self._tracer_provider or trace.get_tracer_provider()
         meter_provider: Any = self._meter_provider or otel_metrics.get_meter_provider()
-        has_tracer_provider = not isinstance(tracer_provider, trace.ProxyTracerProvider)
-        has_meter_provider = type(meter_provider).__name__ != "_ProxyMeterProvider"
+        sets_tracer_provider = isinstance(tracer_provider, trace.ProxyTracerProvider)
+        sets_meter_provider = type(meter_provider).__name__ == "_ProxyMeterProvider"
+        # One of ours, whose exporter was closed since, or is the parent's of this forked child.
+        closed = "amorsize_closed"
+        has_tracer_provider = not (sets_tracer_provider or getattr(tracer_provider, closed, False))
+        has_meter_provider = not (sets_meter_provider or getattr(meter_provider, closed, False))
         # An application that has set up one signal is asked before the other is sent anywhere.
         make_any = not (has_tracer_provider or has_meter_provider) or _asks_for_otlp()
         if self._traces and not has_tracer_provider and make_any:
             from amorsize.exporters.otlp import OwnTracing
 
-            self._own_tracing = OwnTracing(self.new_sender)
+            self._own_tracing = OwnTracing(self.new_sender, tracer_provider)
             tracer_provider = self._own_tracing.provider
-            trace.set_tracer_provider(tracer_provider)
+            if sets_tracer_provider:
+                trace.set_tracer_provider(tracer_provider)
         if self._metrics and not has_meter_provider and make_any:
             from amorsize.exporters.otlp import OwnMetrics
 
             self._own_metrics = OwnMetrics(self.new_sender)
             meter_provider = self._own_metrics.provider
-            otel_metrics.set_meter_provider(meter_provider)
+            if sets_meter_provider:
+                otel_metrics.set_meter_provider(meter_provider)
         return tracer_provider, meter_provider
 
     def flush(self, timeout: float = 1.0) -> bool:
@@ -274,14 +284,23 @@ class OpenTelemetryExporter(TotalsExporter):
             self._own_metrics.collect()
         return super().flush(timeout)
 
-    def release(self) -> None:
+    def close(self) -> None:
         tracing.remove_source(self)
+        if self._executions is not None:
+            self._executions.end_all()
+        super().close()
+
+    def release(self) -> None:
         for own in (self._own_tracing, self._own_metrics):
             if own is not None:
                 own.close()
 
     def abandon(self) -> None:
         tracing.remove_source(self)
+        for own in (self._own_tracing, self._own_metrics):
+            if own is not None:
+                own.abandon()
+        self._executions = None
 
 
 def _require_package() -> None:

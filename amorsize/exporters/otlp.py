@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import entry_points
 from typing import Any
@@ -52,29 +53,38 @@ class OwnTracing:
 
     Args:
         new_sender: an exporter's ``new_sender``.
+        found: the program's provider. One that was made here, and closed since or forked, serves
+            again: no other can be set.
 
     Raises:
         InvalidValueError: one of the variables is wrong.
         ExporterError: an exporter that they name cannot be made.
     """
 
-    def __init__(self, new_sender: NewSender) -> None:
+    def __init__(self, new_sender: NewSender, found: object = None) -> None:
         exporters = _make_exporters("traces")
-        self.provider = TracerProvider(resource=resource(), shutdown_on_exit=False)
-        self._exporters = exporters
-        for exporter in exporters:
-            sender = new_sender(
+        senders = tuple(
+            new_sender(
                 _Export(exporter, SpanExportResult.SUCCESS),
                 capacity=_bound("OTEL_BSP_MAX_QUEUE_SIZE"),
                 batch_items=_bound("OTEL_BSP_MAX_EXPORT_BATCH_SIZE"),
                 linger_seconds=_milliseconds("OTEL_BSP_SCHEDULE_DELAY", 5000),
             )
-            self.provider.add_span_processor(_ToSender(sender))
+            for exporter in exporters
+        )
+        self._exporters = exporters
+        self.provider = found if isinstance(found, _OwnTracerProvider) else _OwnTracerProvider()
+        self.provider.to_senders.senders = senders
 
     def close(self) -> None:
         """Stop the exporters; what is being sent is cut off."""
+        self.abandon()
         for exporter in self._exporters:
             exporter.shutdown()
+
+    def abandon(self) -> None:
+        """Forget, in a forked child, the senders of the parent."""
+        self.provider.to_senders.senders = None
 
 
 class OwnMetrics:
@@ -91,7 +101,7 @@ class OwnMetrics:
                 batch_items=1,
             )
             readers.append(PeriodicExportingMetricReader(_MetricsToSender(exporter, sender)))
-        self.provider = MeterProvider(
+        self.provider = _OwnMeterProvider(
             metric_readers=readers, resource=resource(), shutdown_on_exit=False
         )
 
@@ -101,9 +111,14 @@ class OwnMetrics:
 
     def close(self) -> None:
         """Stop reading, and the exporters; what is being sent is cut off."""
+        self.abandon()
         self.provider.shutdown()
         for exporter in self._exporters:
             exporter.shutdown()
+
+    def abandon(self) -> None:
+        """Forget, in a forked child, the senders of the parent."""
+        self.provider.amorsize_closed = True
 
 
 class _Export:
@@ -137,18 +152,37 @@ class _ExportEach(_Export):
             super().__call__(reading)
 
 
-class _ToSender(SpanProcessor):
-    """Hands spans that end to a sender."""
+class _ToSenders(SpanProcessor):
+    """Hands spans that end to senders; None once they are closed."""
 
-    def __init__(self, sender: Sender[ReadableSpan]) -> None:
-        self._sender = sender
+    senders: tuple[Sender[ReadableSpan], ...] | None = None
 
     def on_end(self, span: ReadableSpan) -> None:
         if span.context is not None and span.context.trace_flags.sampled:
-            self._sender.put(span)
+            for sender in self.senders or ():
+                sender.put(span)
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        return self._sender.flush(timeout_millis / 1000)
+        deadline = time.monotonic() + timeout_millis / 1000
+        flushed = [sender.flush(deadline - time.monotonic()) for sender in self.senders or ()]
+        return all(flushed)
+
+
+class _OwnTracerProvider(TracerProvider):
+    """Outlives the exporter that made it, since a program's provider is set once."""
+
+    def __init__(self) -> None:
+        super().__init__(resource=resource(), shutdown_on_exit=False)
+        self.to_senders = _ToSenders()
+        self.add_span_processor(self.to_senders)
+
+    @property
+    def amorsize_closed(self) -> bool:
+        return self.to_senders.senders is None
+
+
+class _OwnMeterProvider(MeterProvider):
+    amorsize_closed = False
 
 
 class _MetricsToSender(MetricExporter):
@@ -230,7 +264,7 @@ def _milliseconds(variable: str, default: int) -> float:
 
 
 _said = threading.local()
-"""What an exporter's library last logged on this sender's thread."""
+"""What an exporter's library first logged on this thread: the cause, before retries."""
 
 
 class _OwnThreads(logging.Filter):
@@ -239,7 +273,7 @@ class _OwnThreads(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if not threading.current_thread().name.startswith("amorsize-"):
             return True
-        _said.text = record.getMessage()
+        _said.text = getattr(_said, "text", "") or record.getMessage()
         return False
 
 

@@ -46,7 +46,7 @@ class SpanBudget:
         max_chunk_spans: how many in all.
 
     Attributes:
-        live: how many are released live.
+        live: how many may be released live; who grants those places keeps count of them.
         total: chunks seen.
         untraced: chunks left out so far.
         dropped_spans: spans of the user's code left out so far.
@@ -55,14 +55,14 @@ class SpanBudget:
         >>> def chunk(number):
         ...     return ChunkRecord(number, 0, 10 * number, {}, None, {})
         >>> budget = SpanBudget(2)
-        >>> [budget.admit(chunk(number)) for number in (1, 2, 3)]
+        >>> [budget.admit(chunk(number), live=number == 1) for number in (1, 2, 3)]
         [True, False, False]
         >>> [record.chunk_id for record in budget.rest()], budget.untraced
         ([3], 1)
     """
 
     def __init__(self, max_chunk_spans: int) -> None:
-        self._live_left = self.live = (max_chunk_spans + 1) // 2
+        self.live = (max_chunk_spans + 1) // 2
         self._late_left = max_chunk_spans // 2
         self._slowest: list[tuple[int, int, ChunkRecord]] = []
         self._order = itertools.count()
@@ -71,13 +71,16 @@ class SpanBudget:
         self.untraced = 0
         self.dropped_spans = 0
 
-    def admit(self, record: ChunkRecord) -> bool:
-        """Take in a chunk; say whether it is to be released now."""
+    def admit(self, record: ChunkRecord, *, live: bool) -> bool:
+        """Take in a chunk; say whether it is to be released now.
+
+        Args:
+            record: the chunk.
+            live: whether it was granted a place among the first half.
+        """
         self.total += 1
         self.dropped_spans += record.carried.get("dropped", 0)
-        # What ran in this process was granted its place beforehand, or was not.
-        if record.carried.get("live", self._live_left > 0):
-            self._live_left -= 1
+        if live:
             return True
         if record.failure is not None and self._late_left > 0:
             self._late_left -= 1
@@ -91,7 +94,7 @@ class SpanBudget:
         return False
 
     def turn_away(self, duration: int, carried: dict[str, Any]) -> bool:
-        """Say whether a chunk that went well has no chance, and count it if so.
+        """Say whether a chunk that went well, and is not live, has no chance; count it if so.
 
         Of many thousand chunks most are neither early nor slow: no record is made of them.
 
@@ -99,7 +102,7 @@ class SpanBudget:
             duration: in ns.
             carried: what it brought home.
         """
-        if carried.get("live", self._live_left > 0) or len(self._slowest) < self._late_left:
+        if len(self._slowest) < self._late_left:
             return False
         if self._late_left > 0 and duration > self._slowest[0][0]:
             return False

@@ -65,9 +65,12 @@ class SpanWriter:
             context: what span processors are told of the parent (baggage).
         """
         spans = record.spans()
+        own_id = chunk_span_id(execution.span_id, record.chunk_id)
         start, end = record.start, record.end
+        began, ended = record.carried.get("times", (start, end))
+        start, end = min(start, began), max(end, ended)
         for span in spans:
-            if span[2] == execution.trace_id:  # a chunk lasts as long as what happens in it
+            if span[4] == own_id:  # a chunk lasts as long as what happens in it
                 start, end = min(start, span[5]), max(end, span[6])
         events: list[Event] = list(record.carried.get("events", ()))
         status: tuple[int, str | None] = record.carried.get("status", (0, None))
@@ -75,7 +78,6 @@ class SpanWriter:
             kind, message, text = record.failure
             events.append(exception_event(kind, message, text, end))
             status = (StatusCode.ERROR.value, f"{kind}: {message}")
-        own_id = chunk_span_id(execution.span_id, record.chunk_id)
         written = self.write(
             CHUNK_NAME,
             trace_id=execution.trace_id,
@@ -89,8 +91,13 @@ class SpanWriter:
             context=context,
         )
         known = {own_id: written}
-        for span in sorted(spans, key=lambda span: span[5]):  # parents begin first
-            self._write_user_span(span, execution, known, context)
+        # Outer spans end last, and are the first to be too many: what is inside stays in the tree.
+        adopting = written if record.carried.get("dropped") else None
+        # Parents begin first and end last; where clocks are coarse, at the moment of their children.
+        parents_first = spans[::-1]
+        parents_first.sort(key=lambda span: span[5])
+        for span in parents_first:
+            self._write_user_span(span, execution, known, adopting, context)
         return 1 + len(spans)
 
     def _write_user_span(
@@ -98,6 +105,7 @@ class SpanWriter:
         span: tuple[Any, ...],
         execution: SpanContext,
         known: dict[int, SpanContext],
+        adopting: SpanContext | None,
         context: Context | None,
     ) -> None:
         name, kind, trace_id, span_id, parent_id, start, end, attributes, events, links = span[:10]
@@ -105,7 +113,8 @@ class SpanWriter:
         parent = None
         if parent_id:
             is_ours = trace_id == execution.trace_id
-            parent = known.get(parent_id) or SpanContext(
+            parent = known.get(parent_id) or (adopting if is_ours else None)
+            parent = parent or SpanContext(
                 trace_id,
                 parent_id,
                 is_remote=False,

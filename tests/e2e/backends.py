@@ -63,6 +63,7 @@ class PrometheusServer:
         targets: what to scrape, each as ``host:port``.
         arguments: further ones for its command line.
         scrape: further settings of its one scrape config.
+        config: further sections of its configuration, beside ``global`` and ``scrape_configs``.
     """
 
     def __init__(
@@ -71,11 +72,18 @@ class PrometheusServer:
         targets: Sequence[str],
         *arguments: str,
         scrape: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         binary = require_binary("prometheus", "prometheus")
         directory.mkdir(parents=True, exist_ok=True)
-        config = {
-            "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+        seconds = {
+            "scrape_interval": "1s",
+            "scrape_timeout": "1s",
+            "evaluation_interval": "1s",
+        }
+        whole = {
+            "global": seconds,
+            **(config or {}),
             "scrape_configs": [
                 {
                     "job_name": "amorsize",
@@ -85,7 +93,7 @@ class PrometheusServer:
             ],
         }
         # JSON is YAML.
-        (directory / "prometheus.yml").write_text(json.dumps(config), encoding="utf-8")
+        (directory / "prometheus.yml").write_text(json.dumps(whole), encoding="utf-8")
         self._log = directory / "prometheus.log"
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from .backends import PrometheusServer
+from .moto import MotoServer
+from .otlp import OtlpDouble, OtlpReceiver
 
 
 @pytest.fixture
@@ -26,3 +28,49 @@ def prometheus_server(tmp_path: Path) -> Iterator[Callable[..., PrometheusServer
     yield start
     for server in servers:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def _moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MotoServer]:
+    """One process serves all tests: it takes a second to start."""
+    server = MotoServer(tmp_path_factory.mktemp("moto") / "moto.log")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def moto(_moto: MotoServer, monkeypatch: pytest.MonkeyPatch) -> MotoServer:
+    """A CloudWatch with nothing in it; this process' region and credentials are for it."""
+    _moto.reset()
+    for name, value in _moto.environment.items():
+        monkeypatch.setenv(name, value)
+    return _moto
+
+
+@pytest.fixture(scope="session")
+def _otlp_receiver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OtlpReceiver]:
+    """One process serves all tests: it takes a second to start."""
+    receiver = OtlpReceiver(tmp_path_factory.mktemp("otlp") / "receiver.log")
+    yield receiver
+    receiver.close()
+
+
+@pytest.fixture
+def otlp_receiver(_otlp_receiver: OtlpReceiver) -> OtlpReceiver:
+    """A real OTLP receiver that holds nothing yet."""
+    _otlp_receiver.clear()
+    return _otlp_receiver
+
+
+@pytest.fixture
+def otlp_double() -> Iterator[Callable[..., OtlpDouble]]:
+    """Start OTLP doubles that fail: ``otlp_double([503])``."""
+    doubles: list[OtlpDouble] = []
+
+    def start(statuses: Sequence[int] = (), *, delay: float = 0.0) -> OtlpDouble:
+        doubles.append(OtlpDouble(statuses, delay=delay))
+        return doubles[-1]
+
+    yield start
+    for double in doubles:
+        double.close()

@@ -135,12 +135,13 @@ def test_the_function_may_execute_and_a_worker_starts_no_workers(mode: str) -> N
         logger.removeHandler(keep)
         return results, plan.executor_type, any("runs serially there" in text for text in records)
 
-    for number, (results, engine, said) in enumerate(
-        amorsize.execute(nested, range(4), executor=mode, n_jobs=2)
-    ):
+    amorsize.shutdown()  # workers that have said it already, in another test, say it no more
+    outcomes = amorsize.execute(nested, range(4), executor=mode, n_jobs=2)
+    for number, (results, engine, _) in enumerate(outcomes):
         assert results == [number, number]
         assert engine == ("serial" if mode == "process" else "process")
-        assert said == (mode == "process")
+    said = sum(said for _, _, said in outcomes)  # once a worker
+    assert 1 <= said <= 2 if mode == "process" else said == 0
 
 
 def test_a_chosen_engine_inside_a_worker_is_never_processes() -> None:

@@ -315,3 +315,52 @@ def test_a_worker_killed_while_the_input_waits_is_told_without_a_chunk() -> None
     with pytest.raises(amorsize.AmorsizeError) as caught:
         list(stream)
     assert "Its results" not in str(caught.value)
+
+
+def test_the_item_that_failed_is_named_in_every_mode(
+    mode: str, hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """By a note on the exception, and by the event."""
+
+    def check(item: int) -> int:
+        if item == 7:
+            raise ValueError("seven")
+        return item
+
+    with pytest.raises(ValueError, match="seven") as caught:
+        amorsize.execute(check, range(10), executor=mode, n_jobs=1, chunksize=5, hooks=hooks)
+    assert "on item 7" in " ".join(caught.value.__notes__)
+    [error] = recorder.of(HookEvent.ON_ERROR)
+    assert error.metadata["item_index"] == 7
+
+
+def test_one_exception_object_keeps_one_note(hooks: HookManager) -> None:
+    """A function that raises the same object again and again does not make it grow."""
+    error = ValueError("always")
+
+    def fail(item: int) -> int:
+        raise error
+
+    amorsize.execute(fail, range(50), executor="serial", return_exceptions=True)
+    assert error.__notes__ == ["Raised on item 0."]
+
+
+@pytest.mark.parametrize("mode", ["thread", "process"])
+def test_a_time_limit_names_what_was_at_work(mode: str) -> None:
+    """The items that nobody waits for any more."""
+    with pytest.raises(amorsize.AmorsizeError, match=r"in flight were items 0 to 1 \(chunk 0\)"):
+        amorsize.execute(
+            lambda _: time.sleep(60), range(4), executor=mode, n_jobs=2, chunksize=2, timeout=0.5
+        )
+
+
+def test_a_choice_inside_a_worker_proposes_no_processes() -> None:
+    """The workers of the outer run have the cores already."""
+
+    def nested(_: int) -> list[str]:
+        from amorsize.system import engines_here
+
+        return list(engines_here())
+
+    assert amorsize.execute(nested, [0], executor="process") == [["serial", "thread"]]
+    assert amorsize.execute(nested, [0], executor="thread") == [["serial", "thread", "process"]]

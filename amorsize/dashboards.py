@@ -1,0 +1,93 @@
+"""Writes the dashboards, rules and provisioning that the package brings into a folder.
+
+They are made by ``dashboards/generator`` in the repository, and are data here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from amorsize.errors import AmorsizeError, InvalidValueError
+
+GRAFANA_URL = "http://localhost:3000"
+"""Where the alerts' links lead, unless told otherwise."""
+
+FOLDERS = ("grafana", "prometheus", "datadog", "cloudwatch")
+
+_PACKAGE = Path(__file__).parent
+_PLACES = (_PACKAGE / "_dashboards", _PACKAGE.parent / "dashboards")
+"""In an installed package, and in a checkout."""
+
+
+def write_dashboards(
+    directory: str | os.PathLike[str], *, grafana_url: str = GRAFANA_URL, force: bool = False
+) -> list[Path]:
+    """Write dashboards, recording rules, alerts and provisioning into a folder.
+
+    Args:
+        directory: where to; made if it is missing.
+        grafana_url: of the Grafana that the alerts link to, without a final slash.
+        force: whether to replace files that are there and different.
+
+    Returns:
+        The files, sorted.
+
+    Raises:
+        InvalidValueError: ``grafana_url`` is no address of a web page.
+        AmorsizeError: files that are different are in the way, or cannot be written. Nothing was
+            written in the first case.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     files = write_dashboards(directory)
+        ...     any(file.name == "alerts.yml" for file in files)
+        True
+    """
+    url = urlsplit(grafana_url)
+    if url.scheme not in ("http", "https") or not url.netloc:
+        raise InvalidValueError(
+            f"grafana_url is {grafana_url!r}; it must be an address such as {GRAFANA_URL!r}"
+        )
+    target = Path(directory)
+    texts = {target / name: text for name, text in _files(grafana_url.rstrip("/"))}
+    try:
+        if not force:
+            _refuse_to_replace(texts)
+        for path, text in texts.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise AmorsizeError(f"cannot write into {str(target)!r}: {error}") from error
+    return sorted(texts)
+
+
+def _refuse_to_replace(texts: dict[Path, str]) -> None:
+    different = [
+        str(path)
+        for path, text in texts.items()
+        if path.exists() and path.read_bytes() != text.encode()
+    ]
+    if different:
+        raise AmorsizeError(
+            f"{len(different)} files are there already, and different: "
+            f"{', '.join(sorted(different)[:3])}{', ...' if len(different) > 3 else ''}; "
+            "write into another folder, or replace them with --force"
+        )
+
+
+def _files(grafana_url: str) -> Iterator[tuple[Path, str]]:
+    root = next((place for place in _PLACES if (place / FOLDERS[0]).is_dir()), None)
+    if root is None:
+        raise AmorsizeError(
+            f"this installation has no dashboards: neither {_PLACES[0]} nor {_PLACES[1]} has "
+            "them; install amorsize again"
+        )
+    for folder in FOLDERS:
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in (".json", ".yml"):
+                text = path.read_text(encoding="utf-8")
+                yield path.relative_to(root), text.replace(GRAFANA_URL, grafana_url)

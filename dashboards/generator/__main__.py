@@ -1,0 +1,79 @@
+"""``python -m dashboards.generator [DIR]``: write everything, into ``dashboards/`` by default."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from . import cloudwatch, datadog, lint, provisioning, rules
+from .boards import Board
+from .function import function
+from .health import health
+from .overview import overview
+from .workers import workers
+
+HERE = Path(__file__).parent.parent
+
+
+def files() -> dict[str, str]:
+    """Make all files, by their paths below ``dashboards/``.
+
+    Raises:
+        ValueError: what was made is wrong, and how.
+    """
+    boards: Mapping[str, Board] = {
+        board.uid: board for board in (overview(), function(), workers(), health())
+    }
+    made = {f"grafana/{uid}.json": _json(board.to_json()) for uid, board in boards.items()}
+    made |= {
+        "grafana/provisioning/datasources/amorsize.yml": provisioning.to_yaml(
+            provisioning.data_sources()
+        ),
+        "grafana/provisioning/dashboards/amorsize.yml": provisioning.to_yaml(
+            provisioning.providers()
+        ),
+        "prometheus/recording.yml": rules.recording_yaml(),
+        "prometheus/alerts.yml": rules.alerts_yaml(boards),
+        "datadog/amorsize.json": _json(datadog.dashboard()),
+        "cloudwatch/amorsize.json": _json(cloudwatch.dashboard()),
+    }
+    problems = problems_of(made)
+    if problems:
+        raise ValueError("\n".join(problems))
+    return made
+
+
+def problems_of(made: Mapping[str, str]) -> list[str]:
+    """Find what is wrong with files as ``files`` makes them, for Grafana and Prometheus."""
+    problems = []
+    for path, text in made.items():
+        if path.startswith("grafana/") and path.endswith(".json"):
+            problems += lint.check_board(json.loads(text))
+    recording = yaml.safe_load(made["prometheus/recording.yml"])
+    known = lint.recorded(recording, lint.table())
+    for document in (recording, yaml.safe_load(made["prometheus/alerts.yml"])):
+        for place in lint.rule_queries(document):
+            problems += lint.check_query(place, known)
+    return problems
+
+
+def main(arguments: list[str]) -> None:
+    """Write the files."""
+    root = Path(arguments[0]) if arguments else HERE
+    for name, text in files().items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def _json(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,234 @@
+"""Dashboard: one function in depth."""
+
+from __future__ import annotations
+
+from amorsize.exporters import metrics
+
+from . import promql
+from .boards import FUNCTION_UID, Board
+from .panels import (
+    COUNT,
+    GREEN,
+    ORANGE,
+    PER_MINUTE,
+    PER_SECOND,
+    RED,
+    SECONDS,
+    SHARE,
+    STATUS_COLORS,
+    YELLOW,
+    Line,
+    heat_map,
+    lines,
+    single,
+)
+from .promql import or_zero
+
+FAILED = f'=~"{promql.FAILED}"'
+
+
+def function() -> Board:
+    """Build it."""
+    board = Board(
+        FUNCTION_UID,
+        "amorsize / Function",
+        "One function in depth: how often it runs, how it fails, how long it takes and why, and "
+        "whether running it in parallel pays.",
+        one_function=True,
+    )
+    q = board.query
+    board.row(
+        "Now",
+        [
+            single(
+                "Running now",
+                "Executions of the function in progress.",
+                or_zero(q.total(metrics.EXECUTIONS_IN_PROGRESS)),
+                COUNT,
+            ),
+            single(
+                "Progress now",
+                "How much of their input the executions in progress have done.",
+                q.progress(),
+                SHARE,
+                empty="nothing runs",
+                decimals=1,
+            ),
+            single(
+                "Time left",
+                "Until all items are done, at the present rate.",
+                q.time_left(),
+                SECONDS,
+                empty="nothing runs",
+                decimals=1,
+            ),
+            single(
+                "Since last success",
+                "How long ago an execution last succeeded.",
+                q.age(metrics.LAST_SUCCESS),
+                SECONDS,
+                steps=[(None, GREEN), (86_400, ORANGE), (172_800, RED)],
+                empty="never",
+                decimals=1,
+            ),
+            single(
+                "Last duration",
+                "How long the last execution that ended took, from the call of execute() on.",
+                f"max({q.series(metrics.LAST_DURATION)})",
+                SECONDS,
+                decimals=1,
+            ),
+            single(
+                "Items of the last",
+                "Items that the last execution that ended had completed.",
+                f"max({q.series(metrics.LAST_ITEMS)})",
+                COUNT,
+            ),
+            single(
+                "Failed",
+                "Executions that ended with an error or by their timeout in the time shown.",
+                or_zero(f"round({q.growth(metrics.EXECUTIONS, status=FAILED)})"),
+                COUNT,
+                steps=[(None, GREEN), (0.5, RED)],
+            ),
+            single(
+                "Measured speedup",
+                "Over a serial run, of the last execution that ended: seconds in the function, "
+                "over all workers, divided by the run's own.",
+                f"max({q.series(metrics.MEASURED_SPEEDUP)})",
+                "none",
+                decimals=1,
+            ),
+        ],
+    )
+    board.row(
+        "Rate and errors",
+        [
+            lines(
+                "Executions by how they ended",
+                "Executions that ended, a minute.",
+                PER_MINUTE,
+                Line(q.a_minute(metrics.EXECUTIONS, "status"), "{{status}}"),
+                width=8,
+                bars=True,
+                colors=STATUS_COLORS,
+            ),
+            lines(
+                "Items a second",
+                "Items of completed chunks, and items that failed, counted while executions run.",
+                PER_SECOND,
+                Line(q.rate(metrics.ITEMS_PROCESSED), "processed"),
+                Line(q.rate(metrics.ITEMS_FAILED), "failed"),
+                width=8,
+                colors={"processed": GREEN, "failed": RED},
+            ),
+            lines(
+                "Errors by type",
+                "Failures of chunks, deaths of workers, cancellations and timeouts, a minute, by "
+                "the type of the exception.",
+                PER_MINUTE,
+                Line(q.a_minute(metrics.ERRORS, "error_type"), "{{error_type}}"),
+                width=8,
+                bars=True,
+            ),
+        ],
+    )
+    board.row(
+        "Duration",
+        [
+            lines(
+                "Duration of executions",
+                "Half of the executions took less than p50, one in twenty longer than p95. Empty "
+                "while none ends. Points are traces: a click opens one.",
+                SECONDS,
+                Line(q.quantile(0.5, metrics.EXECUTION_DURATION), "p50"),
+                Line(q.quantile(0.95, metrics.EXECUTION_DURATION), "p95"),
+                Line(f"max({q.series(metrics.LAST_DURATION)})", "last"),
+                width=8,
+                exemplars=True,
+            ),
+            lines(
+                "Duration of chunks",
+                "Time in the function, measured in the worker. Aim: about the target chunk "
+                "duration. Points are traces: a click opens one.",
+                SECONDS,
+                Line(q.quantile(0.5, metrics.CHUNK_DURATION), "p50"),
+                Line(q.quantile(0.95, metrics.CHUNK_DURATION), "p95"),
+                Line(q.mean(metrics.CHUNK_DURATION), "mean"),
+                width=8,
+                exemplars=True,
+            ),
+            heat_map(
+                "Chunks",
+                "How many chunks took how long. Two bands are two kinds of items; a band that "
+                "rises is a function that slows down.",
+                _buckets(q, metrics.CHUNK_DURATION),
+                SECONDS,
+                width=8,
+            ),
+        ],
+    )
+    board.row(
+        "Does it pay to run in parallel?",
+        [
+            lines(
+                "Speedup, estimated and measured",
+                "Over a serial run: what the plan of the last execution expected, and what the "
+                "last one reached. Far below: see the dashboard of workers.",
+                "none",
+                Line(f"max({q.series(metrics.ESTIMATED_SPEEDUP)})", "estimated"),
+                Line(f"max({q.series(metrics.MEASURED_SPEEDUP)})", "measured"),
+                width=8,
+                colors={"estimated": YELLOW, "measured": GREEN},
+            ),
+            lines(
+                "Workers",
+                "Workers that take part, and how many workers' worth of time is spent in the "
+                "function. The gap is waiting: for input, for dispatch, for the last chunk.",
+                COUNT,
+                Line(q.average(metrics.WORKERS), "taking part"),
+                Line(q.rate(metrics.WORKER_BUSY), "busy"),
+                width=8,
+                colors={"taking part": YELLOW, "busy": GREEN},
+            ),
+            lines(
+                "Progress",
+                "How much of their input the executions in progress have done.",
+                SHARE,
+                Line(q.progress("executor"), "{{executor}}"),
+                width=8,
+                most=1,
+            ),
+            lines(
+                "Queue wait of chunks",
+                "From dispatch to start. A few chunks a worker are dispatched ahead, so that "
+                "about one chunk's duration is what to expect.",
+                SECONDS,
+                Line(q.quantile(0.5, metrics.CHUNK_QUEUE), "p50"),
+                Line(q.quantile(0.95, metrics.CHUNK_QUEUE), "p95"),
+                width=8,
+            ),
+            heat_map(
+                "Queue waits",
+                "How many chunks waited how long between dispatch and start.",
+                _buckets(q, metrics.CHUNK_QUEUE),
+                SECONDS,
+                width=8,
+            ),
+            lines(
+                "Planning",
+                "Time spent on sampling and on choosing the plan, before an execution begins. "
+                "The sampled items are work that counts.",
+                SECONDS,
+                Line(q.mean(metrics.PLANNING_DURATION), "mean"),
+                Line(q.quantile(0.95, metrics.PLANNING_DURATION), "p95"),
+                width=8,
+            ),
+        ],
+    )
+    return board
+
+
+def _buckets(q: promql.Query, metric: metrics.Metric) -> str:
+    growth = q.series(metric, "bucket")
+    return f"sum by (le) (increase({growth}[{q.window}]))"

@@ -1,0 +1,186 @@
+"""Dashboard: hooks and exporters themselves."""
+
+from __future__ import annotations
+
+from amorsize.exporters import metrics
+from amorsize.exporters.metrics import LABEL_LIMITS
+
+from . import promql
+from .boards import Board
+from .panels import (
+    ANY_IS_BAD,
+    COUNT,
+    GREEN,
+    ORANGE,
+    PER_MINUTE,
+    RED,
+    SHARE,
+    Column,
+    Line,
+    lines,
+    rows,
+    single,
+)
+from .promql import or_zero
+
+
+def health() -> Board:
+    """Build it."""
+    board = Board(
+        "amorsize-health",
+        "amorsize / Exporter health",
+        "The hooks and exporters themselves: can the other dashboards be believed?",
+        one_function=False,
+    )
+    q = board.query
+    board.row(
+        "Can the other dashboards be believed?",
+        [
+            single(
+                "Programs",
+                "Programs that tell of themselves: one for each that is scraped.",
+                or_zero(f"count({q.series(metrics.BUILD_INFO)})"),
+                COUNT,
+            ),
+            single(
+                "Hook errors",
+                "Hooks that raised in the time shown. The executions went on; the log has the "
+                "traceback.",
+                or_zero(f"round({q.growth(metrics.HOOK_ERRORS)})"),
+                COUNT,
+                steps=ANY_IS_BAD,
+            ),
+            single(
+                "Exporter errors",
+                "Failed attempts to deliver in the time shown. The log has the reason.",
+                or_zero(f"round({q.growth(metrics.EXPORTER_ERRORS)})"),
+                COUNT,
+                steps=ANY_IS_BAD,
+            ),
+            single(
+                "Dropped messages",
+                "Messages that exporters dropped in the time shown, because their backends did "
+                "not keep up: what they tell is incomplete.",
+                or_zero(f"round({q.growth(metrics.EXPORTER_DROPPED)})"),
+                COUNT,
+                steps=ANY_IS_BAD,
+            ),
+            single(
+                "Dropped user metrics",
+                "Calls of count(), observe() and set_gauge() that were dropped in the time "
+                "shown: more than 50 names. A name that holds an id is the usual cause.",
+                or_zero(f"round({q.growth(metrics.USER_METRICS_DROPPED)})"),
+                COUNT,
+                steps=ANY_IS_BAD,
+            ),
+            single(
+                "Function names",
+                f"How many of the {LABEL_LIMITS['function']} names that a program's label can "
+                "have are taken, at most. Further functions are all called 'other'.",
+                or_zero(f"max({_names(q, 'function')})"),
+                COUNT,
+                steps=_limit("function"),
+            ),
+            single(
+                "Error types",
+                f"How many of the {LABEL_LIMITS['error_type']} names that a program's label can "
+                "have are taken, at most. Further types are all called 'other'.",
+                or_zero(f"max({_names(q, 'error_type')})"),
+                COUNT,
+                steps=_limit("error_type"),
+            ),
+            single(
+                "Versions",
+                "Different versions of amorsize among the programs.",
+                f"count(count by (version) ({q.series(metrics.BUILD_INFO)}))",
+                COUNT,
+                steps=[(None, GREEN), (1.5, ORANGE)],
+            ),
+        ],
+    )
+    board.row(
+        "Hooks and exporters",
+        [
+            lines(
+                "Hook errors by event",
+                "Hooks that raised, a minute.",
+                PER_MINUTE,
+                Line(q.a_minute(metrics.HOOK_ERRORS, "event"), "{{event}}"),
+                width=8,
+                bars=True,
+            ),
+            lines(
+                "Exporter errors by exporter",
+                "Failed attempts to deliver, a minute.",
+                PER_MINUTE,
+                Line(q.a_minute(metrics.EXPORTER_ERRORS, "exporter"), "{{exporter}}"),
+                width=8,
+                bars=True,
+            ),
+            lines(
+                "Dropped messages by exporter",
+                "Messages that exporters dropped, a minute, because their backends did not keep "
+                "up.",
+                PER_MINUTE,
+                Line(q.a_minute(metrics.EXPORTER_DROPPED, "exporter"), "{{exporter}}"),
+                width=8,
+                bars=True,
+            ),
+        ],
+    )
+    board.row(
+        "What is told",
+        [
+            lines(
+                "Dropped user metrics by function",
+                "Calls of count(), observe() and set_gauge() that were dropped, a minute.",
+                PER_MINUTE,
+                Line(
+                    q.a_minute(metrics.USER_METRICS_DROPPED, "function", "executor"),
+                    "{{function}} ({{executor}})",
+                ),
+                width=8,
+                bars=True,
+            ),
+            lines(
+                "Label values",
+                "How much of the names that a program's labels can have is taken, at most. At "
+                "100% further ones are all called 'other'.",
+                SHARE,
+                *(
+                    Line(f"max({_names(q, label)}) / {limit}", label)
+                    for label, limit in LABEL_LIMITS.items()
+                ),
+                width=8,
+                most=1,
+            ),
+            rows(
+                "Versions of programs",
+                "What the programs run: versions of amorsize and of Python, and how many "
+                "programs have them.",
+                {"job": "Job", "version": "amorsize", "python": "Python"},
+                Column(
+                    "Programs",
+                    f"count by (job, version, python) ({q.series(metrics.BUILD_INFO)})",
+                    COUNT,
+                ),
+                sort="Programs",
+                empty="No program is scraped.",
+                width=8,
+                height=8,
+            ),
+        ],
+    )
+    return board
+
+
+def _names(q: promql.Query, label: str) -> str:
+    """Count the values of a label in each program."""
+    metric = {"function": metrics.LAST_ACTIVITY, "error_type": metrics.ERRORS}[label]
+    values = f"count by (job, instance, {label}) ({q.series(metric)})"
+    return f"count by (job, instance) ({values})"
+
+
+def _limit(label: str) -> list[tuple[float | None, str]]:
+    limit = LABEL_LIMITS[label]
+    return [(None, GREEN), (0.8 * limit, ORANGE), (limit, RED)]

@@ -1,0 +1,289 @@
+"""Dashboard: is everything well?"""
+
+from __future__ import annotations
+
+from amorsize.exporters import metrics
+
+from . import promql
+from .boards import OPEN_FUNCTION, Board
+from .panels import (
+    ANY_IS_BAD,
+    BLUE,
+    COUNT,
+    GREEN,
+    ORANGE,
+    PER_MINUTE,
+    PER_SECOND,
+    RED,
+    SECONDS,
+    SHARE,
+    STATUS_COLORS,
+    YELLOW,
+    Column,
+    Line,
+    lines,
+    rows,
+    single,
+)
+from .promql import or_zero, top
+
+TOP = 10
+
+FAILED = f'=~"{promql.FAILED}"'
+SUCCEEDED = '="ok"'
+ENDED = '!="cancelled"'
+
+
+def overview() -> Board:
+    """Build it."""
+    board = Board(
+        "amorsize-overview",
+        "amorsize / Overview",
+        "Is everything well? Executions, errors, items a second, what runs now, and which "
+        "functions to look at.",
+        one_function=False,
+    )
+    q = board.query
+    failures = q.growth(metrics.EXECUTIONS, status=FAILED)
+    board.row(
+        "Is everything well?",
+        [
+            single(
+                "Running now",
+                "Executions in progress. What they are at is in the table below.",
+                or_zero(q.total(metrics.EXECUTIONS_IN_PROGRESS)),
+                COUNT,
+            ),
+            single(
+                "Executions",
+                "Executions that ended in the time shown, however they ended.",
+                or_zero(f"round({q.growth(metrics.EXECUTIONS)})"),
+                COUNT,
+            ),
+            single(
+                "Failed executions",
+                "Executions that ended with an error or by their timeout in the time shown. "
+                "Cancelled ones do not count: somebody wanted that.",
+                or_zero(f"round({failures})"),
+                COUNT,
+                steps=ANY_IS_BAD,
+            ),
+            single(
+                "Success",
+                "Share of the executions that succeeded, of those that ended in the time shown "
+                "and were not cancelled.",
+                f"{q.growth(metrics.EXECUTIONS, status=SUCCEEDED)} / "
+                f"({q.growth(metrics.EXECUTIONS, status=ENDED)} > 0)",
+                SHARE,
+                steps=[(None, RED), (0.9, ORANGE), (0.99, GREEN)],
+            ),
+            single(
+                "Failed items",
+                "Items that failed in the time shown. With return_exceptions=True they fail "
+                "without failing their execution.",
+                or_zero(f"round({q.growth(metrics.ITEMS_FAILED)})"),
+                COUNT,
+                steps=[(None, GREEN), (0.5, ORANGE)],
+            ),
+            single(
+                "Worker deaths",
+                "Workers that were killed or crashed in the time shown. The log, and the event "
+                "ON_ERROR, name exit code, chunk and item.",
+                or_zero(f"round({q.growth(metrics.WORKER_DEATHS)})"),
+                COUNT,
+                steps=ANY_IS_BAD,
+            ),
+            single(
+                "Longest without success",
+                "Of the functions that have ever succeeded, the one whose last success is "
+                "longest ago. Which one it is: the table of functions.",
+                f"max({q.age(metrics.LAST_SUCCESS, 'function')})",
+                SECONDS,
+                steps=[(None, BLUE), (86_400, ORANGE), (172_800, RED)],
+                decimals=1,
+            ),
+            single(
+                "Longest time left",
+                "When all that runs now is done, at its present rate.",
+                f"max({q.time_left('function', 'executor')})",
+                SECONDS,
+                empty="nothing runs",
+                decimals=1,
+            ),
+        ],
+    )
+    board.row(
+        "Rate and errors",
+        [
+            lines(
+                "Executions by how they ended",
+                "Executions that ended, a minute.",
+                PER_MINUTE,
+                Line(q.a_minute(metrics.EXECUTIONS, "status"), "{{status}}"),
+                width=8,
+                bars=True,
+                colors=STATUS_COLORS,
+            ),
+            lines(
+                "Items a second",
+                f"Items of completed chunks, of the {TOP} busiest functions. Counted while "
+                "executions run.",
+                PER_SECOND,
+                Line(top(TOP, q.rate(metrics.ITEMS_PROCESSED, "function")), "{{function}}"),
+                width=8,
+            ),
+            lines(
+                "Errors by type",
+                "Failures of chunks, deaths of workers, cancellations and timeouts, a minute, by "
+                "the type of the exception.",
+                PER_MINUTE,
+                Line(top(TOP, q.a_minute(metrics.ERRORS, "error_type")), "{{error_type}}"),
+                width=8,
+                bars=True,
+            ),
+        ],
+    )
+    board.row(
+        "What runs now",
+        [
+            rows(
+                "Executions in progress",
+                "Each function that runs now. Time left is for the present rate; inputs of "
+                "unknown length have neither progress nor time left. Silent is how long ago "
+                "anything happened: a chunk that runs for long is silent, too.",
+                {"function": "Function", "executor": "Executor"},
+                Column(
+                    "Progress",
+                    q.progress("function", "executor"),
+                    SHARE,
+                    bar=True,
+                    steps=[(None, GREEN)],
+                ),
+                Column("Time left", q.time_left("function", "executor"), SECONDS),
+                Column(
+                    "Items done",
+                    _running(q.total(metrics.ITEMS_COMPLETED, "function", "executor"), q),
+                    COUNT,
+                ),
+                Column(
+                    "Items a second",
+                    _running(q.total(metrics.THROUGHPUT, "function", "executor"), q),
+                    PER_SECOND,
+                ),
+                Column(
+                    "Workers",
+                    _running(q.total(metrics.WORKERS, "function", "executor"), q),
+                    COUNT,
+                ),
+                Column(
+                    "Running",
+                    f"{q.total(metrics.EXECUTIONS_IN_PROGRESS, 'function', 'executor')} > 0",
+                    COUNT,
+                ),
+                Column(
+                    "Silent",
+                    _running(q.age(metrics.LAST_ACTIVITY, "function", "executor"), q),
+                    SECONDS,
+                    steps=[(None, GREEN), (600, YELLOW), (1800, RED)],
+                ),
+                sort="Time left",
+                empty="Nothing runs now.",
+                links={"Function": OPEN_FUNCTION},
+                width=16,
+                height=8,
+            ),
+            lines(
+                "Progress",
+                "How much of their input the executions in progress have done, by function. "
+                "Inputs of unknown length have none.",
+                SHARE,
+                Line(top(TOP, q.progress("function")), "{{function}}"),
+                width=8,
+                most=1,
+            ),
+        ],
+    )
+    board.row(
+        "Duration",
+        [
+            lines(
+                "Duration of executions",
+                "Over all functions: half of the executions took less than p50, one in twenty "
+                "longer than p95. Empty while none ends. Points are traces.",
+                SECONDS,
+                Line(q.quantile(0.5, metrics.EXECUTION_DURATION), "p50"),
+                Line(q.quantile(0.95, metrics.EXECUTION_DURATION), "p95"),
+                exemplars=True,
+            ),
+            lines(
+                "Duration of the last execution",
+                f"Of the {TOP} functions whose last execution took longest. A step up is a run "
+                "that took longer than the one before.",
+                SECONDS,
+                Line(
+                    top(TOP, f"max by (function) ({q.series(metrics.LAST_DURATION)})"),
+                    "{{function}}",
+                ),
+            ),
+        ],
+    )
+    board.row(
+        "Functions, the worst first",
+        [
+            rows(
+                "Functions",
+                "Each function, those with most failed executions in the time shown first. "
+                "A click opens it.",
+                {"function": "Function"},
+                Column(
+                    "Failed executions",
+                    f"round({q.growth(metrics.EXECUTIONS, 'function', status=FAILED)})",
+                    COUNT,
+                    steps=ANY_IS_BAD,
+                ),
+                Column(
+                    "Executions",
+                    f"round({q.growth(metrics.EXECUTIONS, 'function')})",
+                    COUNT,
+                ),
+                Column(
+                    "Failed items",
+                    f"round({q.growth(metrics.ITEMS_FAILED, 'function')})",
+                    COUNT,
+                    steps=[(None, GREEN), (0.5, ORANGE)],
+                ),
+                Column(
+                    "Worker deaths",
+                    f"round({q.growth(metrics.WORKER_DEATHS, 'function')})",
+                    COUNT,
+                    steps=ANY_IS_BAD,
+                ),
+                Column(
+                    "Since last success",
+                    q.age(metrics.LAST_SUCCESS, "function"),
+                    SECONDS,
+                    steps=[(None, GREEN), (86_400, ORANGE), (172_800, RED)],
+                ),
+                Column(
+                    "Last duration",
+                    f"max by (function) ({q.series(metrics.LAST_DURATION)})",
+                    SECONDS,
+                ),
+                Column(
+                    "Items of the last",
+                    f"max by (function) ({q.series(metrics.LAST_ITEMS)})",
+                    COUNT,
+                ),
+                sort="Failed executions",
+                empty="No function has run yet.",
+                links={"Function": OPEN_FUNCTION},
+            ),
+        ],
+    )
+    return board
+
+
+def _running(query: str, q: promql.Query) -> str:
+    """Keep what runs now; gauges of what does not stay at 0."""
+    running = q.total(metrics.EXECUTIONS_IN_PROGRESS, "function", "executor")
+    return f"{query} and {running} > 0"

@@ -1,0 +1,244 @@
+"""Prometheus' recording rules and alerts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from amorsize.dashboards import GRAFANA_URL
+from amorsize.exporters import metrics
+from amorsize.exporters.metrics import Metric
+
+from . import promql
+from .boards import Board
+from .promql import Query
+
+CRITICAL, WARNING = "critical", "warning"
+
+RECENT = "10m"
+"""How long something that happened once rings."""
+
+FAILED = f'=~"{promql.FAILED}"'
+
+_FIVE_MINUTES = Query(promql.EVERYTHING, "5m")
+_FIFTEEN_MINUTES = Query(promql.EVERYTHING, "15m")
+
+RECORDED = {
+    "job_function_status:amorsize_executions:rate5m": _FIVE_MINUTES.rate(
+        metrics.EXECUTIONS, "job", "function", "status"
+    ),
+    "job_function:amorsize_items_processed:rate5m": _FIVE_MINUTES.rate(
+        metrics.ITEMS_PROCESSED, "job", "function"
+    ),
+    "job_function:amorsize_items_failed:ratio_rate15m": _FIFTEEN_MINUTES.failed_share(
+        "job", "function"
+    ),
+    "job_function:amorsize_worker_busy:ratio_rate5m": _FIVE_MINUTES.busy_share("job", "function"),
+    "job_function:amorsize_chunk_duration_seconds:p95_rate5m": _FIVE_MINUTES.quantile(
+        0.95, metrics.CHUNK_DURATION, "job", "function"
+    ),
+    "job_function:amorsize_items_completed:ratio": _FIVE_MINUTES.progress("job", "function"),
+}
+
+FAILED_ITEMS = "job_function:amorsize_items_failed:ratio_rate15m"
+
+LAST_SUCCESS = "job_function:amorsize_last_success_timestamp_seconds:max"
+"""Remembers the last success of programs that have ended, for a week."""
+
+WEEK_SECONDS = 7 * 86_400
+
+RECORDED[LAST_SUCCESS] = (
+    f"max by (job, function) ({_FIVE_MINUTES.series(metrics.LAST_SUCCESS)} or {LAST_SUCCESS}) "
+    f"> time() - {WEEK_SECONDS}"
+)
+
+
+@dataclass(frozen=True)
+class Alert:
+    """What wakes somebody, or waits for the morning.
+
+    Attributes:
+        name: CamelCase.
+        expr: true while it rings.
+        severity: ``critical`` for what should wake somebody.
+        wait: how long it has to be true first.
+        summary: one line.
+        description: what it means, and what to do first.
+        panel: the address of the panel to look at, below Grafana's.
+    """
+
+    name: str
+    expr: str
+    severity: str
+    wait: str
+    summary: str
+    description: str
+    panel: str
+
+
+def alerts(boards: Mapping[str, Board]) -> list[Alert]:
+    """List the alerts.
+
+    Args:
+        boards: the dashboards that they point into, by uid.
+    """
+    function, workers, health = (
+        boards[f"amorsize-{name}"] for name in ("function", "workers", "health")
+    )
+    here = {name: f"{{{{ $labels.{name} | urlquery }}}}" for name in ("job", "function")}
+    q = Query(promql.EVERYTHING)
+    silent = f"time() - {q.series(metrics.LAST_ACTIVITY)}"
+    longest = f"histogram_quantile(1, {q.series(metrics.CHUNK_DURATION, 'bucket')})"
+    running = f"{q.series(metrics.EXECUTIONS_IN_PROGRESS)} > 0"
+    estimated = q.series(metrics.ESTIMATED_SPEEDUP)
+    failed_at = f"max by (job, function) ({q.series(metrics.LAST_COMPLETION, status=FAILED)})"
+    return [
+        Alert(
+            "AmorsizeExecutionFailed",
+            f"time() - {failed_at} < 900",
+            CRITICAL,
+            "0s",
+            "An execution of {{ $labels.function }} failed",
+            "An execution of {{ $labels.function }} in job {{ $labels.job }} ended with an error "
+            "or by its timeout {{ $value | humanizeDuration }} ago. The log of the program has "
+            "the exception; the panel has the types of the errors. Rings for 15 minutes.",
+            function.link("Errors by type", **here),
+        ),
+        Alert(
+            "AmorsizeNoRecentSuccess",
+            f"time() - {LAST_SUCCESS} > 172800",
+            CRITICAL,
+            "0s",
+            "{{ $labels.function }} has not succeeded for {{ $value | humanizeDuration }}",
+            "{{ $labels.function }} in job {{ $labels.job }} last succeeded "
+            "{{ $value | humanizeDuration }} ago; two days are allowed. Does the job still start? "
+            "Does it fail, or hang? Forgotten after a week, for functions that are no more.",
+            function.link("Since last success", **here),
+        ),
+        Alert(
+            "AmorsizeWorkersDied",
+            _grew(metrics.WORKER_DEATHS, "job", "function"),
+            WARNING,
+            "0s",
+            "Workers of {{ $labels.function }} died",
+            "About {{ $value | humanize }} workers of {{ $labels.function }} in job "
+            f"{{{{ $labels.job }}}} were killed or crashed within {RECENT}. Exit code -9 in the "
+            "log is mostly the kernel, out of memory; -11 a crash in native code. The log names "
+            "the chunk and the item.",
+            workers.link("Worker deaths by function", **here),
+        ),
+        Alert(
+            "AmorsizeItemsFailing",
+            f"{FAILED_ITEMS} > 0.05",
+            WARNING,
+            "5m",
+            "{{ $value | humanizePercentage }} of the items of {{ $labels.function }} fail",
+            "Of the items that {{ $labels.function }} in job {{ $labels.job }} worked on within "
+            "15 minutes, {{ $value | humanizePercentage }} failed; 5% are allowed. The panel "
+            "shows the types of the errors.",
+            function.link("Errors by type", **here),
+        ),
+        Alert(
+            "AmorsizeExecutionStalled",
+            f"({silent} > 1800 and {running}) unless {silent} < 3 * {longest}",
+            CRITICAL,
+            "0s",
+            "{{ $labels.function }} shows no sign of life",
+            "An execution of {{ $labels.function }} in job {{ $labels.job }} on "
+            "{{ $labels.instance }} is in progress, and its last sign of life was "
+            "{{ $value | humanizeDuration }} ago, which is also more than three times its longest "
+            "chunk. An item hangs, or the input does. py-spy shows where; item_timeout= ends it "
+            "the next time.",
+            function.link("Progress", **here),
+        ),
+        Alert(
+            "AmorsizeSpeedupLow",
+            f"{q.series(metrics.MEASURED_SPEEDUP)} / ({estimated} > 1.5) < 0.5 "
+            f"and on (job, instance, function) {q.series(metrics.LAST_DURATION)} > 10",
+            WARNING,
+            "15m",
+            "{{ $labels.function }} reaches {{ $value | humanizePercentage }} of the speedup",
+            "The last execution of {{ $labels.function }} in job {{ $labels.job }} reached "
+            "{{ $value | humanizePercentage }} of the speedup that its plan expected. Either the "
+            "machine is busy with something else, or the input or the hooks hold the workers up, "
+            "or few items take most of the time. Rings until an execution does better.",
+            workers.link("Idle workers", **here),
+        ),
+        Alert(
+            "AmorsizeHookErrors",
+            _grew(metrics.HOOK_ERRORS, "job", "event"),
+            WARNING,
+            "0s",
+            "Hooks for {{ $labels.event }} raise",
+            "About {{ $value | humanize }} calls of hooks for {{ $labels.event }} in job "
+            f"{{{{ $labels.job }}}} raised within {RECENT}. Executions go on, but whatever the "
+            "hooks are for does not happen. The log has a traceback.",
+            health.link("Hook errors by event", job=here["job"]),
+        ),
+        Alert(
+            "AmorsizeExporterErrors",
+            _grew(metrics.EXPORTER_ERRORS, "job", "exporter"),
+            WARNING,
+            "0s",
+            "The exporter {{ $labels.exporter }} fails to deliver",
+            "About {{ $value | humanize }} attempts of the exporter {{ $labels.exporter }} in job "
+            f"{{{{ $labels.job }}}} failed within {RECENT}. It tries again, and drops what it "
+            "cannot keep. The log has the reason: address, credentials, network.",
+            health.link("Exporter errors by exporter", job=here["job"]),
+        ),
+        Alert(
+            "AmorsizeExporterDropping",
+            _grew(metrics.EXPORTER_DROPPED, "job", "exporter"),
+            WARNING,
+            "0s",
+            "The exporter {{ $labels.exporter }} drops messages",
+            "The exporter {{ $labels.exporter }} in job {{ $labels.job }} dropped about "
+            f"{{{{ $value | humanize }}}} messages within {RECENT}, because its backend does not "
+            "keep up: what it tells there is incomplete.",
+            health.link("Dropped messages by exporter", job=here["job"]),
+        ),
+    ]
+
+
+def recording_yaml() -> str:
+    """Write the file of recording rules."""
+    rules = [{"record": name, "expr": expr} for name, expr in RECORDED.items()]
+    return _yaml("amorsize-recording", rules)
+
+
+def alerts_yaml(boards: Mapping[str, Board]) -> str:
+    """Write the file of alerts."""
+    rules = []
+    for alert in alerts(boards):
+        rule: dict[str, Any] = {"alert": alert.name, "expr": alert.expr}
+        if alert.wait != "0s":
+            rule["for"] = alert.wait
+        rule["labels"] = {"severity": alert.severity}
+        rule["annotations"] = {
+            "summary": alert.summary,
+            "description": alert.description,
+            "dashboard": GRAFANA_URL + alert.panel,
+            "runbook": f"docs/dashboards.md#{alert.name.lower()}",
+        }
+        rules.append(rule)
+    return _yaml("amorsize-alerts", rules)
+
+
+def _grew(metric: Metric, *by: str) -> str:
+    """Say by how much a counter grew lately; also one that was born with its first event.
+
+    rate() does not see the first value of a series, and a run that is shorter than a scrape has
+    no other.
+    """
+    series = Query(promql.EVERYTHING).series(metric)
+    born = f"({series} > 0 unless {series} offset {RECENT})"
+    return f"sum by ({', '.join(by)}) (increase({series}[{RECENT}]) > 0 or {born}) > 0"
+
+
+def _yaml(group: str, rules: list[dict[str, Any]]) -> str:
+    document = {"groups": [{"name": group, "rules": rules}]}
+    text: str = yaml.safe_dump(document, sort_keys=False, width=1_000_000, allow_unicode=True)
+    return f"# Written by `make dashboards`; do not edit by hand.\n{text}"

@@ -1,0 +1,214 @@
+"""Dashboard: workers, what they do and what is wasted."""
+
+from __future__ import annotations
+
+from amorsize.exporters import metrics
+
+from .boards import Board
+from .panels import (
+    ANY_IS_BAD,
+    COUNT,
+    GREEN,
+    ORANGE,
+    PER_MINUTE,
+    RED,
+    SECONDS,
+    SHARE,
+    Line,
+    bars,
+    lines,
+    single,
+)
+from .promql import VIEW, Query, or_zero, top
+
+TOP = 10
+
+
+def workers() -> Board:
+    """Build it."""
+    board = Board(
+        "amorsize-workers",
+        "amorsize / Workers",
+        "How many workers there are, how busy they are, which died, and what is wasted where.",
+        one_function=False,
+    )
+    q = board.query
+    board.row(
+        "Now",
+        [
+            single(
+                "Workers now",
+                "Workers that take part in the executions in progress.",
+                or_zero(q.total(metrics.WORKERS)),
+                COUNT,
+            ),
+            single(
+                "Busy now",
+                "How much of the workers' time is spent in the function.",
+                q.busy_share(),
+                SHARE,
+                steps=[(None, RED), (0.5, ORANGE), (0.8, GREEN)],
+                empty="nothing runs",
+                decimals=0,
+            ),
+            single(
+                "Worker deaths",
+                "Workers that were killed or crashed in the time shown. The log, and the event "
+                "ON_ERROR, name exit code, chunk and item.",
+                or_zero(f"round({q.growth(metrics.WORKER_DEATHS)})"),
+                COUNT,
+                steps=ANY_IS_BAD,
+            ),
+            single(
+                "Busy time",
+                "Time that workers spent in functions in the time shown.",
+                or_zero(q.growth(metrics.WORKER_BUSY)),
+                SECONDS,
+                decimals=1,
+            ),
+            single(
+                "Wasted time",
+                "Time that workers took part, and were not in a function, in the time shown. "
+                "Which function wastes it stands below.",
+                or_zero(f"sum({_wasted(q)})"),
+                SECONDS,
+                decimals=1,
+            ),
+            single(
+                "Of the estimated speedup",
+                "What executions reach of the speedup that their plans expected, on average over "
+                "the last one of each function.",
+                q.speedup_share(),
+                SHARE,
+                steps=[(None, RED), (0.5, ORANGE), (0.8, GREEN)],
+                decimals=0,
+            ),
+            single(
+                "Queue wait, p95",
+                "One chunk in twenty waits longer between its dispatch and its start.",
+                q.quantile(0.95, metrics.CHUNK_QUEUE),
+                SECONDS,
+                empty="nothing runs",
+                decimals=1,
+            ),
+            single(
+                "Running now",
+                "Executions in progress.",
+                or_zero(q.total(metrics.EXECUTIONS_IN_PROGRESS)),
+                COUNT,
+            ),
+        ],
+    )
+    board.row(
+        "Utilisation",
+        [
+            lines(
+                "Workers by function",
+                f"Of the {TOP} functions with most workers.",
+                COUNT,
+                Line(top(TOP, q.total(metrics.WORKERS, "function")), "{{function}}"),
+                width=8,
+            ),
+            lines(
+                "Busy share",
+                "How much of the workers' time is spent in the function. A chunk counts when it "
+                "is complete, so that chunks longer than the window make it jump.",
+                SHARE,
+                Line(top(TOP, q.busy_share("function")), "{{function}}"),
+                width=8,
+            ),
+            lines(
+                "Idle workers",
+                "How many workers' worth of time is not spent in the function: start-up, "
+                "transport, waiting for input, and for the last chunk of a run.",
+                COUNT,
+                Line(top(TOP, q.idle_workers("function")), "{{function}}"),
+                width=8,
+            ),
+        ],
+    )
+    board.row(
+        "Saturation and errors",
+        [
+            lines(
+                "Worker deaths by function",
+                "Workers that were killed or crashed, a minute.",
+                PER_MINUTE,
+                Line(
+                    top(TOP, q.a_minute(metrics.WORKER_DEATHS, "function", "executor")),
+                    "{{function}} ({{executor}})",
+                ),
+                width=8,
+                bars=True,
+            ),
+            lines(
+                "Queue wait by function, p95",
+                "One chunk in twenty waits longer between its dispatch and its start. Much more "
+                "than a chunk's duration: the program is held up between chunks, often by hooks.",
+                SECONDS,
+                Line(top(TOP, q.quantile(0.95, metrics.CHUNK_QUEUE, "function")), "{{function}}"),
+                width=8,
+            ),
+            lines(
+                "Imbalance",
+                "The slowest chunks (p99) over the typical ones (p50). From about 10 on, the "
+                "last chunk of a run holds up the others' workers: a smaller chunksize helps.",
+                "none",
+                Line(top(TOP, _imbalance(q)), "{{function}}"),
+                width=8,
+            ),
+        ],
+    )
+    board.row(
+        "What is wasted, and where",
+        [
+            bars(
+                "Wasted worker time by function",
+                "Time that workers took part, and were not in the function, in the time shown.",
+                SECONDS,
+                Line(top(TOP, f"{_wasted(q, 'function')}"), "{{function}}"),
+                empty="No worker took part.",
+                width=8,
+                steps=[(None, ORANGE)],
+            ),
+            bars(
+                "Reached of the estimated speedup",
+                "The functions furthest below: what the last execution reached, of what its plan "
+                "expected.",
+                SHARE,
+                Line(f"bottomk({TOP}, {q.speedup_share('function')})", "{{function}}"),
+                empty="No execution has ended yet.",
+                width=8,
+                steps=[(None, RED), (0.5, ORANGE), (0.8, GREEN)],
+            ),
+            bars(
+                "Share of planning",
+                "How much of the executions' time went into sampling and planning, in the time "
+                "shown. Much of it: the runs are short; pass n_jobs, chunksize and executor.",
+                SHARE,
+                Line(
+                    top(
+                        TOP,
+                        f"{q.growth(metrics.PLANNING_DURATION, 'function', part='sum')} / "
+                        f"({q.growth(metrics.EXECUTION_DURATION, 'function', part='sum')} > 0)",
+                    ),
+                    "{{function}}",
+                ),
+                empty="No execution has ended.",
+                width=8,
+                steps=[(None, GREEN), (0.1, ORANGE), (0.5, RED)],
+            ),
+        ],
+    )
+    return board
+
+
+def _wasted(q: Query, *by: str) -> str:
+    """Add up idle workers over time; only what a subquery sees took part."""
+    idle = q.idle_workers(*by)
+    return f"sum_over_time(({idle})[{VIEW}:$__interval]) * $__interval_ms / 1000"
+
+
+def _imbalance(q: Query) -> str:
+    slowest = q.quantile(0.99, metrics.CHUNK_DURATION, "function")
+    return f"{slowest} / {q.quantile(0.5, metrics.CHUNK_DURATION, 'function')}"

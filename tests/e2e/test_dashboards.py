@@ -1,0 +1,220 @@
+"""Every query of every panel, rule and alert, asked of a real Prometheus after a real run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from opentelemetry.sdk.trace import TracerProvider
+
+from amorsize import HookManager
+from amorsize.exporters.prometheus import PrometheusExporter
+from dashboards.generator import lint
+from dashboards.generator.ask import View, conditions
+from dashboards.generator.lint import Place
+from dashboards.generator.scenario import FUNCTIONS, Scenario
+
+from .alertmanager import Alertmanager, Webhook
+from .backends import PrometheusServer, poll
+
+pytestmark = pytest.mark.e2e
+
+DASHBOARDS = Path(__file__).parents[2] / "dashboards"
+BOARDS = sorted((DASHBOARDS / "grafana").glob("*.json"))
+RULES = sorted((DASHBOARDS / "prometheus").glob("*.yml"))
+
+SECONDS = 8.0
+"""About how long the scenario runs."""
+
+WAIT_SECONDS = 45.0
+
+SEEN = {
+    "executions failed": 'sum(amorsize_executions_total{status="error"}) >= 2',
+    "an execution timed out": 'sum(amorsize_executions_total{status="timeout"}) >= 1',
+    "workers died": "sum(amorsize_worker_deaths_total) >= 1",
+    "a rate has two points": "count_over_time(amorsize_build_info[30s]) >= 8",
+}
+"""What Prometheus must have seen before it is asked the rest."""
+
+
+@dataclass
+class Seen:
+    """A Prometheus that has scraped the scenario, and whom it has told.
+
+    Attributes:
+        server: the Prometheus; the scenario still runs.
+        webhook: whom Alertmanager tells.
+        start: when the scenario began.
+    """
+
+    server: PrometheusServer
+    webhook: Webhook
+    start: float
+
+    def view(self, **variables: str) -> View:
+        """Look at all of it, now."""
+        return View(
+            self.server.url,
+            self.start,
+            time.time(),
+            window=5.0,
+            step=0.5,
+            variables={f"${name}": value for name, value in variables.items()},
+        )
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+    """One scenario for all of this module, with our rules, and an Alertmanager."""
+    directory = tmp_path_factory.mktemp("dashboards")
+    manager = HookManager()
+    tracer = TracerProvider().get_tracer("scenario")
+    with (
+        Webhook() as webhook,
+        Alertmanager(directory / "alertmanager", webhook.url) as alertmanager,
+        PrometheusExporter(port=0).attach(manager) as exporter,
+    ):
+        server = PrometheusServer(
+            directory / "prometheus",
+            [f"127.0.0.1:{exporter.port}"],
+            scrape={"scrape_interval": "500ms", "scrape_timeout": "500ms"},
+            config={
+                "rule_files": [str(path) for path in RULES],
+                "alerting": {
+                    "alertmanagers": [{"static_configs": [{"targets": [alertmanager.address]}]}]
+                },
+            },
+        )
+        try:
+            start = time.time()
+            with Scenario(manager, seconds=SECONDS, tracer=tracer):
+                for what, promql in SEEN.items():
+                    poll(lambda query=promql: server.query(query), bool, WAIT_SECONDS, what)
+                yield Seen(server, webhook, start)
+        finally:
+            server.close()
+
+
+def boards() -> list[Any]:
+    return [
+        pytest.param(json.loads(path.read_text(encoding="utf-8")), id=path.stem) for path in BOARDS
+    ]
+
+
+def rules() -> list[Place]:
+    return [
+        place
+        for path in RULES
+        for place in lint.rule_queries(yaml.safe_load(path.read_text(encoding="utf-8")))
+    ]
+
+
+def all_answer(make_view: Callable[[], View], places: list[Place]) -> None:
+    """Ask until every query has had an answer."""
+    left = list(places)
+
+    def ask() -> list[str]:
+        view = make_view()
+        left[:] = [place for place in left if not view.ask(place)]
+        return [f"{place.where}: {place.expr}" for place in left]
+
+    poll(ask, lambda missing: not missing, WAIT_SECONDS, "every query has an answer")
+
+
+@pytest.mark.parametrize("board", boards())
+def test_every_query_of_a_dashboard_returns_data(seen: Seen, board: dict[str, Any]) -> None:
+    """Panels, annotations and variables, for all functions or, where there is one, for one."""
+    places = list(lint.queries(board))
+    assert len(places) > 10
+    one_function = {"function": FUNCTIONS[0]} if board["uid"] == "amorsize-function" else {}
+    all_answer(lambda: seen.view(**one_function), places)
+
+
+def test_the_dashboard_of_a_function_shows_each_function(seen: Seen) -> None:
+    """What runs without workers, too; only what a function does not do may be empty."""
+    board = json.loads((DASHBOARDS / "grafana" / "amorsize-function.json").read_text())
+    rates = [place for place in lint.queries(board) if "Items a second" in place.where]
+    for function in FUNCTIONS:
+        all_answer(lambda name=function: seen.view(function=name), rates)
+
+
+def test_every_rule_and_alert_returns_data(seen: Seen) -> None:
+    """Alerts without their thresholds: what they compare is there."""
+    places = [part for place in rules() for part in conditions(place)]
+    assert len(places) > 20
+    born = "offset 10m"  # nothing of this scenario is that old
+    asked = [replace(place, expr=place.expr.removesuffix(born), instant=True) for place in places]
+    all_answer(lambda: seen.view(), asked)
+
+
+def test_what_is_recorded_can_be_asked_for(seen: Seen) -> None:
+    """Each recording rule is evaluated without an error, and has its labels."""
+    for path in RULES:
+        known = lint.recorded(yaml.safe_load(path.read_text(encoding="utf-8")), {})
+        for name, labels in known.items():
+            answer = poll(lambda query=name: seen.server.query(query), bool, WAIT_SECONDS, name)
+            assert {frozenset(series) - {"__name__"} for series, _ in answer} == {labels}
+
+
+def test_the_exemplars_of_durations_lead_to_traces(seen: Seen) -> None:
+    """The dashboard of a function asks for them, and they carry what the data source links."""
+    exemplars = seen.server.exemplars("amorsize_chunk_duration_seconds_bucket")
+    assert exemplars
+    assert all(len(each["labels"]["trace_id"]) == 32 for each in exemplars)
+
+
+def test_a_killed_worker_rings(seen: Seen) -> None:
+    """Through Prometheus, with the rules as they are shipped, and Alertmanager to a webhook."""
+    [*_, alert] = poll(
+        lambda: seen.webhook.alerts("AmorsizeWorkersDied"), bool, WAIT_SECONDS, "the webhook"
+    )
+    assert alert["status"] == "firing"
+    labels = {name: alert["labels"][name] for name in ("job", "function", "severity")}
+    assert labels == {"job": "amorsize", "function": FUNCTIONS[0], "severity": "warning"}
+    assert alert["annotations"]["summary"] == f"Workers of {FUNCTIONS[0]} died"
+    assert "var-function=import_orders" in alert["annotations"]["dashboard"]
+
+
+def test_so_do_failed_executions_hooks_and_exporters(seen: Seen) -> None:
+    """What the scenario provokes at once."""
+    for name, label, value in (
+        ("AmorsizeExecutionFailed", "function", FUNCTIONS[1]),
+        ("AmorsizeHookErrors", "event", "post_execute"),
+        ("AmorsizeExporterErrors", "exporter", "webhook"),
+        ("AmorsizeExporterDropping", "exporter", "webhook"),
+    ):
+        alerts = poll(
+            lambda alert=name: seen.webhook.alerts(alert), bool, WAIT_SECONDS, f"{name} rings"
+        )
+        assert value in {alert["labels"][label] for alert in alerts}
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes"),
+    [
+        ("amorsize_workers{", "amorsize_worker{"),
+        ('status=~"error|timeout"', 'status="failed"'),
+        ("sum by (le) (rate(", "sum by (executor) (rate("),
+    ],
+)
+def test_a_broken_query_is_found(seen: Seen, was: str, becomes: str) -> None:
+    """The proof above can fail: each of these has no answer, here and now."""
+    text = "".join(path.read_text(encoding="utf-8") for path in BOARDS)
+    quoted = json.dumps(was)[1:-1]
+    assert quoted in text
+    broken: list[Place] = []
+    for path in BOARDS:
+        board = path.read_text(encoding="utf-8").replace(quoted, json.dumps(becomes)[1:-1])
+        whole = zip(lint.queries(json.loads(path.read_text())), lint.queries(json.loads(board)))
+        broken += [
+            after for before, after in whole if before != after and "or vector" not in after.expr
+        ]
+    assert broken
+    view = seen.view(function=FUNCTIONS[0])
+    assert [place for place in broken if view.ask(place)] == []

@@ -1,0 +1,153 @@
+"""Bad collectors: a run is right and not held up, and what is lost is counted and said once."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from .otlp import OtlpDouble, Ran, assert_is_one_trace, run_program
+
+pytestmark = pytest.mark.e2e
+
+ITEMS = 40
+SPANS = 2 * ITEMS + 2
+"""A chunk and one span in it for each item, the plan and the execution."""
+
+EXIT_SECONDS = 2.0
+MARGIN_SECONDS = 3.0
+"""For a machine that does other things."""
+
+PROGRAM = """
+import os, time
+import amorsize
+from amorsize.exporters.base import exporter_stats
+from opentelemetry import trace
+
+def work(item):
+    with trace.get_tracer("user").start_as_current_span("user work"):
+        return item * 2
+
+if __name__ == "__main__":
+    flush, *switches = sys.argv[1:]
+    exporter = None
+    if "off" not in switches:
+        exporter = amorsize.enable_opentelemetry(metrics="metrics" in switches)
+    began = time.perf_counter()
+    results = amorsize.execute(work, range(40), executor="process", n_jobs=2, chunksize=1)
+    tell(results=results, seconds=time.perf_counter() - began)
+    if exporter is not None:
+        delivered = float(flush) > 0 and exporter.flush(float(flush))
+        tell(delivered=delivered, stats=exporter_stats()["opentelemetry"])
+    tell(done=time.time())
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Ran]:
+    """Run the program against an endpoint; its results must be right."""
+
+    def run(endpoint: str, *switches: str, flush: float = 0, **variables: str) -> Ran:
+        environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint} | variables
+        path = tmp_path / "program.py"
+        ran = run_program(path, PROGRAM, str(flush), *switches, environment=environment)
+        assert ran.said["results"] == [item * 2 for item in range(ITEMS)]
+        return ran
+
+    return run
+
+
+@contextmanager
+def collector(kind: str, otlp_double: Callable[..., OtlpDouble]) -> Iterator[str]:
+    """An endpoint that delivers nothing."""
+    if kind == "none":
+        with socket.socket() as bound:  # it refuses connections, and nobody else gets it
+            bound.bind(("127.0.0.1", 0))
+            yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+        return
+    double = otlp_double()
+    double.gate.clear()
+    yield double.url
+    assert double.answered == []
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+@pytest.mark.parametrize("kind", ["none", "hanging"])
+def test_a_dead_collector_holds_up_neither_the_run_nor_the_exit(
+    run: Callable[..., Ran],
+    otlp_double: Callable[..., OtlpDouble],
+    kind: str,
+    protocol: str,
+) -> None:
+    """Against the same program without an exporter; one line in the log says what was lost."""
+    with collector(kind, otlp_double) as endpoint:
+        without = run(endpoint, "off")
+        ran = run(endpoint, OTEL_EXPORTER_OTLP_PROTOCOL=protocol)
+    assert ran.said["seconds"] < without.said["seconds"] + MARGIN_SECONDS
+    exit_seconds = ran.ended - ran.said["done"]
+    assert exit_seconds < without.ended - without.said["done"] + EXIT_SECONDS + MARGIN_SECONDS
+    assert without.log == ""
+    assert ran.log == (
+        f"The opentelemetry exporter was closed before {SPANS} items were delivered; they are "
+        "lost.\n"
+    )
+
+
+def test_readings_of_metrics_are_lost_as_quietly(
+    run: Callable[..., Ran], otlp_double: Callable[..., OtlpDouble]
+) -> None:
+    """Both signals together say one line."""
+    with collector("none", otlp_double) as endpoint:
+        ran = run(endpoint, "metrics")
+    assert re.fullmatch(r".*was closed before \d+ items were delivered.*\n", ran.log), ran.log
+
+
+def test_what_a_full_queue_drops_is_counted_while_the_program_runs(
+    run: Callable[..., Ran], otlp_double: Callable[..., OtlpDouble]
+) -> None:
+    """The oldest go; the log says so once."""
+    double = otlp_double()
+    double.gate.clear()
+    ran = run(double.url, OTEL_BSP_MAX_QUEUE_SIZE="8", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="4")
+    dropped, errors = ran.said["stats"]
+    assert SPANS - 12 <= dropped <= SPANS - 8  # one batch is on its way, when it got so far
+    assert errors == 0  # it hangs yet
+    assert ran.log == (
+        "The opentelemetry exporter cannot keep up: 8 items wait already, and the oldest are "
+        "dropped (1 so far). The run goes on.\n"
+    )
+
+
+def test_a_collector_that_recovers_gets_everything(
+    run: Callable[..., Ran], otlp_double: Callable[..., OtlpDouble]
+) -> None:
+    """503, and what no client would try again, and then it is back."""
+    double = otlp_double([503, 500])
+    ran = run(double.url, flush=30)
+    assert double.answered == [503, 500, 200]
+    assert ran.said["delivered"]
+    assert ran.said["stats"] == [0, 1]  # the library tries 503 again by itself
+    spans = double.spans()
+    assert len(spans) == SPANS
+    assert_is_one_trace(spans)
+    first, second = ran.log.splitlines()
+    assert first.startswith("The opentelemetry exporter cannot deliver: ConnectionError: ")
+    assert "Service Unavailable" in first
+    assert second == "The opentelemetry exporter delivers again; 0 items were lost meanwhile."
+
+
+def test_a_slow_collector_gets_everything_and_slows_nothing(
+    run: Callable[..., Ran], otlp_double: Callable[..., OtlpDouble]
+) -> None:
+    """Each of a dozen answers takes its time, and the run waits for none."""
+    double = otlp_double(delay=0.1)
+    ran = run(double.url, flush=30, OTEL_BSP_MAX_EXPORT_BATCH_SIZE="8")
+    assert ran.said["delivered"]
+    assert ran.said["stats"] == [0, 0]
+    assert len(double.answered) >= SPANS // 8
+    assert len(double.spans()) == SPANS
+    assert ran.log == ""
