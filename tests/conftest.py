@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from engines import MODES, Engines, Mode
 
 from amorsize import HookManager, get_default_manager, shutdown
 from amorsize.testing import RecordingHook
 
-MODES = ("serial", "thread", "process")
-"""Every engine; a further backend is one more name here."""
+
+@pytest.fixture(scope="session")
+def engines() -> Iterator[Engines]:
+    """The engines of others; what it costs to start them is paid once."""
+    engines = Engines()
+    yield engines
+    engines.close()
+
+
+@pytest.fixture
+def lent(request: pytest.FixtureRequest, engines: Engines) -> Mode:
+    """A foreign engine, by indirect parametrization."""
+    return engines.mode(request.param)
 
 
 @pytest.fixture(params=MODES)
