@@ -57,8 +57,8 @@ class FuturesBackend(ForeignBackend):
     def send(self, flight: Flight) -> None:
         try:
             future = flight.future = self._executor.submit(_Call(self, flight))
-        except (BrokenExecutor, RuntimeError) as error:  # or it pickled there and then:
-            if flight.refused is not None:
+        except Exception as error:
+            if flight.refused is not None:  # it pickles there and then
                 raise flight.refused from flight.refused.__cause__
             self._broken = isinstance(error, BrokenExecutor)
             raise self._broken_error(error) from error
