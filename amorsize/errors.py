@@ -72,7 +72,7 @@ class WorkerDiedError(ExecutionError):
     """A worker process was killed, or exited, while it had work.
 
     Attributes:
-        pid: the process id of the worker.
+        pid: the process id of the worker; 0 when it died before it told (with Dask).
         exit_code: its exit code; negative for a signal, as in ``subprocess``.
         chunk_id: the chunk in flight, or None when there was none.
         item_index: the index in the input of the item in flight, or None when unknown.
@@ -95,8 +95,9 @@ class WorkerDiedError(ExecutionError):
         lost = " The kernel does so when memory is short." if exit_code == -9 else ""
         if chunk_id is not None:
             lost += " Its results of that chunk are lost."
+        who = f"worker process {pid}" if pid else "a worker process"
         super().__init__(
-            f"worker process {pid} {describe_exit(exit_code)}{where}"
+            f"{who} {describe_exit(exit_code)}{where}"
             f"{' (' + detail + ')' if detail else ''}.{lost}{' ' + hint if hint else ''}"
         )
         self.pid = pid
