@@ -15,6 +15,7 @@ import asyncio
 import re
 import threading
 import warnings
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError
 from typing import Any
@@ -23,7 +24,7 @@ from weakref import WeakKeyDictionary
 from amorsize.backends.base import Message, Task, WorkerEnded, WorkerLost, WorkerStarted
 from amorsize.backends.foreign import Begun, Flight, ForeignBackend, Landed, Worker
 from amorsize.backends.foreign_worker import PackedChunk, Place, Reply, here, seldom
-from amorsize.errors import ExecutorBrokenError
+from amorsize.errors import ExecutionError, ExecutorBrokenError
 
 TOPIC = "amorsize"
 """Of Dask's event log; workers tell there that they begin."""
@@ -59,6 +60,7 @@ class DaskBackend(ForeignBackend):
         self._attempts = 0
         self._looking: Any = None
         self._removed: set[str] = set()
+        self._suspects: deque[Flight] = deque()
 
     def open(self, task: Task) -> None:
         super().open(task)
@@ -69,11 +71,28 @@ class DaskBackend(ForeignBackend):
         self._looking = self._on_loop(self._look())
 
     def window(self, short: bool) -> int:
+        if self._suspects:
+            return 0
         if self._capped:
             return self.n_jobs
         return _AHEAD * max(self.n_jobs, self._threads)
 
     def send(self, flight: Flight) -> None:
+        if flight.chunk.retry_of is None:
+            self._send(flight)
+        else:
+            self._suspects.append(flight)
+            self._send_suspect()
+
+    def _send_suspect(self) -> None:
+        """Send a chunk that may kill its worker when nothing else is out.
+
+        Dask holds a death against every task that the worker had been given.
+        """
+        if self._suspects and all(each.future is None for each in self.flights.values()):
+            self._send(self._suspects.popleft())
+
+    def _send(self, flight: Flight) -> None:
         packed = self.pack(flight)
         self._attempts += 1
         key = (self._group, self._attempts)
@@ -137,6 +156,10 @@ class DaskBackend(ForeignBackend):
             self._threads = each.count
         else:
             super().take(each, news)
+            try:
+                self._send_suspect()
+            except ExecutionError as error:
+                self.failed = self.failed or error
 
     def heard(self, message: dict[str, Any]) -> None:
         """Take what a worker said on the topic; called from the client's loop."""
