@@ -18,6 +18,7 @@ from typing import Any
 import loky
 import pytest
 from engines import FOREIGN_MODES, Mode
+from exporters.spans import Traces
 
 import amorsize
 from amorsize import HookEvent, HookManager
@@ -581,3 +582,65 @@ def test_this_process_stays_what_it_is() -> None:
     with Pickling(1) as executor:
         (seen,) = amorsize.execute(look_around, [1], executor=executor)
     assert seen == (False, ("serial", "thread", "process"), 3)
+
+
+@everywhere
+def test_spans_come_home_from_every_engine(lent: Mode) -> None:
+    """Each under its chunk, in one trace."""
+    traces = Traces()
+    tracer = traces.user
+
+    def work(x: int) -> int:
+        with tracer.start_as_current_span("work"):
+            return x
+
+    try:
+        traces.execute(work, range(12), executor=lent.executor, chunksize=3)
+        traces.check()
+        chunks = {span.context.span_id for span in traces.named("chunk")}
+        works = traces.named("work")
+        assert len(works) == 12
+        assert {span.parent.span_id for span in works if span.parent is not None} == chunks
+    finally:
+        traces.close()
+
+
+def test_spans_of_a_machine_whose_clock_is_wrong_lie_within_their_chunk() -> None:
+    """They are moved with it."""
+
+    def elsewhere(reply: Any) -> Any:
+        kind, place, header, payload = reply
+        trace = pickle.loads(header[8]["trace"])
+        ahead = 3600 * 10**9
+        trace["spans"] = [
+            (*span[:5], span[5] + ahead, span[6] + ahead, *span[7:]) for span in trace["spans"]
+        ]
+        moved = list(header)
+        moved[5] += 3600
+        moved[8] = {**header[8], "trace": pickle.dumps(trace)}
+        return kind, replace(place, hostname="elsewhere"), tuple(moved), payload
+
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        traces = Traces()
+        tracer = traces.user
+
+        def work(x: int) -> int:
+            with tracer.start_as_current_span("work"):
+                return x
+
+        class Changed:
+            def submit(self, fn: Any) -> Future[Any]:
+                future: Future[Any] = Future()
+                future.set_result(elsewhere(pool.submit(fn).result(30)))
+                return future
+
+        try:
+            traces.execute(work, range(4), executor=Changed(), n_jobs=1, chunksize=2)
+            traces.check()
+            (execution,) = [traces.execution]
+            assert len(traces.named("work")) == 4
+            for span in traces.named("work"):
+                assert execution.start_time <= span.start_time <= span.end_time
+                assert span.end_time <= execution.end_time
+        finally:
+            traces.close()
