@@ -13,6 +13,7 @@ that it can import amorsize. A reply is one of
 
 from __future__ import annotations
 
+import contextvars
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 from amorsize.backends import wire
@@ -119,7 +121,10 @@ class PackedChunk:
     def __call__(self) -> Reply:
         note = _pipe_note(self.notes) if self.notes else None
         stopped = _gone(self.notes) if self.notes else None
-        return self.run(here(), note=note, stopped=stopped)
+        run = partial(self.run, here(), note=note, stopped=stopped)
+        token, pid = self.origin
+        forked = token == _process and pid != os.getpid()
+        return _clean_context().run(run) if forked else run()
 
     def run(self, place: Place, *, note: Note | None, stopped: Callable[[], bool] | None) -> Reply:
         """Run it in this thread; see :func:`amorsize.worker.run_chunk` for ``stopped``."""
@@ -165,6 +170,17 @@ class _LoadedTask:
 
 _tasks: OrderedDict[str, _LoadedTask] = OrderedDict()
 _loading = threading.Lock()
+
+
+_contexts = threading.local()
+
+
+def _clean_context() -> contextvars.Context:
+    """Return this thread's context for chunks: a fork's own is what was current at the fork."""
+    context: contextvars.Context | None = getattr(_contexts, "own", None)
+    if context is None:
+        context = _contexts.own = contextvars.Context()
+    return context
 
 
 def _find_task(key: str, packed: bytes | None, away: bool) -> _LoadedTask | None:

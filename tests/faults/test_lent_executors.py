@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import multiprocessing
 import os
@@ -644,3 +645,14 @@ def test_spans_of_a_machine_whose_clock_is_wrong_lie_within_their_chunk() -> Non
                 assert span.end_time <= execution.end_time
         finally:
             traces.close()
+
+
+def test_a_forked_worker_does_not_go_on_in_what_was_current_at_its_fork() -> None:
+    """Pools fork at the first submit, wherever that is."""
+    current: contextvars.ContextVar[str] = contextvars.ContextVar("current", default="nothing")
+    current.set("something")
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        assert pool.submit(os.getpid).result(30) != os.getpid()
+        assert amorsize.execute(lambda x: len(contextvars.copy_context()), [1], executor=pool) == [
+            0
+        ]
