@@ -46,6 +46,7 @@ check: lint types test  ## Lint, types and tests: what CI runs
 
 bench: $(VENV)/.dev  ## Measure, side by side with peers
 	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks.memory
 
 soak: $(VENV)/.dev  ## Five minutes of random faults against random work
 	@$(BIN)/python -m benchmarks.soak

@@ -92,6 +92,7 @@ class DaskCluster:
         with (self._folder / f"{called}.log").open("wb") as log:
             self._processes[called] = subprocess.Popen(
                 [sys.executable, "-m", "dask", command, *arguments],
+                cwd=self._folder,  # which comes first on the import path
                 env=self._environment,
                 stdout=log,
                 stderr=log,

@@ -135,9 +135,10 @@ class DaskBackend(ForeignBackend):
             if self.failed is None:
                 self.failed = self._broken_error(error)
                 self.failed.__cause__ = error
-        elif isinstance(error, ImportError) and "amorsize" in str(error):
+        elif isinstance(error, ImportError) or "deserialization" in str(error):
             self.fail(
-                "the Dask workers cannot import amorsize: install the same version there "
+                "the Dask cluster cannot load what it was sent: install the same version of "
+                "amorsize on the scheduler and on the workers, and the same Python "
                 f"({type(error).__name__}: {error})",
                 error,
             )

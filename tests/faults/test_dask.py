@@ -21,11 +21,13 @@ from engines import LOCAL_CLUSTER, Engines
 import amorsize
 from amorsize import HookEvent, HookManager
 from amorsize.errors import (
+    ExecutionError,
     ExecutorBrokenError,
     InvalidValueError,
     MissingExtraError,
     WorkerDiedError,
 )
+from amorsize.exporters.base import in_child_process
 from amorsize.testing import RecordingHook, assert_contract
 
 
@@ -124,14 +126,14 @@ def test_a_large_function_is_sent_to_each_worker_and_not_with_each_chunk(
 ) -> None:
     """Once for each thread of the cluster, and again for one that was passed over."""
     table = bytes(1_000_000)
-    large: list[int] = []
-    submit = client.submit
+    large: list[bool] = []
+    send = client.map
 
-    def weigh(function: Any, packed: Any, **options: Any) -> Any:
-        large.append(packed.task is not None)
-        return submit(function, packed, **options)
+    def weigh(function: Any, packed: list[Any], **options: Any) -> Any:
+        large.extend(each.task is not None for each in packed)
+        return send(function, packed, **options)
 
-    monkeypatch.setattr(client, "submit", weigh)
+    monkeypatch.setattr(client, "map", weigh)
     results = amorsize.execute(lambda x: len(table) + x, range(50), executor=client, chunksize=1)
     assert results == [1_000_000 + x for x in range(50)]
     assert 2 <= sum(large) <= 4
@@ -290,6 +292,46 @@ def test_workers_that_come_and_go_are_started_and_ended(
         ("alice", "finished"),
         ("bob", "finished"),
     ]
+
+
+def test_a_cluster_of_threads_in_this_process(hooks: HookManager, recorder: RecordingHook) -> None:
+    """Its workers are this process, which stays what it is."""
+    with (
+        distributed.LocalCluster(
+            n_workers=1,
+            threads_per_worker=2,
+            processes=False,
+            dashboard_address="127.0.0.1:0",
+            worker_dashboard_address="127.0.0.1:0",
+        ) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        results = amorsize.execute(
+            lambda x: (x, in_child_process()), range(20), executor=client, chunksize=2, hooks=hooks
+        )
+    assert results == [(x, False) for x in range(20)]
+    assert_contract(recorder.contexts)
+    pids = {start.metadata["pid"] for start in recorder.of(HookEvent.ON_WORKER_START)}
+    assert pids == {os.getpid()}
+
+
+def test_a_cluster_that_lacks_amorsize_is_told_what_it_needs(
+    tmp_path: Path, hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """A clear error, whoever misses it first: the scheduler or a worker."""
+    hidden = tmp_path / "hidden" / "amorsize"
+    hidden.mkdir(parents=True)
+    (hidden / "__init__.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'amorsize'\", name='amorsize')"
+    )
+    with DaskCluster(tmp_path, PYTHONPATH=str(hidden.parent)) as cluster:
+        cluster.start()
+        cluster.start_worker("alice")
+        with distributed.Client(scheduler_file=cluster.file, set_as_default=False) as client:
+            client.wait_for_workers(1, timeout=30)
+            with pytest.raises(ExecutionError, match="install the same version of amorsize"):
+                amorsize.execute(abs, [1], executor=client, hooks=hooks)
+    assert_contract(recorder.contexts)
 
 
 # --- at most once ----------------------------------------------------------------------------
