@@ -6,10 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check bench soak clean
+.PHONY: help demo test lint types check dashboards pictures bench soak clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -43,6 +43,12 @@ types: $(VENV)/.dev  ## Check the types
 	@$(BIN)/mypy
 
 check: lint types test  ## Lint, types and tests: what CI runs
+
+dashboards: $(VENV)/.dev  ## Write dashboards/ anew, out of the metric table
+	@$(BIN)/python -m dashboards.generator
+
+pictures: $(VENV)/.dev  ## Draw docs/images/ anew, from a real run (needs prometheus)
+	@$(BIN)/python -m dashboards.generator.pictures
 
 bench: $(VENV)/.dev  ## Measure, side by side with peers
 	@$(BIN)/python -m benchmarks

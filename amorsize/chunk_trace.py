@@ -148,7 +148,7 @@ _spans: ContextVar[_Spans | None] = ContextVar("amorsize_spans", default=None)
 class WorkerProvider(trace.TracerProvider):
     """Keeps spans that end in this worker process until their chunk goes home.
 
-    The SDK makes the spans, and is loaded with the first: a function that opens none never
+    The SDK makes the spans, and is loaded with the first tracer: a function that has none never
     waits for it.
     """
 
@@ -164,6 +164,8 @@ class WorkerProvider(trace.TracerProvider):
         schema_url: str | None = None,
         attributes: Attributes = None,
     ) -> trace.Tracer:
+        if trace._TRACER_PROVIDER is self:
+            self.sdk()  # mostly while the function is loaded, and not in the middle of a chunk
         return _WorkerTracer(
             self,
             (instrumenting_module_name, instrumenting_library_version, schema_url, attributes),

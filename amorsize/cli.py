@@ -20,11 +20,14 @@ examples:
   amorsize demo --forever           repeat the work, for dashboards
   amorsize demo --port 0 --json summary.json
                                     on a free port, with a summary for programs
+  amorsize dashboards monitoring    write Grafana dashboards and Prometheus
+                                    rules into the folder monitoring
 
 exit codes:
   0    success; also when Ctrl-C or SIGTERM ends --forever, or --serve after
        its report
-  1    the demo cannot run, or a result was wrong: a line on stderr says why
+  1    the demo cannot run, a result was wrong, or files cannot be written: a
+       line on stderr says why
   2    wrong usage
   130  Ctrl-C before the work was done
 """
@@ -45,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     options = _parser().parse_args(argv)
     try:
-        return _demo(options)
+        return _COMMANDS[options.command](options)
     except AmorsizeError as error:
         print(f"amorsize: error: {error}", file=sys.stderr)
         return 1
@@ -71,6 +74,20 @@ def _demo(options: argparse.Namespace) -> int:
             json_path=options.json,
         )
     )
+
+
+def _dashboards(options: argparse.Namespace) -> int:
+    from amorsize.dashboards import write_dashboards
+
+    files = write_dashboards(
+        options.directory, grafana_url=options.grafana_url, force=options.force
+    )
+    for file in files:
+        print(file)
+    return 0
+
+
+_COMMANDS = {"demo": _demo, "dashboards": _dashboards}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,6 +135,23 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--quick", action="store_true", help="work on a tenth of the input")
     demo.add_argument(
         "--json", type=_writable, metavar="FILE", help="write the summary to FILE, as JSON"
+    )
+    dashboards = commands.add_parser(
+        "dashboards",
+        help="write dashboards, rules and alerts into a folder",
+        description="Writes dashboards for Grafana, Datadog and CloudWatch, recording rules and\n"
+        "alerts for Prometheus, and provisioning for Grafana, and lists the files.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    dashboards.add_argument("directory", type=Path, metavar="DIR", help="the folder; may be new")
+    dashboards.add_argument(
+        "--grafana-url",
+        default="http://localhost:3000",
+        metavar="URL",
+        help="where the alerts' links lead (default: %(default)s)",
+    )
+    dashboards.add_argument(
+        "--force", action="store_true", help="replace files that are there and different"
     )
     return parser
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from engines import MODES, Engines, Mode
 
-from amorsize import HookManager, get_default_manager, shutdown
+from amorsize import HookManager, get_default_manager, shutdown, user_metrics
 from amorsize.testing import RecordingHook
 
 
@@ -48,6 +48,14 @@ def _clean_default_manager() -> Iterator[None]:
     """No test sees what another one registered process-wide."""
     yield
     get_default_manager().unregister_all()
+
+
+@pytest.fixture(autouse=True)
+def _no_names_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's numbers are remembered by the process; each test begins without any."""
+    monkeypatch.setattr(user_metrics, "_kinds", {})
+    monkeypatch.setattr(user_metrics, "_admitted", {})
+    monkeypatch.setattr(user_metrics, "_said", set())
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -127,7 +127,7 @@ LAYERS = {
         "exporters.opentelemetry": (
             "amorsize chunk_trace errors exporters.base exporters.execution_traces "
             "exporters.instruments exporters.metrics exporters.numbers exporters.otlp "
-            "exporters.span_writer exporters.totals hooks tracing"
+            "exporters.sender exporters.span_writer exporters.totals hooks tracing"
         ),
         "exporters.changes": "exporters.metrics exporters.numbers",
         "exporters.datagrams": "",
@@ -173,7 +173,8 @@ LAYERS = {
             "amorsize demo.report demo.service demo.sources demo.stages errors "
             "exporters.listening exporters.prometheus hooks"
         ),
-        "cli": "amorsize demo.run errors",
+        "dashboards": "errors",
+        "cli": "amorsize dashboards demo.run errors",
         "__main__": "cli",
     },
 }

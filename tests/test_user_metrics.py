@@ -32,14 +32,6 @@ from amorsize.worker import Chunk, run_chunk
 CARRIERS = (HookEvent.ON_CHUNK_COMPLETE, HookEvent.ON_ERROR)
 
 
-@pytest.fixture(autouse=True)
-def _no_names_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names are remembered by the process; each test begins without any."""
-    monkeypatch.setattr(user_metrics, "_kinds", {})
-    monkeypatch.setattr(user_metrics, "_admitted", {})
-    monkeypatch.setattr(user_metrics, "_said", set())
-
-
 def arrived(recorder: RecordingHook) -> dict[str, Any]:
     """Add up all that any event of a recording carries."""
     totals: dict[str, Any] = {}

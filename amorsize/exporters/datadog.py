@@ -60,7 +60,9 @@ TAG_BYTES = 200
 
 CONSTANT_TAGS_BYTES = 500
 
-_METHODS = ("count", "gauge", "distribution", "event", "service_check", "flush")
+_NOT_IN_TAGS = re.compile(r"[^\w\-:/.]|:$")
+
+_METHODS = ("count", "gauge", "distribution", "event", "service_check", "flush_buffered_metrics")
 _WHERE_VARIABLES = ("DD_DOGSTATSD_URL", "DD_AGENT_HOST", "DD_DOGSTATSD_PORT")
 
 _LENT_TEXT_BYTES = 6000
@@ -343,7 +345,7 @@ class DatadogExporter(TotalsExporter):
             client.count(metric.dotted, grown, tags=self._tags_of(metric, labels), sample_rate=1)
         for metric, labels, value in self._changes.gauges(series, changed=not all_gauges):
             client.gauge(metric.dotted, value, tags=self._tags_of(metric, labels), sample_rate=1)
-        client.flush()
+        client.flush_buffered_metrics()
 
     def _tags_of(self, metric: Metric, labels: Labels) -> list[str]:
         return [*_label_tags(metric.labels, labels), *self._tags]
@@ -402,8 +404,7 @@ def _label_tags(names: Labels, values: Labels) -> tuple[str, ...]:
 
 def _tag(tag: str) -> str:
     """Write a tag so that Datadog takes it: one that it would cut still differs from others."""
-    if tag.endswith(":"):
-        tag = f"{tag[:-1]}_"  # Datadog refuses a colon there
+    tag = _NOT_IN_TAGS.sub("_", tag)  # as the client does, in events and checks since 0.56
     if datagram_size(tag) <= TAG_BYTES:
         return tag
     digest = f"-{zlib.crc32(tag.encode()):08x}"
@@ -464,7 +465,7 @@ def _check_tags(tags: object) -> list[str]:
             raise InvalidTypeError(f"tags must be strings like 'team:data'; got {tag!r} among them")
         if not tag:
             raise InvalidValueError("tags must not be empty; got '' among them")
-    return checked
+    return [_NOT_IN_TAGS.sub("_", tag) for tag in checked]
 
 
 def _with_environment(
@@ -472,7 +473,10 @@ def _with_environment(
 ) -> list[str]:
     """Add the tags of environment variables that the client does not read, each once."""
     for variable in environment:
-        tags = [*tags, *filter(None, re.split(r"[,\s]+", os.environ.get(variable, "")))]
+        tags = [
+            *tags,
+            *_check_tags(filter(None, re.split(r"[,\s]+", os.environ.get(variable, "")))),
+        ]
     tags = [tag for tag in dict.fromkeys(tags) if tag not in constant]
     size = sum(datagram_size(tag) + 1 for tag in [*tags, *constant])
     if size > CONSTANT_TAGS_BYTES:

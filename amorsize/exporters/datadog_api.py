@@ -72,7 +72,7 @@ class Api:
             "aggregation_key": event.aggregation_key,
             "date_happened": event.timestamp,
             "host": self._hostname,
-            "tags": [*event.tags, *self._tags],
+            "tags": list(dict.fromkeys([*event.tags, *self._tags])),
         }
 
     def _check(self, check: Check) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Api:
             "message": check.message,
             "timestamp": check.timestamp,
             "host_name": self._hostname,
-            "tags": [*check.tags, *self._tags],
+            "tags": list(dict.fromkeys([*check.tags, *self._tags])),
         }
 
     def _post(self, path: str, body: dict[str, Any]) -> None:

@@ -118,7 +118,7 @@ class Datagrams:
         try:
             write(self._writer)
         finally:
-            self._writer.flush()
+            self._writer.flush_buffered_metrics()
             written, self._written.datagrams = self._written.datagrams, []
         return [part for datagram in written for part in _fitting(datagram, self.limit)]
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import threading
@@ -40,6 +41,9 @@ _AT_ONCE = 1000
 
 _DRAINED_SECONDS = 10.0
 """Twice the time after which a batch processor sends what it has."""
+
+_MAX_LATER = 5000
+"""Chunks whose spans wait for processors to have room, beside those of one whole execution."""
 
 _MAX_CORRECTIONS = 20
 
@@ -84,7 +88,9 @@ class ExecutionTraces:
         self._lock = threading.Lock()
         self._credit = _AT_ONCE
         self._credit_since = time.monotonic()
-        self._later = new_sender(self._write_later, capacity=5000, batch_items=50, attempts=1)
+        # What an execution keeps for its end is released in one go.
+        capacity = _MAX_LATER + max_chunk_spans
+        self._later = new_sender(self._write_later, capacity=capacity, batch_items=50, attempts=1)
 
     def begin(self, execution_id: str, function: str) -> TraceLink | None:
         """Begin an execution's span, under the caller's; None where the SDK is disabled."""
@@ -129,6 +135,9 @@ class ExecutionTraces:
         }
         if context.total_items is not None:
             plan["amorsize.items.total"] = context.total_items
+            # What leaves live takes the spans of the user's code along in this process, too.
+            expected_chunks = math.ceil(context.total_items / max(1, context.chunksize))
+            trace.link.widen(trace.budget.widen(expected_chunks))
         trace.span.set_attributes(plan)
         speedup = number(context.metadata.get("estimated_speedup"))
         if speedup is not None:

@@ -12,16 +12,23 @@ Where the application has no provider, :mod:`amorsize.exporters.otlp` makes one.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from amorsize import __version__, tracing
-from amorsize.errors import InvalidTypeError, InvalidValueError, MissingExtraError
+from amorsize.errors import (
+    AmorsizeError,
+    InvalidTypeError,
+    InvalidValueError,
+    MissingExtraError,
+)
 from amorsize.exporters import metrics
 from amorsize.exporters.base import close_before_others_at_exit, enable_once
 from amorsize.exporters.numbers import number
+from amorsize.exporters.sender import describe_error
 from amorsize.exporters.totals import TotalsExporter, status_of
 from amorsize.hooks import HookContext
 from amorsize.tracing import TraceLink
@@ -35,8 +42,13 @@ if TYPE_CHECKING:
     from amorsize.exporters.instruments import Instruments
     from amorsize.exporters.otlp import OwnMetrics, OwnTracing
 
+logger = logging.getLogger(__name__)
+
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
 """Of the semantic conventions whose names are used."""
+
+
+_SCOPE = ("amorsize", __version__, SCHEMA_URL, None)
 
 
 def enable_opentelemetry(
@@ -127,8 +139,8 @@ class OpenTelemetryExporter(TotalsExporter):
             raise InvalidValueError(f"max_chunk_spans must be 0 or more; got {max_chunk_spans}")
         self._tracer_provider = tracer_provider
         self._meter_provider = meter_provider
-        self._traces = traces
-        self._metrics = metrics
+        self._asked_for = {"traces": traces, "metrics": metrics}
+        self._application_has_any = False
         self._max_chunk_spans = max_chunk_spans
         self._instrument_workers = instrument_workers
         self._resolving = threading.Lock()
@@ -223,55 +235,65 @@ class OpenTelemetryExporter(TotalsExporter):
             if self._resolved:
                 return
             self._resolved = True  # also when it fails: the next execution would fail likewise
-            from amorsize.chunk_trace import make_tracers_picklable
-            from amorsize.exporters.execution_traces import ExecutionTraces
-            from amorsize.exporters.instruments import Instruments
-            from amorsize.exporters.span_writer import SpanWriter
-
-            tracer_provider, meter_provider = self._find_providers()
-            scope = ("amorsize", __version__, SCHEMA_URL, None)
-            if tracer_provider is not None and self._traces:
-                make_tracers_picklable()
-                self._executions = ExecutionTraces(
-                    SpanWriter(tracer_provider, scope),
-                    max_chunk_spans=self._max_chunk_spans,
-                    capture=self._instrument_workers,
-                    new_sender=self.new_sender,
-                )
-            if meter_provider is not None and self._metrics:
-                meter = meter_provider.get_meter(*scope)
-                self._instruments = Instruments(meter, self.snapshot)
+            self._application_has_any = _application_has_any(
+                self._tracer_provider, self._meter_provider
+            )
+            for signal, resolve in (("traces", self._trace), ("metrics", self._measure)):
+                if not self._asked_for[signal]:
+                    continue
+                try:
+                    resolve()
+                except Exception as error:  # a variable is wrong: the other signal goes on
+                    text = str(error) if isinstance(error, AmorsizeError) else describe_error(error)
+                    logger.error("There are no %s of executions: %s", signal, text)
             close_before_others_at_exit()
 
-    def _find_providers(self) -> tuple[Any, Any]:
-        from opentelemetry import metrics as otel_metrics
+    def _trace(self) -> None:
         from opentelemetry import trace
 
-        tracer_provider: Any = self._tracer_provider or trace.get_tracer_provider()
-        meter_provider: Any = self._meter_provider or otel_metrics.get_meter_provider()
-        sets_tracer_provider = isinstance(tracer_provider, trace.ProxyTracerProvider)
-        sets_meter_provider = type(meter_provider).__name__ == "_ProxyMeterProvider"
-        # One of ours, whose exporter was closed since, or is the parent's of this forked child.
-        closed = "amorsize_closed"
-        has_tracer_provider = not (sets_tracer_provider or getattr(tracer_provider, closed, False))
-        has_meter_provider = not (sets_meter_provider or getattr(meter_provider, closed, False))
-        # An application that has set up one signal is asked before the other is sent anywhere.
-        make_any = not (has_tracer_provider or has_meter_provider) or _asks_for_otlp()
-        if self._traces and not has_tracer_provider and make_any:
+        from amorsize.chunk_trace import make_tracers_picklable
+        from amorsize.exporters.execution_traces import ExecutionTraces
+        from amorsize.exporters.span_writer import SpanWriter
+
+        provider: Any = self._tracer_provider or trace.get_tracer_provider()
+        is_missing = isinstance(provider, trace.ProxyTracerProvider)
+        if _is_closed(provider) or (is_missing and self._may_make("TRACES")):
             from amorsize.exporters.otlp import OwnTracing
 
-            self._own_tracing = OwnTracing(self.new_sender, tracer_provider)
-            tracer_provider = self._own_tracing.provider
-            if sets_tracer_provider:
-                trace.set_tracer_provider(tracer_provider)
-        if self._metrics and not has_meter_provider and make_any:
+            self._own_tracing = OwnTracing(self.new_sender, provider)
+            provider = self._own_tracing.provider
+            if is_missing:
+                trace.set_tracer_provider(provider)
+        make_tracers_picklable()
+        self._executions = ExecutionTraces(
+            SpanWriter(provider, _SCOPE),
+            max_chunk_spans=self._max_chunk_spans,
+            capture=self._instrument_workers,
+            new_sender=self.new_sender,
+        )
+
+    def _measure(self) -> None:
+        from opentelemetry import metrics as otel_metrics
+
+        from amorsize.exporters.instruments import Instruments
+
+        provider: Any = self._meter_provider or otel_metrics.get_meter_provider()
+        is_missing = _is_meter_proxy(provider)
+        if _is_closed(provider) or (is_missing and self._may_make("METRICS")):
             from amorsize.exporters.otlp import OwnMetrics
 
             self._own_metrics = OwnMetrics(self.new_sender)
-            meter_provider = self._own_metrics.provider
-            if sets_meter_provider:
-                otel_metrics.set_meter_provider(meter_provider)
-        return tracer_provider, meter_provider
+            provider = self._own_metrics.provider
+            if is_missing:
+                otel_metrics.set_meter_provider(provider)
+        self._instruments = Instruments(provider.get_meter(*_SCOPE), self.snapshot)
+
+    def _may_make(self, signal: str) -> bool:
+        """Say whether a provider may be made for a signal.
+
+        An application that has set up one signal is asked before the other is sent anywhere.
+        """
+        return not self._application_has_any or _asks_for_otlp(signal)
 
     def flush(self, timeout: float = 1.0) -> bool:
         """Hand on every span; deliver spans and a reading of the metrics by providers of our own.
@@ -319,9 +341,30 @@ def _check_provider(name: str, provider: object, method: str) -> None:
         )
 
 
-def _asks_for_otlp() -> bool:
-    return any(
-        name.startswith("OTEL_EXPORTER_OTLP_") or name.endswith(("S_EXPORTER", "_TRACES_EXPORTER"))
+def _application_has_any(tracer_provider: Any, meter_provider: Any) -> bool:
+    """Whether the application has set up traces or metrics; what we made before does not count."""
+    from opentelemetry import metrics, trace
+
+    tracer_provider = tracer_provider or trace.get_tracer_provider()
+    meter_provider = meter_provider or metrics.get_meter_provider()
+    traces = isinstance(tracer_provider, trace.ProxyTracerProvider) or _is_closed(tracer_provider)
+    return not (traces and (_is_meter_proxy(meter_provider) or _is_closed(meter_provider)))
+
+
+def _is_closed(provider: Any) -> bool:
+    """Whether it is one of ours whose exporter was closed, or the parent's of a forked child."""
+    return getattr(provider, "amorsize_closed", False) is True
+
+
+def _is_meter_proxy(provider: Any) -> bool:
+    return type(provider).__name__ == "_ProxyMeterProvider"
+
+
+def _asks_for_otlp(signal: str) -> bool:
+    """Say whether a variable asks for a signal to be sent: its own, or one for all signals."""
+    signals = ("TRACES", "METRICS", "LOGS")
+    of_others = tuple(f"OTEL_EXPORTER_OTLP_{other}_" for other in signals if other != signal)
+    return f"OTEL_{signal}_EXPORTER" in os.environ or any(
+        name.startswith("OTEL_EXPORTER_OTLP_") and not name.startswith(of_others)
         for name in os.environ
-        if name.startswith("OTEL_")
     )

@@ -129,6 +129,7 @@ class Delivery:
         self._deliver = deliver
         self._lock = threading.RLock()  # a signal handler may ask, too
         self._asked = False
+        self._batch: object = None
         self._sender = new_sender(self._send, **SENDER_BOUNDS)
 
     def ask(self) -> None:
@@ -137,11 +138,12 @@ class Delivery:
             if self._asked:
                 return  # one that waits will show what is true when it is sent
             self._asked = True
-        self._sender.put(None)
+        self._sender.put(object())
 
-    def _send(self, batch: list[None]) -> None:
+    def _send(self, batch: list[object]) -> None:
         with self._lock:
-            self._asked = False
+            if batch[0] is not self._batch:  # in a further attempt somebody may have asked again
+                self._asked, self._batch = False, batch[0]
         page = self._page()
         if page:  # the exporter was closed meanwhile
             self._deliver(page)

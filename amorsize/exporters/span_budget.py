@@ -59,6 +59,8 @@ class SpanBudget:
         [True, False, False]
         >>> [record.chunk_id for record in budget.rest()], budget.untraced
         ([3], 1)
+        >>> SpanBudget(10).widen(8)
+        3
     """
 
     def __init__(self, max_chunk_spans: int) -> None:
@@ -70,6 +72,19 @@ class SpanBudget:
         self.total = 0
         self.untraced = 0
         self.dropped_spans = 0
+
+    def widen(self, expected_chunks: int) -> int:
+        """Let all of so many chunks be live, where the budget has room for all of them.
+
+        Returns:
+            How many more than before.
+        """
+        more = expected_chunks - self.live
+        if not 0 < more <= self._late_left:
+            return 0
+        self.live += more
+        self._late_left -= more
+        return more
 
     def admit(self, record: ChunkRecord, *, live: bool) -> bool:
         """Take in a chunk; say whether it is to be released now.

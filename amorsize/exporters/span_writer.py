@@ -93,7 +93,7 @@ class SpanWriter:
         known = {own_id: written}
         # Outer spans end last, and are the first to be too many: what is inside stays in the tree.
         adopting = written if record.carried.get("dropped") else None
-        # Parents begin first and end last; where clocks are coarse, at the moment of their children.
+        # Parents begin first and end last; where clocks are coarse, when their children do.
         parents_first = spans[::-1]
         parents_first.sort(key=lambda span: span[5])
         for span in parents_first:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from . import cloudwatch, datadog, lint, provisioning, rules
+from . import cloudwatch, datadog, lint, panels_page, provisioning, rules
 from .boards import Board
 from .function import function
 from .health import health
@@ -50,10 +50,9 @@ def files() -> dict[str, str]:
 
 def problems_of(made: Mapping[str, str]) -> list[str]:
     """Find what is wrong with files as ``files`` makes them, for Grafana and Prometheus."""
-    problems = []
-    for path, text in made.items():
-        if path.startswith("grafana/") and path.endswith(".json"):
-            problems += lint.check_board(json.loads(text))
+    problems: list[str] = []
+    for board in boards_of(made):
+        problems += lint.check_board(board)
     recording = yaml.safe_load(made["prometheus/recording.yml"])
     known = lint.recorded(recording, lint.table())
     for document in (recording, yaml.safe_load(made["prometheus/alerts.yml"])):
@@ -63,12 +62,27 @@ def problems_of(made: Mapping[str, str]) -> list[str]:
 
 
 def main(arguments: list[str]) -> None:
-    """Write the files."""
+    """Write the files; in the repository also what its documentation says of the panels."""
     root = Path(arguments[0]) if arguments else HERE
-    for name, text in files().items():
+    made = files()
+    for name, text in made.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+    if root == HERE:
+        page = panels_page.PAGE.read_text(encoding="utf-8")
+        panels_page.PAGE.write_text(
+            panels_page.put_into(page, panels_page.to_markdown(boards_of(made))), encoding="utf-8"
+        )
+
+
+def boards_of(made: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Read Grafana's dashboards among files as ``files`` makes them, in its order."""
+    return [
+        json.loads(text)
+        for path, text in made.items()
+        if path.startswith("grafana/") and path.endswith(".json")
+    ]
 
 
 def _json(document: dict[str, Any]) -> str:

@@ -57,14 +57,7 @@ class View:
         Raises:
             ValueError: Prometheus does not understand the query.
         """
-        values = {
-            "$__rate_interval": _duration(self.window),
-            "$__range": _duration(self.end - self.start),
-            "$__interval": _duration(self.step),
-            "$__interval_ms": str(round(1000 * self.step)),
-            **self.variables,
-        }
-        query = {"query": substitute(place.expr, values)}
+        query = {"query": self._written(place)}
         if place.instant:
             found = self._get("query", query | {"time": str(self.end)})
             answers = [(each["metric"], [each["value"]]) for each in found]
@@ -80,11 +73,32 @@ class View:
                 series.append(Series(labels, points))
         return series
 
+    def _written(self, place: Place) -> str:
+        values = {
+            "$__rate_interval": _duration(self.window),
+            "$__range": _duration(self.end - self.start),
+            "$__interval": _duration(self.step),
+            "$__interval_ms": str(round(1000 * self.step)),
+            **self.variables,
+        }
+        return substitute(place.expr, values)
+
+    def exemplars(self, place: Place) -> list[tuple[float, float]]:
+        """Ask for the exemplars of the series that a query reads: times and values."""
+        query = {"query": self._written(place), "start": str(self.start), "end": str(self.end)}
+        points = {
+            (float(each["timestamp"]), float(each["value"]))
+            for series in self._get("query_exemplars", query)
+            for each in series["exemplars"]
+        }
+        return sorted(points)
+
     def _get(self, what: str, parameters: Mapping[str, str]) -> Any:
         url = f"{self.url}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
         try:
             with urllib.request.urlopen(url, timeout=10) as answer:
-                return json.load(answer)["data"]["result"]
+                data = json.load(answer)["data"]
+                return data if isinstance(data, list) else data["result"]
         except urllib.error.HTTPError as error:
             with error:
                 said = error.read().decode()

@@ -8,6 +8,7 @@ from typing import Any
 
 from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models import dashboard as model
 
 from amorsize.exporters import metrics
@@ -29,7 +30,7 @@ OPEN_FUNCTION = (
 
 GRID_WIDTH = 24
 
-ANNOTATION_FIELDS = ("titleFormat", "textFormat", "tagKeys", "useValueForTime")
+ANNOTATION_FIELDS = ("titleFormat", "tagKeys", "useValueForTime")
 """What Grafana's Prometheus source reads of an annotation, and the schema leaves out."""
 
 
@@ -109,7 +110,11 @@ class Board:
 
     def to_json(self) -> dict[str, Any]:
         """Write it as Grafana reads it."""
-        made: dict[str, Any] = json.loads(json.dumps(self._dashboard.build(), cls=JSONEncoder))
+        register_default_plugins()
+        built = json.dumps(self._dashboard.build(), cls=JSONEncoder)
+        # Once more through the model, which writes a few defaults only of what it has read.
+        whole = model.Dashboard.from_json(json.loads(built))
+        made: dict[str, Any] = json.loads(json.dumps(whole, cls=JSONEncoder))
         made["annotations"] = {"list": _annotations(self.query)}
         return made
 
@@ -155,7 +160,7 @@ def _annotations(query: Query) -> list[dict[str, Any]]:
         "type": "dashboard",
         "builtIn": 1,
     }
-    common = {"datasource": SOURCE.to_json(), "enable": True, "hide": False}
+    common = {"datasource": SOURCE.to_json(), "enable": True, "hide": False, "builtIn": 0}
     return [
         builtin,
         common

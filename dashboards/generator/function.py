@@ -22,7 +22,7 @@ from .panels import (
     lines,
     single,
 )
-from .promql import or_zero
+from .promql import or_zero, top
 
 FAILED = f'=~"{promql.FAILED}"'
 
@@ -127,7 +127,7 @@ def function() -> Board:
                 "Failures of chunks, deaths of workers, cancellations and timeouts, a minute, by "
                 "the type of the exception.",
                 PER_MINUTE,
-                Line(q.a_minute(metrics.ERRORS, "error_type"), "{{error_type}}"),
+                Line(top(10, q.a_minute(metrics.ERRORS, "error_type")), "{{error_type}}"),
                 width=8,
                 bars=True,
             ),
@@ -138,8 +138,9 @@ def function() -> Board:
         [
             lines(
                 "Duration of executions",
-                "Half of the executions took less than p50, one in twenty longer than p95. Empty "
-                "while none ends. Points are traces: a click opens one.",
+                "Half of the executions took less than p50, one in twenty longer than p95, as "
+                "exactly as the histogram's wide buckets tell. Empty while none ends. Points are "
+                "traces: a click opens one.",
                 SECONDS,
                 Line(q.quantile(0.5, metrics.EXECUTION_DURATION), "p50"),
                 Line(q.quantile(0.95, metrics.EXECUTION_DURATION), "p95"),

@@ -21,7 +21,7 @@ from .panels import (
     rows,
     single,
 )
-from .promql import or_zero
+from .promql import or_zero, top
 
 
 def health() -> Board:
@@ -136,7 +136,7 @@ def health() -> Board:
                 "Calls of count(), observe() and set_gauge() that were dropped, a minute.",
                 PER_MINUTE,
                 Line(
-                    q.a_minute(metrics.USER_METRICS_DROPPED, "function", "executor"),
+                    top(10, q.a_minute(metrics.USER_METRICS_DROPPED, "function", "executor")),
                     "{{function}} ({{executor}})",
                 ),
                 width=8,

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import promql_parser as ast
+from grafana_foundation_sdk.models import units
 
-from amorsize.exporters.metrics import METRICS, Kind
+from amorsize.exporters.metrics import LABEL_LIMITS, METRICS, Kind
 
 from .promql import TARGET_LABELS
 
@@ -22,6 +23,12 @@ Known = Mapping[str, frozenset[str]]
 """The labels of each series that there is, by name."""
 
 MOST_PANELS = 25
+
+UNITS = {value for name, value in vars(units).items() if not name.startswith("_")}
+"""Those that Grafana knows."""
+
+USERS_LABELS = tuple(LABEL_LIMITS)
+"""Labels that may have a hundred values: a graph shows the first ten."""
 
 VARIABLES = ("datasource", "job", "function", "executor")
 
@@ -94,7 +101,7 @@ def queries(board: Mapping[str, Any]) -> Iterator[Place]:
             )
     for annotation in board["annotations"]["list"]:
         if "expr" in annotation:
-            legend = annotation.get("titleFormat", "") + annotation.get("textFormat", "")
+            legend = annotation.get("titleFormat", "")
             tags = "".join(f"{{{{{tag}}}}}" for tag in annotation.get("tagKeys", "").split(","))
             yield Place(f"{title}, {annotation['name']}", annotation["expr"], legend + tags)
     for variable in board["templating"]["list"]:
@@ -186,13 +193,20 @@ def _check_panel(where: str, panel: Mapping[str, Any]) -> Iterator[str]:
     for field in ("title", "description"):
         if not panel.get(field, "").strip():
             yield f"{where}: has no {field}"
-    if not panel.get("fieldConfig", {}).get("defaults", {}).get("unit"):
-        yield f"{where}: has no unit"
+    defaults = panel.get("fieldConfig", {}).get("defaults", {})
+    if defaults.get("unit") not in UNITS:
+        yield f"{where}: has no unit that Grafana knows, but {defaults.get('unit')!r}"
+    if panel["type"] in ("stat", "table", "bargauge") and not defaults.get("noValue"):
+        yield f"{where}: does not say what stands there while there is nothing to tell"
     if not panel.get("targets"):
         yield f"{where}: has no query"
     refs = [target["refId"] for target in panel.get("targets", ())]
     if len(set(refs)) != len(refs):
         yield f"{where}: two queries have one refId"
+    for target in panel.get("targets", ()):
+        many = any(f"{{{{{label}}}}}" in target.get("legendFormat", "") for label in USERS_LABELS)
+        if many and not target["expr"].startswith(("topk(", "bottomk(")):
+            yield f"{where}: draws as many series as there are names; keep the top ten"
     for holder in (panel, *panel.get("targets", ())):
         yield from _check_source(where, holder)
 

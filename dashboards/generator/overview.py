@@ -87,8 +87,8 @@ def overview() -> Board:
             ),
             single(
                 "Worker deaths",
-                "Workers that were killed or crashed in the time shown. The log, and the event "
-                "ON_ERROR, name exit code, chunk and item.",
+                "Workers that were killed or crashed in the time shown. The WorkerDiedError, "
+                "raised or among the results, names exit code, chunk and item.",
                 or_zero(f"round({q.growth(metrics.WORKER_DEATHS)})"),
                 COUNT,
                 steps=ANY_IS_BAD,
@@ -209,7 +209,8 @@ def overview() -> Board:
             lines(
                 "Duration of executions",
                 "Over all functions: half of the executions took less than p50, one in twenty "
-                "longer than p95. Empty while none ends. Points are traces.",
+                "longer than p95, as exactly as the histogram's wide buckets tell. Empty while "
+                "none ends. Points are traces.",
                 SECONDS,
                 Line(q.quantile(0.5, metrics.EXECUTION_DURATION), "p50"),
                 Line(q.quantile(0.95, metrics.EXECUTION_DURATION), "p95"),

@@ -53,7 +53,7 @@ def single(
     unit: str,
     *,
     steps: Steps = CALM,
-    empty: str = "none",
+    empty: str = "nothing yet",
     decimals: int | None = None,
 ) -> stat.Panel:
     """One number, as of now.

@@ -103,8 +103,8 @@ def alerts(boards: Mapping[str, Board]) -> list[Alert]:
             "0s",
             "An execution of {{ $labels.function }} failed",
             "An execution of {{ $labels.function }} in job {{ $labels.job }} ended with an error "
-            "or by its timeout {{ $value | humanizeDuration }} ago. The log of the program has "
-            "the exception; the panel has the types of the errors. Rings for 15 minutes.",
+            "or by its timeout {{ $value | humanizeDuration }} ago. The program got the exception; "
+            "the panel has the types of the errors. Rings for 15 minutes.",
             function.link("Errors by type", **here),
         ),
         Alert(
@@ -125,9 +125,9 @@ def alerts(boards: Mapping[str, Board]) -> list[Alert]:
             "0s",
             "Workers of {{ $labels.function }} died",
             "About {{ $value | humanize }} workers of {{ $labels.function }} in job "
-            f"{{{{ $labels.job }}}} were killed or crashed within {RECENT}. Exit code -9 in the "
-            "log is mostly the kernel, out of memory; -11 a crash in native code. The log names "
-            "the chunk and the item.",
+            f"{{{{ $labels.job }}}} were killed or crashed within {RECENT}. The WorkerDiedError, "
+            "which is raised or stands among the results, names exit code, chunk and item: -9 is "
+            "mostly the kernel, out of memory; -11 a crash in native code.",
             workers.link("Worker deaths by function", **here),
         ),
         Alert(

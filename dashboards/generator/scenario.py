@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import amorsize
+import amorsize.backends.process_pool  # before several threads import it at once
 from amorsize import HookContext, HookEvent, HookManager
 from amorsize.exporters import Exporter, RefusedError
 
@@ -75,12 +76,16 @@ class Scenario:
     Args:
         manager: what the exporters are attached to.
         seconds: how long it is going to run: the long execution is half way then.
+        size: how large the executions are: 1 is some tenths of a second.
         tracer: an OpenTelemetry tracer, for exemplars; None for none.
     """
 
-    def __init__(self, manager: HookManager, *, seconds: float, tracer: Any = None) -> None:
+    def __init__(
+        self, manager: HookManager, *, seconds: float, size: int = 1, tracer: Any = None
+    ) -> None:
         self._manager = manager
         self._seconds = seconds
+        self._size = size
         self._tracer = tracer
         self._stop = threading.Event()
         self._exporter = UnreliableExporter()
@@ -129,9 +134,9 @@ class Scenario:
         amorsize.execute(func, items, hooks=self._manager, **settings)
 
     def _import_orders(self, turn: int) -> None:
-        items = list(range(60 + 40 * (turn % 4)))
+        items = list(range(self._size * (60 + 40 * (turn % 4))))
         if turn % 5 == 1:
-            items[33] = KILLER
+            items[len(items) // 2] = KILLER
         self._execute(
             import_order,
             items,
@@ -141,27 +146,27 @@ class Scenario:
             chunksize=6,
             return_exceptions=turn % 5 != 2,
         )
-        self._stop.wait(0.3)
+        self._stop.wait(0.3 * self._size)
 
     def _send_invoices(self, turn: int) -> None:
         def send(item: int) -> int:
             self._stop.wait(0.02)
-            if turn % 3 == 1 and item == 17:
+            if turn % 3 == 1 and item == 17 * self._size:
                 raise ConnectionError("the mail server hung up")
-            if turn % 7 == 3 and item == 11:
-                self._stop.wait(0.6)
+            if turn % 7 == 3 and item == 11 * self._size:
+                self._stop.wait(0.6 * self._size)
             return item
 
         self._execute(
             send,
-            range(30),
+            range(30 * self._size),
             name=FUNCTIONS[1],
             executor="thread",
             n_jobs=2,
             chunksize=2,
-            timeout=0.6,
+            timeout=0.6 * self._size,
         )
-        self._stop.wait(0.5)
+        self._stop.wait(0.5 * self._size)
 
     def _resize_images(self, turn: int) -> None:
         def resize(item: int) -> int:
@@ -176,17 +181,18 @@ class Scenario:
     def _fetch_prices(self, turn: int) -> None:
         self._execute(
             fetch_price,
-            range(200 + 100 * (turn % 3)),
+            range(self._size * (200 + 100 * (turn % 3))),
             name=FUNCTIONS[3],
             executor="thread",
             n_jobs=8,
             chunksize=4,
         )
-        self._stop.wait(0.8)
+        self._stop.wait(0.8 * self._size)
 
     def _parse_logs(self, turn: int) -> None:
-        self._execute(parse_log, range(80), name=FUNCTIONS[4], executor="serial", chunksize=20)
-        self._stop.wait(1.0)
+        items = range(80 * self._size)
+        self._execute(parse_log, items, name=FUNCTIONS[4], executor="serial", chunksize=20)
+        self._stop.wait(1.0 * self._size)
 
 
 def _failing_hook(context: HookContext) -> None:

@@ -53,8 +53,8 @@ def workers() -> Board:
             ),
             single(
                 "Worker deaths",
-                "Workers that were killed or crashed in the time shown. The log, and the event "
-                "ON_ERROR, name exit code, chunk and item.",
+                "Workers that were killed or crashed in the time shown. The WorkerDiedError, "
+                "raised or among the results, names exit code, chunk and item.",
                 or_zero(f"round({q.growth(metrics.WORKER_DEATHS)})"),
                 COUNT,
                 steps=ANY_IS_BAD,
@@ -112,7 +112,8 @@ def workers() -> Board:
             lines(
                 "Busy share",
                 "How much of the workers' time is spent in the function. A chunk counts when it "
-                "is complete, so that chunks longer than the window make it jump.",
+                "is complete, so that chunks longer than the window make it jump, and so do "
+                "executions shorter than a scrape.",
                 SHARE,
                 Line(top(TOP, q.busy_share("function")), "{{function}}"),
                 width=8,

@@ -9,12 +9,13 @@ import base64
 import gzip
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,7 +30,6 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from .backends import START_SECONDS, free_port, poll
 
-ARRIVAL_SECONDS = 30.0
 SIGNALS = {"traces": ExportTraceServiceRequest, "metrics": ExportMetricsServiceRequest}
 
 
@@ -77,10 +77,6 @@ class Arrivals:
         """Every point of every metric that arrived."""
         return list(_points(self.requests("metrics")))
 
-    def wait_for(self, good: Callable[[list[Span]], bool], what: str) -> list[Span]:
-        """Wait until the spans that arrived are as they should be."""
-        return poll(self.spans, good, ARRIVAL_SECONDS, what)
-
 
 class OtlpReceiver(Arrivals):
     """A ``ddapm-test-agent`` process, which takes OTLP over HTTP and gRPC."""
@@ -94,10 +90,11 @@ class OtlpReceiver(Arrivals):
             pytest.skip(message)
         ports = {name: free_port() for name in ("-p", "--otlp-http-port", "--otlp-grpc-port")}
         arguments = [text for name, port in ports.items() for text in (name, str(port))]
+        self._grpc_port = ports["--otlp-grpc-port"]
         self._info = f"http://127.0.0.1:{ports['-p']}/info"
         self._urls = {
             "http/protobuf": f"http://127.0.0.1:{ports['--otlp-http-port']}",
-            "grpc": f"http://127.0.0.1:{ports['--otlp-grpc-port']}",
+            "grpc": f"http://127.0.0.1:{self._grpc_port}",
         }
         self._log = log
         with log.open("wb") as output:
@@ -149,6 +146,7 @@ class OtlpReceiver(Arrivals):
         try:
             self._get(self._info)
             self._get(f"{self._urls['http/protobuf']}/test/session/traces")
+            socket.create_connection(("127.0.0.1", self._grpc_port), 5).close()
         except OSError:
             return False
         return True

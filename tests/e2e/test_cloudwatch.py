@@ -141,7 +141,7 @@ def test_a_server_that_dies_in_the_middle_of_a_run(
     arrived: list[float] = []
 
     def kill(context: amorsize.HookContext) -> None:
-        if context.chunk_id == 5:
+        if context.items_completed == 12:
             assert exporter.flush(30)
             arrived.append(server.total("ItemsProcessed"))
             server.close()

@@ -11,11 +11,17 @@ from typing import Any
 
 import pytest
 import yaml
+from exporters.cloudwatch import Client
+from exporters.dogstatsd import Agent
 from opentelemetry.sdk.trace import TracerProvider
+from PIL import Image
 
+import amorsize
 from amorsize import HookManager
+from amorsize.exporters.cloudwatch import CloudWatchExporter
+from amorsize.exporters.datadog import DatadogExporter
 from amorsize.exporters.prometheus import PrometheusExporter
-from dashboards.generator import lint
+from dashboards.generator import asked, lint, pictures
 from dashboards.generator.ask import View, conditions
 from dashboards.generator.lint import Place
 from dashboards.generator.scenario import FUNCTIONS, Scenario
@@ -25,7 +31,8 @@ from .backends import PrometheusServer, poll
 
 pytestmark = pytest.mark.e2e
 
-DASHBOARDS = Path(__file__).parents[2] / "dashboards"
+ROOT = Path(__file__).parents[2]
+DASHBOARDS = ROOT / "dashboards"
 BOARDS = sorted((DASHBOARDS / "grafana").glob("*.json"))
 RULES = sorted((DASHBOARDS / "prometheus").glob("*.yml"))
 
@@ -50,11 +57,15 @@ class Seen:
     Attributes:
         server: the Prometheus; the scenario still runs.
         webhook: whom Alertmanager tells.
+        agent: Datadog's.
+        cloudwatch: what takes its calls.
         start: when the scenario began.
     """
 
     server: PrometheusServer
     webhook: Webhook
+    agent: Agent
+    cloudwatch: Client
     start: float
 
     def view(self, **variables: str) -> View:
@@ -78,7 +89,10 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     with (
         Webhook() as webhook,
         Alertmanager(directory / "alertmanager", webhook.url) as alertmanager,
+        Agent() as agent,
         PrometheusExporter(port=0).attach(manager) as exporter,
+        DatadogExporter(host="127.0.0.1", port=agent.port).attach(manager),
+        CloudWatchExporter(client=(cloudwatch := Client()), interval=1).attach(manager),
     ):
         server = PrometheusServer(
             directory / "prometheus",
@@ -96,7 +110,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
             with Scenario(manager, seconds=SECONDS, tracer=tracer):
                 for what, promql in SEEN.items():
                     poll(lambda query=promql: server.query(query), bool, WAIT_SECONDS, what)
-                yield Seen(server, webhook, start)
+                yield Seen(server, webhook, agent, cloudwatch, start)
         finally:
             server.close()
 
@@ -144,6 +158,49 @@ def test_the_dashboard_of_a_function_shows_each_function(seen: Seen) -> None:
         all_answer(lambda name=function: seen.view(function=name), rates)
 
 
+def test_a_hundred_functions_and_nothing_running(
+    prometheus_server: Callable[..., PrometheusServer],
+) -> None:
+    """No graph has more than ten lines, tables have all functions, and no number is missing."""
+    manager = HookManager()
+    with PrometheusExporter(port=0).attach(manager) as exporter:
+        server = prometheus_server(
+            targets=[f"127.0.0.1:{exporter.port}"],
+            scrape={"scrape_interval": "500ms", "scrape_timeout": "500ms"},
+        )
+        start = time.time()
+        for number in range(100):
+            name = f"function_{number:03}"
+            amorsize.execute(abs, range(3), executor="serial", hooks=manager, name=name)
+        server.wait_for("count(amorsize_last_success_timestamp_seconds)", 100)
+        server.wait_for("min(count_over_time(amorsize_executions_total[1m])) >= bool 2", 1)
+        answers = {}
+        view = View(server.url, start, time.time(), window=60.0, step=0.5, variables={})
+        for path in BOARDS:
+            board = json.loads(path.read_text(encoding="utf-8"))
+            if board["uid"] == "amorsize-function":
+                continue
+            places = {place.where: place for place in lint.queries(board)}
+            for panel in board["panels"]:
+                for target in panel.get("targets", ()):
+                    where = f"{board['title']}, {panel['title']}, {target['refId']}"
+                    answer = view.ask(replace(places[where], instant=True))
+                    answers[where] = answer
+                    if panel["type"] in ("timeseries", "bargauge"):
+                        assert len(answer) <= 10, where
+                    assert (
+                        answer
+                        or panel["fieldConfig"]["defaults"].get("noValue")
+                        or (panel["type"] in ("timeseries", "heatmap"))
+                    ), where
+    assert len(answers) > 50
+    assert len(answers["amorsize / Overview, Functions, A"]) == 100
+    for panel in ("Executions in progress, A", "Longest time left, A", "Progress, A"):
+        assert answers[f"amorsize / Overview, {panel}"] == []
+    [[(_, running)]] = [each.points for each in answers["amorsize / Overview, Running now, A"]]
+    assert running == 0
+
+
 def test_every_rule_and_alert_returns_data(seen: Seen) -> None:
     """Alerts without their thresholds: what they compare is there."""
     places = [part for place in rules() for part in conditions(place)]
@@ -167,6 +224,18 @@ def test_the_exemplars_of_durations_lead_to_traces(seen: Seen) -> None:
     exemplars = seen.server.exemplars("amorsize_chunk_duration_seconds_bucket")
     assert exemplars
     assert all(len(each["labels"]["trace_id"]) == 32 for each in exemplars)
+
+
+@pytest.mark.parametrize("board", boards())
+def test_a_picture_of_it_is_drawn(seen: Seen, board: dict[str, Any], tmp_path: Path) -> None:
+    """As ``make pictures`` does for the documentation; what is committed is no larger."""
+    pictures.draw(board, seen.view(function=FUNCTIONS[0]), tmp_path / "picture.png")
+    committed = ROOT / "docs" / "images" / f"{board['uid'].replace('amorsize-', 'dashboard-')}.png"
+    for path in (tmp_path / "picture.png", committed):
+        with Image.open(path) as image:
+            assert image.width > 1000
+            assert len(image.getcolors() or ()) > 10
+        assert path.stat().st_size < 200_000
 
 
 def test_a_killed_worker_rings(seen: Seen) -> None:
@@ -211,10 +280,56 @@ def test_a_broken_query_is_found(seen: Seen, was: str, becomes: str) -> None:
     broken: list[Place] = []
     for path in BOARDS:
         board = path.read_text(encoding="utf-8").replace(quoted, json.dumps(becomes)[1:-1])
-        whole = zip(lint.queries(json.loads(path.read_text())), lint.queries(json.loads(board)))
+        pairs = (lint.queries(json.loads(text)) for text in (path.read_text(), board))
         broken += [
-            after for before, after in whole if before != after and "or vector" not in after.expr
+            after
+            for before, after in zip(*pairs, strict=True)
+            if before != after and "or vector" not in after.expr
         ]
     assert broken
     view = seen.view(function=FUNCTIONS[0])
     assert [place for place in broken if view.ask(place)] == []
+
+
+def test_datadog_has_got_all_that_its_dashboard_asks_for(seen: Seen) -> None:
+    """Each metric, with all tags that are filtered or grouped by."""
+    board = json.loads((DASHBOARDS / "datadog" / "amorsize.json").read_text(encoding="utf-8"))
+    left = {(each.name, each.labels) for each in asked.datadog(board)}
+    assert len(left) > 20
+
+    def missing() -> set[tuple[str, frozenset[str]]]:
+        for metric in seen.agent.metrics:
+            tags = {tag.partition(":")[0] for tag in metric.tags}
+            left.difference_update(
+                [each for each in left if each[0] == metric.name and each[1] <= tags]
+            )
+        return left
+
+    poll(missing, lambda rest: not rest, WAIT_SECONDS, "Datadog's agent has heard of all")
+
+
+def test_cloudwatch_has_got_all_that_its_dashboard_searches_for(seen: Seen) -> None:
+    """Each metric, with just the dimensions of the search, and the values that it restricts."""
+    board = json.loads((DASHBOARDS / "cloudwatch" / "amorsize.json").read_text(encoding="utf-8"))
+    searches = list(asked.cloudwatch(board))
+    assert len(searches) > 20
+
+    def missing() -> list[str]:
+        told = [
+            (datum["MetricName"], {each["Name"]: each["Value"] for each in datum["Dimensions"]})
+            for call in list(seen.cloudwatch.calls)
+            for datum in call["MetricData"]
+        ]
+        return [
+            each.expression
+            for each in searches
+            if "cancelled" not in each.values.values()  # nothing was
+            and not any(
+                name == each.name
+                and set(dimensions) == each.labels
+                and each.values.items() <= dimensions.items()
+                for name, dimensions in told
+            )
+        ]
+
+    poll(missing, lambda rest: not rest, WAIT_SECONDS, "CloudWatch has heard of all")

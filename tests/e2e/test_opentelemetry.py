@@ -143,17 +143,18 @@ def test_one_trace_from_the_caller_through_two_workers(
 def test_metrics_arrive_under_their_names_with_exemplars(
     tmp_path: Path, otlp_receiver: OtlpReceiver, protocol: str
 ) -> None:
-    """Units, kinds, bounds in seconds; an exemplar is a span of the trace."""
+    """Units, kinds, bounds in seconds; exemplars are spans of the trace. The user's own as well."""
     source = (
         WORK
         + """
 def picky(item):
+    amorsize.count("rows_read", 3)
     if item == 5:
         raise ValueError(item)
 
 if __name__ == "__main__":
     amorsize.enable_opentelemetry()
-    amorsize.execute(picky, range(8), executor="thread", n_jobs=2, chunksize=2,
+    amorsize.execute(picky, range(8), executor="process", n_jobs=2, chunksize=2,
                      return_exceptions=True)
 """
     )
@@ -161,6 +162,11 @@ if __name__ == "__main__":
     ran = run_program(tmp_path / "program.py", source, "", environment=environment)
     assert ran.log == ""
     points, spans = otlp_receiver.points(), otlp_receiver.spans()
+    (user,) = [point for point in points if point.name.startswith("amorsize.user.")]
+    assert (user.name, user.kind) == ("amorsize.user.rows_read", "sum")
+    assert float(user.data.get("as_double") or user.data["as_int"]) == 24
+    assert user.attributes["code.function.name"] == "__main__.picky"
+    points.remove(user)
     rows = {row.dotted: row for row in METRICS}
     kinds = {Kind.HISTOGRAM: "histogram", Kind.COUNTER: "sum"}
     for point in points:
@@ -176,7 +182,7 @@ if __name__ == "__main__":
     assert int(chunks.data["count"]) == 4
     assert chunks.attributes == {
         "code.function.name": "__main__.picky",
-        "amorsize.executor": "thread",
+        "amorsize.executor": "process",
     }
     chunk_ids = {span.span_id for span in chunks_of(spans)}
     exemplars = chunks.data["exemplars"]
@@ -300,6 +306,9 @@ if __name__ == "__main__":
     assert dead.status[0] == "STATUS_CODE_ERROR"
     assert "SIGKILL" in dead.status[1]
     assert dead.attributes["error.type"] == "WorkerDiedError"
+    assert dead.attributes["process.pid"] == by_start[0][0].attributes["process.pid"]
+    (rest,) = by_start[5]
+    assert rest.attributes["process.pid"] != dead.attributes["process.pid"]
     assert [name for name, _ in dead.events] == ["exception"]
     assert [name for name, _ in root.events].count("worker died") >= 1
     works = Counter(span.attributes["item"] for span in spans if span.name == "user work")
@@ -407,6 +416,32 @@ if __name__ == "__main__":
     assert (ran.log, ran.said) == ("", {"flushed": True})
     names = Counter(span.name for span in double.spans())
     assert (names["chunk"], names["user work"]) == (4000, 4000)
+
+
+def test_what_an_execution_keeps_for_its_end_finds_room(tmp_path: Path) -> None:
+    """However large a budget it was given."""
+    source = (
+        WORK
+        + """
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+
+class Count(SpanProcessor):
+    chunks = 0
+    def on_end(self, span):
+        self.chunks += span.name == "chunk"
+
+if __name__ == "__main__":
+    provider, count = TracerProvider(), Count()
+    provider.add_span_processor(count)
+    with amorsize.enable_opentelemetry(
+        metrics=False, max_chunk_spans=14_000, tracer_provider=provider
+    ) as exporter:
+        amorsize.execute(abs, range(14_000), executor="serial", chunksize=1)
+        tell(flushed=exporter.flush(30), chunks=count.chunks)
+"""
+    )
+    ran = run_program(tmp_path / "program.py", source, "", environment={})
+    assert (ran.log, ran.said) == ("", {"flushed": True, "chunks": 14_000})
 
 
 @pytest.mark.parametrize("then", ["closed", "forked"])

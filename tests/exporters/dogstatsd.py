@@ -12,7 +12,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 _TYPES = {"c", "g", "h", "d", "ms", "s"}
 _TAG = re.compile(r"[^\W\d_][\w\-:./]*")
 _EVENT = re.compile(r"_e\{(\d+),(\d+)\}:")
+_SO_RCVBUFFORCE = 33  # Linux; Python does not name it
 _MARKER = b"all before this was received"
 _CARDINALITIES = {"none", "low", "orchestrator", "high"}
 
@@ -214,7 +216,10 @@ class Agent:
         self._connections: list[socket.socket] = []
         kind = socket.SOCK_STREAM if stream else socket.SOCK_DGRAM
         self._socket = socket.socket(socket.AF_INET if path is None else socket.AF_UNIX, kind)
+        # What comes while this thread has no processor must wait, and UDP drops what does not fit.
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 23)
+        with suppress(OSError):  # more than the system allows everybody, for root
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 23)
         self._socket.bind(("127.0.0.1", port) if path is None else str(path))
         if stream:
             self._socket.listen()
@@ -352,3 +357,21 @@ class Agent:
             except BadDatagram as error:
                 self.errors.append(error)
             self._changed.notify_all()
+
+
+@contextmanager
+def hanging_agent(path: Path) -> Iterator[None]:
+    """A Unix socket that nobody reads, and that is full already."""
+    with ExitStack() as stack:
+        kind = (socket.AF_UNIX, socket.SOCK_DGRAM)
+        stack.enter_context(socket.socket(*kind)).bind(str(path))
+        filled = False
+        while not filled:  # each sender may only fill a part of it
+            sender = stack.enter_context(socket.socket(*kind))
+            sender.connect(str(path))
+            sender.setblocking(False)
+            filled = True
+            with suppress(BlockingIOError):
+                while sender.send(b"x"):
+                    filled = False
+        yield

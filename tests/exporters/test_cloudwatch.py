@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import io
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -405,26 +404,6 @@ def test_a_client_that_hangs_holds_nobody_up(
     assert manager.get_stats()["error_counts"] == {}
 
 
-def test_a_forked_child_says_nothing(
-    manager: HookManager, client: Client, sends: Callable[..., CloudWatchExporter]
-) -> None:
-    """What it counted is the parent's to tell."""
-    exporter = sends()
-    tell(manager)
-    child = os.fork()
-    if child == 0:  # pragma: no cover  # not followed into a child
-        try:
-            client.put_metric_data = lambda **call: os._exit(1)  # type: ignore[method-assign]
-            tell(manager, function="child")
-            exporter.flush(0.1)
-            exporter.close()
-        finally:
-            os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-    assert exporter.flush(30)
-    assert client.total("Executions") == 1
-
-
 def test_a_client_that_is_lent_is_not_closed(manager: HookManager, client: Client) -> None:
     """It has no close() to be called at all."""
     with CloudWatchExporter(client=client).attach(manager):
@@ -441,6 +420,20 @@ def no_region(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     for name in ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+
+
+def test_the_signature_of_enable_cloudwatch() -> None:
+    """All by keyword; a name or a default that changes here changes for every user."""
+    parameters = inspect.signature(enable_cloudwatch).parameters
+    assert {each.kind for each in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
+    assert {name: each.default for name, each in parameters.items()} == {
+        "namespace": "Amorsize",
+        "region": None,
+        "dimensions": None,
+        "interval": 60.0,
+        "client": None,
+        "emf": False,
+    }
 
 
 def test_enabling_twice(client: Client) -> None:

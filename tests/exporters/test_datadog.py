@@ -38,7 +38,7 @@ from amorsize.exporters.metrics import METRICS, Kind
 from amorsize.hooks import HookEvent, HookManager
 from amorsize.user_metrics import empty_metric, merge
 
-from .dogstatsd import UDP_BYTES, Agent, Event
+from .dogstatsd import UDP_BYTES, Agent, Event, hanging_agent
 from .events import Run
 
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -637,40 +637,65 @@ def test_an_agent_that_comes_back_misses_nothing(tmp_path: Path, manager: HookMa
 
 
 def test_an_agent_that_hangs_holds_nobody_up(tmp_path: Path, manager: HookManager) -> None:
-    """Its socket is full: what waits there belongs to it, the rest is counted."""
+    """Its socket is full: all that was for it is counted."""
     path = tmp_path / "dsd.socket"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as hanging:
-        hanging.bind(str(path))
+    with hanging_agent(path):
         exporter = DatadogExporter(socket_path=path).attach(manager)
-        for number in range(300):
-            tell(manager, function=f"f{number}")
+        tell(manager)
         assert not exporter.flush(0.1)
         exporter.close()
-        assert exporter.counts()[0] > 0
-        assert manager.get_stats()["error_counts"] == {}
+    stats = exporter._sender.stats()
+    assert stats.sent == 0
+    assert exporter.counts()[0] == stats.dropped + stats.failed >= 8
+    assert manager.get_stats()["error_counts"] == {}
 
 
-def test_a_forked_child_says_nothing(
-    manager: HookManager, agent: Agent, sends: Callable[..., DatadogExporter]
-) -> None:
-    """Nor does it end what the parent goes on using."""
-    exporter = sends()
-    tell(manager)
-    assert exporter.flush(30)
-    child = os.fork()
-    if child == 0:  # pragma: no cover  # not followed into a child
-        try:
-            tell(manager, function="child")
-            exporter.flush(0.1)
-            exporter.close()
-        finally:
-            os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-    tell(manager, function="parent")
-    assert exporter.flush(30)
-    agent.wait_for(lambda agent: agent.total("amorsize.executions", "function:parent") == 1)
-    assert agent.total("amorsize.executions") == 2
-    assert agent.total("amorsize.executions", "function:child") == 0
+FORKED = """
+import os, amorsize
+
+class Client:
+    def __init__(self):
+        self.processes = []
+
+    def put_metric_data(self, **call):
+        self.processes.append(os.getpid())
+
+def work(name):
+    amorsize.execute(abs, range(-5, 5), executor="serial", name=name)
+
+client = Client()
+exporters = [amorsize.enable_datadog(), amorsize.enable_cloudwatch(client=client)]
+work("before")
+assert all([each.flush(30) for each in exporters])
+told = len(client.processes)
+child = os.fork()
+if child == 0:
+    work("child")
+    for each in exporters:
+        each.flush(0.1)
+        each.close()
+    os._exit(len(client.processes) - told)
+assert os.waitpid(child, 0)[1] == 0
+work("after")
+assert all([each.flush(30) for each in exporters])
+assert set(client.processes) == {os.getpid()} and len(client.processes) > told
+"""
+
+
+def test_a_forked_child_says_nothing(agent: Agent) -> None:
+    """Neither of the exporters that send; nor does it end what the parent goes on using."""
+    variables = {"DD_AGENT_HOST": "127.0.0.1", "DD_DOGSTATSD_PORT": str(agent.port)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", FORKED],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for function, executions in [("before", 1), ("child", 0), ("after", 1)]:
+        assert agent.total("amorsize.executions", f"function:{function}") == executions
 
 
 CHILD = """
@@ -732,6 +757,23 @@ def test_nothing_is_left_when_it_is_closed(
 
 
 # --- how it is enabled ----
+
+
+def test_the_signature_of_enable_datadog() -> None:
+    """All by keyword; a name or a default that changes here changes for every user."""
+    parameters = inspect.signature(enable_datadog).parameters
+    assert {each.kind for each in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
+    assert {name: each.default for name, each in parameters.items()} == {
+        "host": None,
+        "port": None,
+        "socket_path": None,
+        "tags": (),
+        "events": ("error", "worker_death"),
+        "service_check": True,
+        "client": None,
+        "api_key": None,
+        "api_host": None,
+    }
 
 
 def test_enabling_twice(agent: Agent) -> None:

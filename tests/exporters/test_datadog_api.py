@@ -14,7 +14,7 @@ import pytest
 
 from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.exporters.datadog import DatadogExporter, enable_datadog
-from amorsize.hooks import HookManager
+from amorsize.hooks import HookEvent, HookManager
 
 from .backends import dead_port
 from .events import Run
@@ -80,14 +80,14 @@ def test_events_and_checks_are_posted(
 ) -> None:
     """With the key in its header, the tags of the environment, and no metrics."""
     monkeypatch.setenv("DD_ENV", "staging")
-    monkeypatch.setenv("DD_TAGS", "a:b")
+    monkeypatch.setenv("DD_TAGS", "a:b,env:staging")
     exporter = DatadogExporter(
         api_key=KEY, api_host=datadog.url, tags=["team:data"], events=["error", "completed"]
     )
     with exporter.attach(manager):
         tell(manager)
         assert exporter.flush(30)
-    tags = ["function:parse", "executor:process", "team:data", "a:b", "env:staging"]
+    tags = ["function:parse", "executor:process", "team:data", "a:b", "env:staging"]  # each once
     assert [post[:3] for post in datadog.posts] == [
         ("/api/v1/events", KEY, "application/json"),
         ("/api/v1/events", KEY, "application/json"),
@@ -121,8 +121,6 @@ def test_a_text_is_cut_to_what_the_api_shows(manager: HookManager, datadog: Data
         run = Run(manager)
         run.begin()
         error = ValueError("é" * 9000)
-        from amorsize.hooks import HookEvent
-
         run.tell(HookEvent.ON_ERROR, error=error, error_traceback="👍" * 9000 + "end")
         run.end("error", error=error)
     text = datadog.posts[0][3]["text"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import socket
 import subprocess
@@ -16,7 +15,9 @@ from typing import Any
 
 import pytest
 from opentelemetry import baggage, context, trace
-from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
     ALWAYS_ON,
@@ -38,6 +39,7 @@ from amorsize.errors import (
     TransportError,
     WorkerDiedError,
 )
+from amorsize.exporters import opentelemetry
 from amorsize.exporters.opentelemetry import OpenTelemetryExporter, enable_opentelemetry
 from amorsize.hooks import HookManager
 from amorsize.testing import assert_contract
@@ -867,6 +869,70 @@ def test_without_instrumented_workers_the_context_alone_crosses(
     assert len(traces.named("work")) == (0 if mode == "process" else 1)
 
 
+# --- what the events tell of it ----
+
+
+def test_events_of_chunks_tell_what_came_home(traces: Traces, mode: str) -> None:
+    """Once a chunk, in the metadata of whichever event ends it."""
+    tracer = traces.user
+
+    def work(x: int) -> None:
+        trace.get_current_span().set_attribute("rows", x)
+        with tracer.start_as_current_span("work"):
+            if x == 2:
+                raise ValueError("two")
+
+    with pytest.raises(ValueError, match="two"):
+        traces.execute(work, range(3), executor=mode, n_jobs=1, chunksize=1)
+    ended = [
+        event
+        for event in traces.recorder.contexts
+        if event.event in (HookEvent.ON_CHUNK_COMPLETE, HookEvent.ON_ERROR)
+    ]
+    assert [event.metadata["trace"]["attributes"] for event in ended] == [
+        {"rows": x} for x in range(3)
+    ]
+    for event in ended:
+        came_home = [span[0] for span in event.metadata["trace"].get("spans", [])]
+        assert came_home == (["work"] if mode == "process" else [])
+        assert event.metadata["dispatched_at"] <= event.metadata["started_at"] + 0.001
+        assert "chunk_completes" not in event.metadata
+
+
+def test_an_error_says_whether_its_chunk_completes(traces: Traces, mode: str) -> None:
+    """What came home is told once, with the chunk's results."""
+    traces.execute(fail_at(1), range(4), executor=mode, return_exceptions=True)
+    (error,) = traces.recorder.of(HookEvent.ON_ERROR)
+    assert error.metadata["chunk_completes"] is True
+    assert "trace" not in error.metadata
+    completed = [event.chunk_id for event in traces.recorder.of(HookEvent.ON_CHUNK_COMPLETE)]
+    assert error.chunk_id in completed
+
+
+def test_an_error_whose_chunk_is_lost_does_not_say_that_it_completes(traces: Traces) -> None:
+    """A death has no ON_CHUNK_COMPLETE of that chunk."""
+    traces.execute(exit_at_four, range(8), executor="process", return_exceptions=True)
+    deaths = traces.recorder.of(HookEvent.ON_ERROR)
+    completed = {event.chunk_id for event in traces.recorder.of(HookEvent.ON_CHUNK_COMPLETE)}
+    assert deaths
+    for death in deaths:
+        assert "chunk_completes" not in death.metadata
+        assert death.chunk_id not in completed
+        assert death.metadata["span_id"] in {
+            f"{chunk.context.span_id:016x}" for chunk in traces.chunks
+        }
+
+
+def test_the_plan_and_the_execution_tell_the_executions_ids(traces: Traces, mode: str) -> None:
+    """Those of the span that was exported."""
+    traces.execute(abs, range(4), executor=mode)
+    execution = traces.execution.context
+    for event in traces.recorder.contexts:
+        assert event.metadata["trace_id"] == f"{execution.trace_id:032x}"
+        if event.chunk_id is None:
+            assert event.metadata["span_id"] == f"{execution.span_id:016x}"
+
+
 # --- the caller's span ----
 
 
@@ -1147,8 +1213,8 @@ def test_a_broken_provider_fails_no_run(
     with OpenTelemetryExporter(tracer_provider=BrokenProvider(), metrics=False).attach(hooks):
         for _ in range(2):
             assert amorsize.execute(abs, [-1], executor="serial", hooks=hooks) == [1]
-    assert "no tracer for you" in caplog.text
-    assert caplog.text.count("No trace can be begun") == 1
+    assert caplog.text.count("There are no traces of executions") == 1
+    assert caplog.text.count("no tracer for you") == 1
 
 
 def test_a_provider_that_makes_nothing_is_no_trace(hooks: HookManager, mode: str) -> None:
@@ -1256,31 +1322,6 @@ def test_traces_can_be_left_out(hooks: HookManager) -> None:
         assert exporter._executions is None
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork()")
-def test_a_forked_child_tells_nothing(traces: Traces) -> None:
-    """It runs, and its spans would otherwise be the parent's a second time."""
-    traces.execute(abs, [1], executor="serial")
-    before = len(traces.spans)
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            result = traces.execute(abs, [-1], executor="serial")
-            told = (
-                result,
-                traces.exporter.active,
-                traces.exporter in tracing._sources,
-                len(traces._kept.get_finished_spans()),
-            )
-            os.write(writing, pickle.dumps(told))
-        finally:
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading, "rb") as pipe:
-        assert pickle.loads(pipe.read()) == ([1], False, False, before)
-    os.waitpid(pid, 0)
-
-
 # --- the program's own providers: set once a process, so each in a program of its own ----
 
 
@@ -1344,3 +1385,104 @@ def test_the_sdk_can_be_disabled() -> None:
         OTEL_METRICS_EXPORTER="console",
     )
     assert said == "False"
+
+
+@pytest.mark.parametrize(
+    ("variable", "traced", "measured"),
+    [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", True, True),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", True, True),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", True, False),
+        ("OTEL_EXPORTER_OTLP_METRICS_HEADERS", False, True),
+        ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", False, False),
+        ("OTEL_TRACES_EXPORTER", True, False),
+        ("OTEL_METRICS_EXPORTER", False, True),
+        ("OTEL_LOGS_EXPORTER", False, False),
+        ("OTEL_SERVICE_NAME", False, False),
+    ],
+)
+def test_which_variables_ask_for_a_signal(
+    monkeypatch: pytest.MonkeyPatch, variable: str, traced: bool, measured: bool
+) -> None:
+    """Where the program has a provider for the other one."""
+    for name in list(os.environ):
+        if name.startswith("OTEL_"):
+            monkeypatch.delenv(name)
+    assert not opentelemetry._asks_for_otlp("TRACES")
+    monkeypatch.setenv(variable, "none")
+    assert opentelemetry._asks_for_otlp("TRACES") is traced
+    assert opentelemetry._asks_for_otlp("METRICS") is measured
+
+
+def test_the_other_signal_is_sent_where_a_variable_asks_for_it() -> None:
+    """Beside a tracer provider of the program's own, which stays."""
+    said = run_program(
+        """
+        import amorsize
+        from opentelemetry import metrics, trace
+        from opentelemetry.sdk.trace import TracerProvider
+        provider = TracerProvider(shutdown_on_exit=False)
+        trace.set_tracer_provider(provider)
+        exporter = amorsize.enable_opentelemetry()
+        amorsize.execute(abs, [1], executor="serial")
+        print(trace.get_tracer_provider() is provider, exporter._own_tracing)
+        print(metrics.get_meter_provider() is exporter._own_metrics.provider)
+        """,
+        OTEL_METRICS_EXPORTER="none",
+    )
+    assert said.split("\n") == ["True None", "True"]
+
+
+@pytest.mark.parametrize("mode", ["serial", "thread"])
+def test_spans_in_this_process_are_all_there_where_the_budget_has_room(mode: str) -> None:
+    """Not those of its live half alone: the plan says how many chunks will come."""
+    spans, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    tracer = provider.get_tracer("user")
+
+    def work(x: int) -> None:
+        tracer.start_span("step").end()
+
+    hooks = HookManager()
+    with OpenTelemetryExporter(tracer_provider=provider, metrics=False, max_chunk_spans=40).attach(
+        hooks
+    ):
+        amorsize.execute(work, range(40), executor=mode, n_jobs=2, chunksize=1, hooks=hooks)
+    names = [span.name for span in spans.get_finished_spans()]
+    assert (names.count("chunk"), names.count("step")) == (40, 40)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork()")
+def test_a_forked_child_tells_nothing() -> None:
+    """It runs, and its spans would otherwise be the parent's a second time."""
+    said = run_program(
+        """
+        import os, sys
+        import amorsize
+        from amorsize import tracing
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+        spans, provider = InMemorySpanExporter(), TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(spans))
+        settings = {"tracer_provider": provider, "metrics": False}
+        exporter = amorsize.enable_opentelemetry(**settings)
+
+        def run():
+            assert amorsize.execute(abs, [-1], executor="serial") == [1]
+            print(exporter.active, exporter in tracing._sources, len(spans.get_finished_spans()))
+
+        run()
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                run()
+                sys.stdout.flush()
+            finally:
+                os._exit(0)
+        os.waitpid(pid, 0)
+        run()
+        """
+    )
+    assert said.split("\n") == ["True True 3", "False False 3", "True True 6"]

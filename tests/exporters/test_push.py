@@ -17,8 +17,8 @@ import pytest
 
 from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.exporters.prometheus import PrometheusExporter
-from amorsize.exporters.push import Interval, Pushgateway
-from amorsize.exporters.sender import RefusedError
+from amorsize.exporters.push import Delivery, Interval, Pushgateway
+from amorsize.exporters.sender import RefusedError, Sender
 from amorsize.exporters.textfile import TextFile, write_atomically
 from amorsize.hooks import HookContext, HookEvent, HookManager
 
@@ -375,3 +375,35 @@ def test_settings_of_a_wrong_type_are_refused(settings: dict[str, Any], message:
     with pytest.raises(InvalidTypeError, match=message) as raised:
         PrometheusExporter(**settings)
     assert SECRET not in str(raised.value)
+
+
+def test_runs_that_end_during_an_outage_are_no_overflow() -> None:
+    """One page waits, however often it is asked for between the attempts: it shows what is true."""
+    attempts, pages = threading.Semaphore(0), []
+    recovered = threading.Event()
+
+    def deliver(page: bytes) -> None:
+        attempts.release()
+        if not recovered.is_set():
+            raise OSError("down")
+        pages.append(page)
+
+    senders: list[Sender[Any]] = []
+
+    def new_sender(send: Any, **bounds: Any) -> Sender[Any]:
+        quick = {"backoff_seconds": 0.001, "max_backoff_seconds": 0.001, "linger_seconds": 0}
+        sender: Sender[Any] = Sender(send, **{**bounds, **quick, "attempts": 100_000})
+        senders.append(sender)
+        return sender
+
+    delivery = Delivery(new_sender, lambda: b"page", deliver)
+    for _ in range(20):
+        delivery.ask()
+        assert attempts.acquire(timeout=30)
+        assert attempts.acquire(timeout=30)
+    recovered.set()
+    [sender] = senders
+    assert sender.flush(30)
+    assert pages
+    assert sender.stats().dropped == 0
+    sender.close()

@@ -149,3 +149,12 @@ def test_a_million_chunks_take_no_memory() -> None:
         assert len(budget._slowest) <= 5
     assert [record.end - record.start for record in budget.rest()] == [6] * 5
     assert (budget.total, budget.untraced) == (20_000, 19_995)
+
+
+def test_all_chunks_are_live_where_the_budget_has_room_for_them() -> None:
+    """Widened by as many as the plan expects beyond the live half, and never beyond the whole."""
+    budget = SpanBudget(10)
+    assert budget.live == 5
+    assert [budget.widen(expected) for expected in (0, 5, 11)] == [0, 0, 0]
+    assert budget.widen(8) == 3
+    assert (budget.live, budget.widen(10), budget.live) == (8, 2, 10)

@@ -15,7 +15,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 import amorsize
-from amorsize import HookContext, HookEvent, HookManager, user_metrics
+from amorsize import HookContext, HookEvent, HookManager
 from amorsize.exporters.metrics import LABEL_LIMITS, USER_METRICS_DROPPED, Kind
 from amorsize.exporters.numbers import Histogram
 from amorsize.exporters.prometheus import PrometheusExporter
@@ -24,13 +24,6 @@ from amorsize.user_metrics import BUCKETS, MAX_NAMES, empty_metric
 
 MODES = ("serial", "thread", "process")
 LABELS = ("load", "thread")
-
-
-@pytest.fixture(autouse=True)
-def _no_names_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(user_metrics, "_kinds", {})
-    monkeypatch.setattr(user_metrics, "_admitted", {})
-    monkeypatch.setattr(user_metrics, "_said", set())
 
 
 @pytest.fixture
