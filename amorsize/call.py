@@ -176,6 +176,7 @@ class Call:
             n_jobs=self.result.n_jobs,
             chunksize=self.result.chunksize,
             estimated_speedup=self.result.estimated_speedup,
+            n_jobs_named=self._n_jobs is not None,
             interruptible=interruptible,
         )
         limit = MAX_CHUNK_ITEMS

@@ -18,6 +18,7 @@ class Plan:
         n_jobs: workers at most.
         chunksize: items in the first chunks.
         estimated_speedup: over a serial run.
+        n_jobs_named: whether the caller said how many workers.
         interruptible: a serial run must answer to time limits or to the consumer of a stream,
             so that it runs on a thread of its own.
     """
@@ -26,6 +27,7 @@ class Plan:
     n_jobs: int
     chunksize: int
     estimated_speedup: float
+    n_jobs_named: bool = False
     interruptible: bool = False
 
 

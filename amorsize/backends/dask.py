@@ -50,16 +50,16 @@ class DaskBackend(ForeignBackend):
 
     Args:
         client: a synchronous client.
-        n_jobs: threads to keep busy; those of the cluster, or as many as the caller named.
+        n_jobs: threads to keep busy.
         threads: those that the cluster has now.
+        named: whether the caller said how many; otherwise it is as many as the cluster has, also
+            when it grows or shrinks.
     """
 
-    def __init__(self, client: Any, n_jobs: int, threads: int) -> None:
+    def __init__(self, client: Any, n_jobs: int, threads: int, *, named: bool) -> None:
         super().__init__(n_jobs)
         self._client = client
-        # Whoever names fewer than there are has so many at once; who names as many or more,
-        # or nothing, has the cluster's, as it grows and shrinks.
-        self._capped = n_jobs < threads
+        self._named = named
         self._threads = threads
         self._numbers = itertools.count()
         self._outbox: list[tuple[Flight, PackedChunk]] = []
@@ -78,10 +78,10 @@ class DaskBackend(ForeignBackend):
     def window(self, short: bool) -> int:
         if self._suspects:
             return 0
-        if self._capped:
-            return self.n_jobs
+        if self._named and self.n_jobs < self._threads:
+            return self.n_jobs  # one that waits would be one at work
         ahead = _SHORT_AHEAD if short else _AHEAD
-        return ahead * max(self.n_jobs, self._threads)
+        return ahead * max(1, self.n_jobs if self._named else self._threads)
 
     def send(self, flight: Flight) -> None:
         if flight.chunk.retry_of is None:
@@ -263,8 +263,9 @@ class DaskBackend(ForeignBackend):
         self, address: str, news: list[Message], *, detail: str, flight: Flight | None = None
     ) -> None:
         """Tell of the death of a Dask worker: one loss, and the ends of its other threads."""
-        self._removed.add(address)
         gone = self._pop_workers(address)
+        if gone and flight is not None:
+            self._removed.add(address)  # its removal is still to be heard of
         if flight is not None and flight.place is not None:
             gone.sort(key=lambda worker: worker.place != flight.place)
         if not gone and flight is None:
@@ -348,8 +349,8 @@ def _unlisten(client: Any, backend: DaskBackend) -> None:
 def _handler(listeners: dict[str, DaskBackend]) -> Callable[[tuple[float, Any]], None]:
     def handle(event: tuple[float, Any]) -> None:
         _, message = event
-        backend = listeners.get(message["key"])
-        if backend is not None:  # else of another client's run
+        backend = listeners.get(message.get("key", "")) if isinstance(message, dict) else None
+        if backend is not None:  # else of another client's run, or something else altogether
             backend.heard(message)
 
     return handle

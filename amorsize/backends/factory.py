@@ -16,7 +16,7 @@ def make_backend(plan: Plan) -> Backend:
     if engine.type == "dask":
         from amorsize.backends.dask import DaskBackend
 
-        return DaskBackend(engine.lent, plan.n_jobs, engine.workers or 0)
+        return DaskBackend(engine.lent, plan.n_jobs, engine.workers or 0, named=plan.n_jobs_named)
     if engine.type == "custom":
         from amorsize.backends.futures import FuturesBackend
 

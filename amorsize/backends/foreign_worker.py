@@ -44,7 +44,9 @@ serving = False
 nested runs start no worker processes."""
 
 MAX_FUNCTIONS = 4
-"""Functions kept in a worker process: those of the executions that were here last."""
+MAX_FUNCTIONS_BYTES = 1 << 28
+"""Functions kept in a worker process, and how large they may be together, pickled: those of the
+executions that were here last. The last one is kept, however large."""
 
 _LOOK_SECONDS = 0.05
 """How often a chunk looks whether its run has been given up."""
@@ -166,10 +168,16 @@ class PackedChunk:
 class _LoadedTask:
     settings: TaskSettings
     func: Callable[[Any], Any]
+    size_bytes: int
 
 
 _tasks: OrderedDict[str, _LoadedTask] = OrderedDict()
 _loading = threading.Lock()
+
+
+def _is_too_much() -> bool:
+    size = sum(task.size_bytes for task in _tasks.values())
+    return len(_tasks) > MAX_FUNCTIONS or size > MAX_FUNCTIONS_BYTES
 
 
 _contexts = threading.local()
@@ -193,8 +201,8 @@ def _find_task(key: str, packed: bytes | None, away: bool) -> _LoadedTask | None
                 if trace is not None and trace.pid == os.getpid():
                     trace.pid = -1  # of another machine, by chance the same number
                 settings.collect.use_in_worker(None)
-            task = _tasks[key] = _LoadedTask(settings, pickle.loads(function))
-            while len(_tasks) > MAX_FUNCTIONS:
+            task = _tasks[key] = _LoadedTask(settings, pickle.loads(function), len(function))
+            while len(_tasks) > 1 and _is_too_much():
                 _tasks.popitem(last=False)
         elif task is not None:
             _tasks.move_to_end(key)

@@ -50,8 +50,8 @@ class FuturesBackend(ForeignBackend):
         self._context = contextvars.copy_context()
 
     def window(self, short: bool) -> int:
-        # With fewer than all of its workers to be used, one that waits would be one at work.
-        ahead = short and (self._workers is None or self.n_jobs >= self._workers)
+        # Where not all of its workers are to be used, one that waits would be one at work.
+        ahead = short and self._workers is not None and self.n_jobs >= self._workers
         return self.n_jobs * (2 if ahead else 1)
 
     def send(self, flight: Flight) -> None:

@@ -20,6 +20,7 @@ from engines import LOCAL_CLUSTER, Engines
 
 import amorsize
 from amorsize import HookEvent, HookManager
+from amorsize.backends.dask import DaskBackend
 from amorsize.errors import (
     ExecutionError,
     ExecutorBrokenError,
@@ -98,6 +99,19 @@ def test_without_a_client_the_error_shows_how_to_make_one(
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'amorsize\[dask\]'"):
         amorsize.execute(abs, [1], executor="dask")
+
+
+@pytest.mark.parametrize(
+    ("n_jobs", "threads", "named", "chunks"),
+    [(8, 8, False, 16), (8, 20, False, 40), (8, 0, False, 2), (8, 2, True, 16), (2, 8, True, 2)],
+    ids=["as it is", "grown", "gone", "to be grown", "a part of it"],
+)
+def test_chunks_in_flight_follow_the_cluster_or_the_caller(
+    n_jobs: int, threads: int, named: bool, chunks: int
+) -> None:
+    """Two a thread; no more at once than asked for."""
+    backend = DaskBackend(object(), n_jobs, threads, named=named)
+    assert backend.window(short=False) == chunks
 
 
 # --- what crosses ----------------------------------------------------------------------------
@@ -248,6 +262,40 @@ def test_a_worker_killed_in_the_middle_is_told_and_its_chunks_run_again(
         ("bob", "died"),
         ("bob", "died"),
     ]
+
+
+def test_a_death_behind_an_executor_that_recovers_is_told(
+    cluster: DaskCluster, hooks: HookManager, recorder: RecordingHook, tmp_path: Path
+) -> None:
+    """Of ``client.get_executor()``: the chunk begins again elsewhere, and its worker is gone."""
+    at, bob = tmp_path / "at", cluster.pid("bob")
+
+    def hold_up_bob(x: int) -> int:
+        if os.getpid() == bob:
+            at.touch()
+            time.sleep(60)
+        time.sleep(0.01)
+        return -x
+
+    def kill_bob() -> None:
+        wait_until(at.exists, "a chunk at bob's")
+        cluster.kill("bob")
+
+    killer = threading.Thread(target=kill_bob)
+    with distributed.Client(scheduler_file=cluster.file, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=30)
+        killer.start()
+        results = amorsize.execute(
+            hold_up_bob, range(30), executor=client.get_executor(), chunksize=1, hooks=hooks
+        )
+    killer.join()
+    assert results == [-x for x in range(30)]
+    assert_contract(recorder.contexts)
+    assert recorder.contexts[-1].metadata["status"] == "ok"
+    errors = [error.error for error in recorder.of(HookEvent.ON_ERROR)]
+    assert {error.pid for error in errors if isinstance(error, WorkerDiedError)} == {bob}
+    ends = [end.metadata for end in recorder.of(HookEvent.ON_WORKER_END)]
+    assert {end["pid"] for end in ends if end["exit_reason"] == "died"} == {bob}
 
 
 def test_workers_that_come_and_go_are_started_and_ended(

@@ -451,12 +451,19 @@ def test_a_large_function_travels_with_the_first_chunks_alone() -> None:
     assert max(size for size in executor.sent if size < 1_000_000) < 2000
 
 
-def test_functions_of_earlier_runs_do_not_pile_up_in_a_worker() -> None:
-    """A few are kept, for runs that go on side by side."""
+def test_functions_of_earlier_runs_do_not_pile_up_in_a_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A few are kept, for runs that go on side by side; of large ones the last alone."""
+    monkeypatch.setattr(foreign_worker, "MAX_FUNCTIONS_BYTES", 10_000)
     with Pickling(1) as executor:
         for _ in range(10):
             amorsize.execute(lambda x: x, [1], executor=executor)
-    assert len(foreign_worker._tasks) <= foreign_worker.MAX_FUNCTIONS
+        assert len(foreign_worker._tasks) == foreign_worker.MAX_FUNCTIONS
+        table = bytes(20_000)
+        for _ in range(2):
+            amorsize.execute(lambda x: len(table), [1], executor=executor)
+        assert len(foreign_worker._tasks) == 1
 
 
 # --- clocks ----------------------------------------------------------------------------------
