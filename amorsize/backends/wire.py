@@ -168,7 +168,8 @@ def unpack_outcome(
 
 def pack_error(error: BaseException) -> bytes:
     """Pickle an exception so that it can be rebuilt whatever its constructor asks for."""
-    for pack, is_rebuilt in ((dump, _is_same), (_pack_parts, _is_same_type)):
+    ways = ((_dump_plain, _is_same), (dump, _is_same), (_pack_parts, _is_same_type))
+    for pack, is_rebuilt in ways:
         try:
             packed = pack(error)
             # Many exceptions pickle, and then fail to unpickle, or come out as something else.
@@ -189,6 +190,24 @@ def unpack_error(packed: bytes) -> BaseException:
             f"({type(unloadable).__name__}: {unloadable})"
         )
     return error if isinstance(error, BaseException) else RemoteError(str(error))
+
+
+class _Plain:
+    """Pickles as the exception in it says itself.
+
+    Importing distributed has tblib register a way of its own for every exception, which some do not
+    survive (a UnicodeDecodeError loses its text) and which drags tracebacks along.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __reduce__(self) -> Any:
+        return self._error.__reduce_ex__(5)
+
+
+def _dump_plain(error: BaseException) -> bytes:
+    return dump(_Plain(error))
 
 
 def _pack_extra(value: Any) -> bytes:

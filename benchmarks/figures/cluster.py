@@ -15,14 +15,14 @@ import amorsize
 from benchmarks.harness import Contender, Contenders, figure, timed
 
 WORKERS = 2
-CHUNKS = 12
+CHUNKS = 20
 CHUNK_ITEMS = 5
 ITEM_SECONDS = 0.01
 
 
 @figure(
     "dask-chunks",
-    "12 chunks of 0.05 s on two Dask workers",
+    "20 chunks of 0.05 s on two Dask workers",
     unit="ms",
     at_most=1.05,
     against="client.map",

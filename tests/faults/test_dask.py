@@ -382,6 +382,17 @@ def test_a_cluster_that_lacks_amorsize_is_told_what_it_needs(
     assert_contract(recorder.contexts)
 
 
+@pytest.mark.parametrize("engine", ["process", "dask"])
+def test_exceptions_stay_what_they_are_where_dask_is_loaded(engine: str, engines: Engines) -> None:
+    """Dask has all exceptions pickled in another way, which not all of them survive."""
+
+    def decode(x: int) -> str:
+        return b"\xff".decode()
+
+    with pytest.raises(UnicodeDecodeError, match="invalid start byte"):
+        amorsize.execute(decode, [1], executor=engines.mode(engine).executor)
+
+
 # --- at most once ----------------------------------------------------------------------------
 
 
