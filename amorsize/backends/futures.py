@@ -43,6 +43,7 @@ class FuturesBackend(ForeignBackend):
         self._stop = threading.Event()
         self._notes = _Notes(self)
         self._broken = False
+        self._seen: set[Place] = set()
         self._gone_since: dict[Place, float] = {}
 
     def open(self, task: Task) -> None:
@@ -78,7 +79,7 @@ class FuturesBackend(ForeignBackend):
             if self.failed is None:
                 self.failed = self._broken_error(error)
                 self.failed.__cause__ = error
-        elif place is not None and place in self.workers and _is_gone(place):
+        elif place is not None and place in self.workers and self._has_gone(place):
             # An executor that survives a death, and says which chunk it cost.
             worker = self.workers[place]
             del self.flights[flight.chunk.id]
@@ -91,7 +92,9 @@ class FuturesBackend(ForeignBackend):
 
     def begun(self, flight: Flight, place: Place, news: list[Message]) -> None:
         before = flight.place
-        if before is not None and before != place and before in self.workers and _is_gone(before):
+        if place not in self._seen and not _is_gone(place):
+            self._seen.add(place)
+        if before is not None and before != place and self._has_gone(before):
             # Somebody has it run again elsewhere.
             worker = self.workers.pop(before)
             news.append(
@@ -171,13 +174,20 @@ class FuturesBackend(ForeignBackend):
             return  # Dask runs lost chunks again, in its own time
         now = time.monotonic()
         for place in self.at_work():
-            if not _is_gone(place):
+            if not self._has_gone(place):
                 self._gone_since.pop(place, None)
             elif now - self._gone_since.setdefault(place, now) > _GONE_SECONDS:
                 self._broken = True
                 self.failed = self._broken_error(
                     RuntimeError(f"its worker process {place.pid} is gone, and it does not say so")
                 )
+
+    def _has_gone(self, place: Place) -> bool:
+        """Say whether a worker's process was seen here, and is no more.
+
+        What was never seen may live in another container, whose processes have other numbers.
+        """
+        return place in self._seen and place in self.workers and _is_gone(place)
 
     def _broken_error(self, error: BaseException) -> ExecutorBrokenError:
         kind = type(self._executor).__name__
