@@ -31,6 +31,10 @@ import signal
 class AmorsizeError(Exception):
     """The base of every exception that amorsize itself raises."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Said here, because Dask pickles otherwise what only builtin classes say something of.
+        return type(self), self.args, vars(self) or None
+
 
 class InvalidValueError(AmorsizeError, ValueError):
     """An argument has the right type and a value that is not allowed."""

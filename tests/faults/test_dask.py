@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -23,9 +24,11 @@ from amorsize import HookEvent, HookManager
 from amorsize.backends.dask import DaskBackend
 from amorsize.errors import (
     ExecutionError,
+    ExecutionTimeoutError,
     ExecutorBrokenError,
     InvalidValueError,
     MissingExtraError,
+    PortInUseError,
     WorkerDiedError,
 )
 from amorsize.exporters.base import in_child_process
@@ -391,6 +394,15 @@ def test_exceptions_stay_what_they_are_where_dask_is_loaded(engine: str, engines
 
     with pytest.raises(UnicodeDecodeError, match="invalid start byte"):
         amorsize.execute(decode, [1], executor=engines.mode(engine).executor)
+
+
+@pytest.mark.parametrize("kind", [ExecutionTimeoutError, PortInUseError, ExecutorBrokenError])
+def test_our_own_exceptions_pickle_where_dask_is_loaded(kind: type[Exception]) -> None:
+    """A task of Dask may raise them."""
+    error = kind("why")
+    error.add_note("more")
+    came = pickle.loads(pickle.dumps(error))
+    assert (type(came), came.args, came.__notes__) == (kind, ("why",), ["more"])
 
 
 # --- at most once ----------------------------------------------------------------------------
