@@ -272,7 +272,8 @@ def _say_nested(engine: str) -> None:  # once a process, not once an item
 
 def _warm_workers() -> int:
     pool_module = sys.modules.get("amorsize.backends.process_pool")
-    return 0 if pool_module is None else int(pool_module.pool.warm_workers())
+    pool = getattr(pool_module, "pool", None)  # another thread may be importing it just now
+    return 0 if pool is None else int(pool.warm_workers())
 
 
 def _progress_manager(cleanup: ExitStack) -> HookManager:

@@ -220,8 +220,9 @@ def shutdown() -> None:
     Runs in progress in other threads lose their workers. Called at exit, too.
     """
     pool_module = sys.modules.get("amorsize.backends.process_pool")
-    if pool_module is not None:
-        pool_module.pool.shutdown()
+    pool = getattr(pool_module, "pool", None)  # another thread may be importing it just now
+    if pool is not None:
+        pool.shutdown()
 
 
 def _consume(call: Call, ordered: bool) -> Iterator[Any]:

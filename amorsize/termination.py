@@ -64,7 +64,8 @@ class DuringExecute:
         global _pending
         if not self._taken:
             return
-        noted = _pending if error is None and len(_runs) <= 1 else None
+        # A run that fails, or is over, before it has looked at the note raises what it says, too.
+        noted = None if _pending is None or isinstance(error, _pending) else _pending
         try:
             if (isinstance(error, Terminated) or noted is Terminated) and len(_runs) <= 1:
                 _end_by_signal()
@@ -120,7 +121,7 @@ def _on_sigint(signum: int, frame: FrameType | None) -> None:
     global _pending
     if _runs:
         is_first = _pending is None
-        _pending = KeyboardInterrupt
+        _pending = _pending or KeyboardInterrupt  # SIGTERM goes first
         _wake_runs()
         if is_first and _is_telling(frame):
             return

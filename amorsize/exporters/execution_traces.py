@@ -29,7 +29,7 @@ from amorsize.exporters.metrics import ATTRIBUTES
 from amorsize.exporters.numbers import number
 from amorsize.exporters.sender import Sender
 from amorsize.exporters.span_budget import ChunkRecord, SpanBudget
-from amorsize.exporters.span_writer import SpanWriter, exception_event
+from amorsize.exporters.span_writer import SpanWriter, encodable, exception_event, for_each
 from amorsize.hooks import HookContext
 from amorsize.tracing import TraceLink
 
@@ -46,6 +46,10 @@ _MAX_LATER = 5000
 """Chunks whose spans wait for processors to have room, beside those of one whole execution."""
 
 _MAX_CORRECTIONS = 20
+
+_MAX_TEXT = 16_384
+"""Characters kept of an error's message, and of a traceback: collectors refuse a batch that is
+larger than a few MB."""
 
 
 @dataclass(slots=True)
@@ -85,17 +89,18 @@ class ExecutionTraces:
         self._max_chunk_spans = max_chunk_spans
         self._capture = capture
         self._traces: dict[Any, _Trace] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may end a stream over its holder
         self._credit = _AT_ONCE
         self._credit_since = time.monotonic()
         # What an execution keeps for its end is released in one go.
         capacity = _MAX_LATER + max_chunk_spans
-        self._later = new_sender(self._write_later, capacity=capacity, batch_items=50, attempts=1)
+        self._later = new_sender(self._write_later, capacity=capacity, batch_items=1, attempts=1)
 
     def begin(self, execution_id: str, function: str) -> TraceLink | None:
         """Begin an execution's span, under the caller's; None where the SDK is disabled."""
         writer = self._writer
         began = time.time_ns()
+        function = encodable(function)
         common = {"amorsize.execution.id": execution_id, ATTRIBUTES["function"]: function}
         span = writer.tracer.start_span(f"execute {function}", attributes=common, start_time=began)
         span_context = span.get_span_context()
@@ -329,8 +334,7 @@ class ExecutionTraces:
         """Release the chunks that were waiting for this, and end the execution's span."""
         span, budget = trace.span, trace.budget
         try:
-            for record in budget.rest():
-                self._release(trace, record)
+            for_each(budget.rest(), lambda record: self._release(trace, record))
         finally:  # a processor of the application's may raise
             span.set_attributes(
                 {
@@ -369,7 +373,8 @@ def _identity_here() -> dict[str, Any]:
 def _failure_of(context: HookContext) -> tuple[str, str, str]:
     error = context.error
     kind = "Exception" if error is None else type(error).__name__
-    return kind, context.error_message or "", context.error_traceback or ""
+    message = encodable((context.error_message or "")[:_MAX_TEXT])
+    return kind, message, encodable((context.error_traceback or "")[-_MAX_TEXT:])
 
 
 def _event_name(context: HookContext) -> str:

@@ -8,8 +8,8 @@ place gives ids of its own, and what is written after a parent then follows it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -28,12 +28,16 @@ from amorsize.tracing import chunk_span_id
 
 CHUNK_NAME = "chunk"
 
+ItemT = TypeVar("ItemT")
+
 Scope = tuple[Any, ...]
 Event = tuple[str, int, Mapping[str, Any]]
 
 
 class SpanWriter:
-    """Writes spans that have ended; safe to use from several threads.
+    """Writes spans that have ended; safe to use from several threads, and from signal handlers.
+
+    What samplers and processors of the application's raise, writing raises, too.
 
     Args:
         provider: the application's tracer provider.
@@ -50,7 +54,6 @@ class SpanWriter:
         self._scope = scope
         self._tracers: dict[Any, trace.Tracer] = {}
         self._ids = _PresetIds()
-        self._lock = threading.Lock()
         self.tracer = provider.get_tracer(*scope)
         self.exact = hasattr(self.tracer, "id_generator")
 
@@ -78,26 +81,31 @@ class SpanWriter:
             kind, message, text = record.failure
             events.append(exception_event(kind, message, text, end))
             status = (StatusCode.ERROR.value, f"{kind}: {message}")
-        written = self.write(
-            CHUNK_NAME,
-            trace_id=execution.trace_id,
-            span_id=own_id,
-            parent=execution,
-            start=start,
-            end=end,
-            attributes=record.carried.get("attributes", {}) | record.attributes,
-            events=events,
-            status=status,
-            context=context,
-        )
-        known = {own_id: written}
-        # Outer spans end last, and are the first to be too many: what is inside stays in the tree.
-        adopting = written if record.carried.get("dropped") else None
-        # Parents begin first and end last; where clocks are coarse, when their children do.
-        parents_first = spans[::-1]
-        parents_first.sort(key=lambda span: span[5])
-        for span in parents_first:
-            self._write_user_span(span, execution, known, adopting, context)
+        known: dict[int, SpanContext] = {}
+        try:
+            known[own_id] = self.write(
+                CHUNK_NAME,
+                trace_id=execution.trace_id,
+                span_id=own_id,
+                parent=execution,
+                start=start,
+                end=end,
+                attributes=record.carried.get("attributes", {}) | record.attributes,
+                events=events,
+                status=status,
+                context=context,
+            )
+        finally:
+            # Outer spans end last, and are the first to be too many: what is inside stays in the
+            # tree.
+            adopting = known.get(own_id) if record.carried.get("dropped") else None
+            # Parents begin first and end last; where clocks are coarse, when their children do.
+            parents_first = spans[::-1]
+            parents_first.sort(key=lambda span: span[5])
+            for_each(
+                parents_first,
+                lambda span: self._write_user_span(span, execution, known, adopting, context),
+            )
         return 1 + len(spans)
 
     def _write_user_span(
@@ -167,18 +175,22 @@ class SpanWriter:
         around = trace.set_span_in_context(
             trace.INVALID_SPAN if parent is None else NonRecordingSpan(parent), around
         )
-        with self._lock:
-            self._ids.trace_id, self._ids.span_id = trace_id, span_id
-            span = self._tracer(scope or self._scope).start_span(
-                name, around, kind, attributes, links, start
-            )
+        tracer = self._tracer(scope or self._scope)
+        ids = self._ids
+        before = ids.trace_id, ids.span_id  # a signal handler may write a span amid another
+        ids.trace_id, ids.span_id = trace_id, span_id
+        try:
+            span = tracer.start_span(encodable(name), around, kind, attributes, links, start)
+        finally:
+            ids.trace_id, ids.span_id = before
         if span.is_recording():
             for event_name, timestamp, event_attributes in events:
                 span.add_event(event_name, event_attributes, timestamp)
             code, description = status
             if code:
                 is_error = code == StatusCode.ERROR.value
-                span.set_status(Status(StatusCode(code), description if is_error else None))
+                said = encodable(description) if is_error and description else None
+                span.set_status(Status(StatusCode(code), said))
         span.end(max(start, end))
         return span.get_span_context()
 
@@ -191,6 +203,23 @@ class SpanWriter:
                 tracer = _with_ids(tracer, self._ids)
             self._tracers[key] = tracer
         return tracer
+
+
+def for_each(items: Iterable[ItemT], write: Callable[[ItemT], object]) -> None:
+    """Write each, whatever becomes of the others; then raise the first failure, if any."""
+    failure: Exception | None = None
+    for item in items:
+        try:
+            write(item)
+        except Exception as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
+
+
+def encodable(text: str) -> str:
+    """Escape lone surrogates, as in names of files: OTLP cannot encode a batch that has one."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def exception_event(kind: str, message: str, text: str, timestamp: int) -> Event:
@@ -210,8 +239,8 @@ def _with_ids(tracer: Any, ids: _PresetIds) -> Any:
     return copied
 
 
-class _PresetIds:
-    """An SDK's id generator, by duck typing, that gives the ids it was told."""
+class _PresetIds(threading.local):
+    """An SDK's id generator, by duck typing, that gives the ids it was told on this thread."""
 
     trace_id = 0
     span_id = 0

@@ -61,7 +61,7 @@ class TotalsExporter(Exporter):
         with self._lock:
             run = self._run_of(context)
             labels = run.labels
-            self._user_numbers.add(labels, context.metadata)
+            self._add_user_numbers(labels, context)
             numbers.add(metrics.ITEMS_PROCESSED, labels, context.chunk_size or 0)
             numbers.observe(metrics.CHUNK_DURATION, labels, chunk_seconds, exemplar)
             queue_seconds = number(context.metadata.get("queue_time"))
@@ -79,7 +79,7 @@ class TotalsExporter(Exporter):
             labels = self._run_of(context).labels
             self._numbers.add(metrics.ERRORS, (*labels, self._error_label(name)), 1)
             self._numbers.add(metrics.ITEMS_FAILED, labels, failed_items)
-            self._user_numbers.add(labels, context.metadata)
+            self._add_user_numbers(labels, context)
 
     def on_worker_end(self, context: HookContext) -> None:
         with self._lock:
@@ -135,6 +135,12 @@ class TotalsExporter(Exporter):
         series[metrics.EXPORTER_ERRORS] = {(name,): each[1] for name, each in stats.items()}
         series[metrics.BUILD_INFO] = {(__version__, platform.python_version()): 1}
         return series
+
+    def _add_user_numbers(self, labels: Labels, context: HookContext) -> None:
+        self._user_numbers.add(labels, context.metadata)
+        dropped = context.metadata.get("user_metrics_dropped")
+        if dropped is not None:
+            self._numbers.add(metrics.USER_METRICS_DROPPED, labels, dropped)
 
     def _labels(self, context: HookContext) -> Labels:
         """Return function and executor of an execution in progress, as labels."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from amorsize.exporters.metrics import USER_METRICS_DROPPED, Kind, Metric
+from amorsize.exporters.metrics import Kind, Metric
 from amorsize.exporters.numbers import Histogram, Labels, Series, Value
 from amorsize.user_metrics import BUCKETS, UserMetric, UserMetrics, empty_metric, merge
 
@@ -32,7 +32,6 @@ class UserNumbers:
         self._totals: dict[str, dict[Labels, UserMetric]] = {}
         self._rows: dict[str, Metric] = {}
         self._explained: set[str] = set()
-        self._dropped: dict[Labels, float] = {}
 
     def add(self, labels: Labels, metadata: Mapping[str, Any]) -> None:
         """Add what came with an event, if anything did.
@@ -41,8 +40,6 @@ class UserNumbers:
             labels: function and executor.
             metadata: that of the event.
         """
-        if (dropped := metadata.get("user_metrics_dropped")) is not None:
-            self._dropped[labels] = self._dropped.get(labels, 0) + dropped
         shares: UserMetrics | None = metadata.get("user_metrics")
         if shares is None:
             return
@@ -57,8 +54,6 @@ class UserNumbers:
                 self._rows[name] = _row(name, Kind(share["kind"]), help_text)
                 if help_text:
                     self._explained.add(name)
-        if not self._dropped:
-            self._dropped[labels] = 0
 
     def rows(self) -> list[Metric]:
         """List the rows so far."""
@@ -66,13 +61,10 @@ class UserNumbers:
 
     def copy(self) -> Series:
         """Copy everything, as rows and series."""
-        series: Series = {
+        return {
             self._rows[name]: {labels: _value(total) for labels, total in totals.items()}
             for name, totals in self._totals.items()
         }
-        if self._dropped:
-            series[USER_METRICS_DROPPED] = dict(self._dropped)
-        return series
 
 
 def _row(name: str, kind: Kind, help_text: str | None) -> Metric:

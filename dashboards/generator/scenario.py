@@ -18,7 +18,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import amorsize
-import amorsize.backends.process_pool  # before several threads import it at once
 from amorsize import HookContext, HookEvent, HookManager
 from amorsize.exporters import Exporter, RefusedError
 

@@ -8,11 +8,18 @@ from typing import Any
 import pytest
 from opentelemetry import baggage, trace
 from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, DEFAULT_ON
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    DEFAULT_ON,
+    Decision,
+    SamplingResult,
+    StaticSampler,
+)
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
 
 from amorsize.chunk_trace import pack_span
@@ -344,3 +351,67 @@ def test_several_threads_do_not_mix_up_ids() -> None:
     assert len(written.spans) == 800
     for span in written.spans:
         assert int(span.name) == span.context.trace_id == span.context.span_id
+
+
+def test_a_span_that_is_written_amid_another_does_not_mix_up_ids() -> None:
+    """As a signal handler does that ends a stream; nothing waits for the other."""
+    others = iter([2, 3])
+
+    class Interrupted(StaticSampler):
+        def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:
+            for number in others:
+                write(number)
+            return super().should_sample(*args, **kwargs)
+
+    written = Written(sampler=Interrupted(Decision.RECORD_AND_SAMPLE))
+
+    def write(number: int) -> None:
+        written.writer.write(
+            str(number),
+            trace_id=number,
+            span_id=number,
+            parent=None,
+            start=1,
+            end=2,
+            attributes={},
+        )
+
+    thread = threading.Thread(target=write, args=(1,), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert sorted(span.name for span in written.spans) == ["1", "2", "3"]
+    for span in written.spans:
+        assert int(span.name) == span.context.trace_id == span.context.span_id
+
+
+@pytest.mark.parametrize("broken", ["chunk", "a"])
+def test_one_span_that_a_processor_chokes_on_takes_no_other_along(broken: str) -> None:
+    """What it raised is raised when all have been written."""
+
+    class Choking(SpanProcessor):
+        def on_start(self, span: Any, parent_context: Context | None = None) -> None:
+            if span.name == broken:
+                raise LookupError(broken)
+
+    written = Written()
+    written.provider.add_span_processor(Choking())
+    own = chunk_span_id(0x77, 0)
+    spans = [packed(name, number, own) for number, name in enumerate("abc", 1)]
+    with pytest.raises(LookupError, match=broken):
+        written.writer.write_chunk(record(spans=spans), EXECUTION, None)
+    assert {span.name for span in written.spans} == {"chunk", "a", "b", "c"} - {broken}
+    assert {parent_id(span) for span in written.spans} <= {own, 0x77}
+
+
+def test_names_and_errors_that_are_no_unicode_can_be_sent() -> None:
+    """A lone surrogate, as in the name of a file, would take its whole batch with it."""
+    written = Written()
+    failure = ("ValueError", "no \udcff", "Traceback: no \udcff")
+    spans = [packed("open \udcff", 9, chunk_span_id(0x77, 0), status=(2, "no \udcff"))]
+    written.writer.write_chunk(record(spans=spans, failure=failure), EXECUTION, None)
+    assert encode_spans(written.spans).SerializeToString()
+    assert {span.name for span in written.spans} == {"chunk", "open \\udcff"}
+    assert {span.status.description for span in written.spans} == {
+        "ValueError: no \\udcff",
+        "no \\udcff",
+    }

@@ -253,3 +253,28 @@ def test_a_forked_child_executes_with_workers_of_its_own() -> None:
     assert set(amorsize.execute(lambda _: os.getpid(), range(4), executor="process", n_jobs=2)) <= (
         ours
     )
+
+
+def test_first_executions_on_several_threads_start_the_engine_once() -> None:
+    """None of them trips over a module that another one is still importing."""
+    script = """if True:
+        import threading
+        import amorsize
+        begin, results = threading.Barrier(8), []
+
+        def run(item):
+            begin.wait(30)
+            results.append(amorsize.execute(abs, [-item], executor="process", n_jobs=1))
+
+        threads = [threading.Thread(target=run, args=(item,)) for item in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        print(sorted(results))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
+    assert done.stderr == ""
+    assert done.stdout == f"{[[item] for item in range(8)]}\n"

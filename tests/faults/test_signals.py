@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import amorsize
-from amorsize import HookEvent, HookManager, termination
+from amorsize import HookContext, HookEvent, HookManager, reporting, termination
 from amorsize.testing import RecordingHook, assert_contract
 
 TELLING = ("amorsize.reporting", "amorsize.hooks.manager")
@@ -35,8 +35,14 @@ def trace_lines(modules: tuple[str, ...], at_line: Callable[[int, FrameType], No
     return enter
 
 
+def refuse(item: int) -> None:
+    raise LookupError(f"no {item}")
+
+
 def run(
-    modules: tuple[str, ...], at_line: Callable[[int, FrameType], None]
+    modules: tuple[str, ...],
+    at_line: Callable[[int, FrameType], None],
+    function: Callable[[int], Any] = abs,
 ) -> tuple[Any, RecordingHook]:
     hooks = HookManager()
     recorder = RecordingHook().attach(hooks)
@@ -44,32 +50,37 @@ def run(
     before = sys.gettrace()
     sys.settrace(trace_lines(modules, at_line))
     try:
-        ended = amorsize.execute(abs, [-1, -2, -3], executor="serial", chunksize=1, hooks=hooks)
-    except KeyboardInterrupt as error:
+        ended = amorsize.execute(
+            function, [-1, -2, -3], executor="serial", chunksize=1, hooks=hooks
+        )
+    except (KeyboardInterrupt, LookupError) as error:
         ended = error
     finally:
         sys.settrace(before)
     return ended, recorder
 
 
-def count_lines(modules: tuple[str, ...]) -> int:
+def count_lines(modules: tuple[str, ...], function: Callable[[int], Any]) -> int:
     lines: list[int] = []
-    results, _ = run(modules, lambda line, _: lines.append(line))
-    assert results == [1, 2, 3]
+    ended, _ = run(modules, lambda line, _: lines.append(line), function)
+    assert ended == [1, 2, 3] or isinstance(ended, LookupError)
     return len(lines)
 
 
+@pytest.mark.parametrize("function", [abs, refuse], ids=["going well", "failing"])
 @pytest.mark.parametrize("modules", [TELLING, RUNNING], ids=["telling", "running"])
 def test_ctrl_c_at_any_line_keeps_the_contract(
-    modules: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    modules: tuple[str, ...],
+    function: Callable[[int], Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is raised, and until then every event agrees with every other."""
+    """It is raised, also by a run that fails just then; until then all events agree."""
     interrupted: list[FrameType] = []
     is_telling = termination._is_telling
     # The handler is called in the trace function's frame; that of the line is meant.
     monkeypatch.setattr(termination, "_is_telling", lambda _: is_telling(interrupted.pop()))
-    lines = count_lines(modules)
-    assert lines > 100
+    lines = count_lines(modules, function)
+    assert lines > 50
     for line in range(lines):
 
         def press(now: int, frame: FrameType, line: int = line) -> None:
@@ -78,7 +89,7 @@ def test_ctrl_c_at_any_line_keeps_the_contract(
                 interrupted.append(frame)
                 signal.raise_signal(signal.SIGINT)
 
-        ended, recorder = run(modules, press)
+        ended, recorder = run(modules, press, function)
         assert isinstance(ended, KeyboardInterrupt), f"line {line}: {ended!r}"
         if not recorder.contexts:
             continue  # it came before anything was told
@@ -87,3 +98,53 @@ def test_ctrl_c_at_any_line_keeps_the_contract(
         except AssertionError as broken:
             pytest.fail(f"line {line} of {lines}: {broken}")
         assert recorder.of(HookEvent.POST_EXECUTE)
+
+
+@pytest.mark.parametrize(
+    "also", [None, signal.SIGINT], ids=["the run fails", "Ctrl-C comes behind it"]
+)
+def test_sigterm_ends_the_process_whatever_else_the_run_ends_with(
+    also: signal.Signals | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came while something was told, which it did not interrupt."""
+    ended: list[bool] = []
+    monkeypatch.setattr(termination, "_end_by_signal", lambda: ended.append(True))
+    monkeypatch.setattr(termination, "_is_telling", lambda _: True)
+    hooks = HookManager()
+
+    def ask(context: HookContext) -> None:
+        registration.close()
+        signal.raise_signal(signal.SIGTERM)
+        if also is not None:
+            signal.raise_signal(also)
+
+    registration = hooks.register(HookEvent.ON_ERROR, ask)
+    with pytest.raises(termination.Terminated):
+        amorsize.execute(refuse, [1], executor="serial", hooks=hooks)
+    assert ended == [True]
+
+
+def test_ctrl_c_in_a_nested_run_is_raised_where_that_ends() -> None:
+    """And not only where the run around it looks for signals again."""
+    hooks = HookManager()
+    went_on: list[int] = []
+
+    def at_the_end(frame: FrameType, event: str, argument: object) -> None:
+        if frame.f_code is reporting.Reporter.post_execute.__code__:
+            sys.settrace(None)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(termination, "_is_telling", lambda _: True)
+                signal.raise_signal(signal.SIGINT)
+
+    def nest(item: int) -> None:
+        before = sys.gettrace()
+        sys.settrace(at_the_end)
+        try:
+            amorsize.execute(abs, [item], executor="serial", hooks=hooks)
+        finally:
+            sys.settrace(before)
+        went_on.append(item)
+
+    with pytest.raises(KeyboardInterrupt):
+        amorsize.execute(nest, [1], executor="serial", chunksize=1)
+    assert went_on == []
