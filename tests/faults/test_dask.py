@@ -345,6 +345,35 @@ def test_workers_that_come_and_go_are_started_and_ended(
     ]
 
 
+def test_an_adaptive_cluster_grows_for_a_run(hooks: HookManager, recorder: RecordingHook) -> None:
+    """From no worker at all to as many as the run has work for."""
+
+    def until_two() -> Iterator[int]:
+        at = 0
+        deadline = time.monotonic() + 30
+        while len(recorder.of(HookEvent.ON_WORKER_START)) < 2 and time.monotonic() < deadline:
+            yield at
+            at += 1
+
+    def slow(x: int) -> int:
+        time.sleep(0.02)
+        return -x
+
+    with (
+        distributed.LocalCluster(**LOCAL_CLUSTER | {"n_workers": 0}) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        cluster.adapt(minimum=0, maximum=2, interval="50ms", target_duration="10ms")
+        results = amorsize.execute(
+            slow, until_two(), executor=client, n_jobs=4, chunksize=1, hooks=hooks
+        )
+    assert results == [-x for x in range(len(results))]
+    assert_contract(recorder.contexts)
+    names = [s.metadata["worker_name"] for s in recorder.of(HookEvent.ON_WORKER_START)]
+    assert len(set(names)) == 2
+    assert recorder.of(HookEvent.ON_ERROR) == []
+
+
 def test_a_cluster_of_threads_in_this_process(hooks: HookManager, recorder: RecordingHook) -> None:
     """Its workers are this process, which stays what it is."""
     with (
