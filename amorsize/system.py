@@ -97,7 +97,7 @@ def _usable(cores: int, quota: float | None) -> int:
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
 
-_cores_lock = threading.Lock()
+_cores_lock = threading.RLock()  # a signal handler may end a stream over its holder
 _cores_cache: dict[tuple[Path, frozenset[int]], tuple[float, SystemFacts]] = {}
 
 
@@ -362,7 +362,7 @@ class StartupCosts:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # likewise
         self._scales: dict[str, float] = {}
 
     def model(self, engine: str) -> StartupModel:

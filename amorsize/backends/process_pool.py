@@ -224,7 +224,7 @@ class WorkerPool:
     """The warm workers of this process."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may end a stream over its holder
         self._idle: list[WorkerProcess] = []
         self._members: list[Membership] = []
         self._reaper: threading.Timer | None = None

@@ -65,6 +65,7 @@ class Exporter:
         self._active = not in_child_process()
         self._closed = False
         self._managers: tuple[HookManager, ...] = ()
+        self._last = threading.local()
         self._senders: tuple[Sender[Any], ...] = ()
         self._hooks = {
             event: self._while_active(getattr(self, event.value))
@@ -242,10 +243,15 @@ class Exporter:
         # Managers other than the default one keep their hooks in a forked child.
         @functools.wraps(method)
         def hook(context: HookContext) -> None:
-            if self._active:
+            if self._active and not (len(self._managers) > 1 and self._was_told(context)):
                 method(context)
 
         return hook
+
+    def _was_told(self, context: HookContext) -> bool:
+        """Whether this very event came already, by another manager of the same execution."""
+        last, self._last.context = getattr(self._last, "context", None), context
+        return last is context
 
 
 ExporterT = TypeVar("ExporterT", bound=Exporter)

@@ -350,7 +350,7 @@ class BoundedLabel:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may end a stream over its holder
         self._known: dict[str, str] = {}
 
     def __call__(self, name: object) -> str:

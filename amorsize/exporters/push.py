@@ -166,7 +166,7 @@ class Interval:
         self._act = act
         self._reason = threading.Event()
         self._closing = threading.Event()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # likewise
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:

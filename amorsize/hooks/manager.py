@@ -83,7 +83,7 @@ class HookManager:
 
     def __init__(self, *, verbose: bool = False) -> None:
         self.verbose = verbose
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may end a stream over its holder
         # Dispatch reads a tuple that registration replaces: nothing is copied or locked there.
         self._hooks: dict[HookEvent, tuple[Hook, ...]] = dict.fromkeys(HookEvent, ())
         self._calls: dict[HookEvent, int] = dict.fromkeys(HookEvent, 0)

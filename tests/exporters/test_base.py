@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import amorsize
 from amorsize.errors import ExporterError
 from amorsize.exporters import Exporter
 from amorsize.exporters.base import enable_once, in_child_process
@@ -200,3 +201,26 @@ def test_it_is_inert_in_amorsizes_own_workers(manager, monkeypatch):
         assert not recorder.active
         assert not manager.has_hooks()
         assert repr(recorder) == "<Recorder (inert in a child process)>"
+
+
+def test_one_that_is_attached_to_both_managers_of_a_run_hears_each_event_once(mode: str) -> None:
+    """That of the process, and that of the call."""
+    told: list[HookContext] = []
+
+    class Listening(Exporter):
+        def on_chunk_complete(self, context: HookContext) -> None:
+            told.append(context)
+
+        def post_execute(self, context: HookContext) -> None:
+            told.append(context)
+
+    own = HookManager()
+    with Listening().attach().attach(own):
+        amorsize.execute(abs, range(6), executor=mode, chunksize=2, hooks=own)
+        amorsize.execute(abs, range(2), executor=mode, chunksize=2)
+    assert [context.event.value for context in told] == [
+        *["on_chunk_complete"] * 3,
+        "post_execute",
+        "on_chunk_complete",
+        "post_execute",
+    ]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 import pytest
 
 import amorsize
-from amorsize import HookContext, HookEvent, HookManager, reporting, termination
+from amorsize import HookContext, HookEvent, HookManager, reporting, system, termination
+from amorsize.backends.process_pool import pool
+from amorsize.exporters.prometheus import PrometheusExporter
 from amorsize.testing import RecordingHook, assert_contract
 
 TELLING = ("amorsize.reporting", "amorsize.hooks.manager")
@@ -148,3 +151,33 @@ def test_ctrl_c_in_a_nested_run_is_raised_where_that_ends() -> None:
     with pytest.raises(KeyboardInterrupt):
         amorsize.execute(nest, [1], executor="serial", chunksize=1)
     assert went_on == []
+
+
+def test_a_stream_is_ended_over_any_lock_that_its_ender_holds() -> None:
+    """As a signal handler does, in the middle of whatever the main thread is at."""
+    blocked = threading.Event()
+
+    def source() -> Iterator[int]:
+        yield 1
+        blocked.wait(60)
+
+    hooks = HookManager()
+    recorder = RecordingHook().attach(hooks)
+    exporter = PrometheusExporter(port=0).attach(hooks)
+    stream: Any = amorsize.stream(
+        abs, source(), executor="process", n_jobs=1, chunksize=1, hooks=hooks
+    )
+    assert next(stream) == 1
+
+    def end() -> None:
+        with hooks._lock, pool._lock, system._cores_lock, system.STARTUP._lock, exporter._lock:
+            stream.close()
+
+    ender = threading.Thread(target=end, daemon=True)
+    ender.start()
+    ender.join(30)
+    blocked.set()
+    assert not ender.is_alive()
+    exporter.close()
+    assert_contract(recorder.contexts)
+    assert recorder.of(HookEvent.POST_EXECUTE)
