@@ -11,9 +11,12 @@ from amorsize import HookManager, get_default_manager, shutdown, user_metrics
 from amorsize.testing import RecordingHook
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def engines() -> Iterator[Engines]:
-    """The engines of others; what it costs to start them is paid once."""
+    """The engines of others; what it costs to start them is paid once a module.
+
+    Not once a session: other tests count the children and descriptors of this process.
+    """
     engines = Engines()
     yield engines
     engines.close()
