@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from amorsize.engine import Engine, resolve
 from amorsize.errors import InvalidTypeError, InvalidValueError
-
-EXECUTORS = ("serial", "thread", "process")
 
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
     """The checked arguments: integers are ``int`` and durations are ``float``."""
 
+    engine: Engine | None
     sample_size: int
     target_chunk_duration: float
     n_jobs: int | None
@@ -43,7 +43,9 @@ def validate(
 
     Raises:
         InvalidTypeError: an argument has the wrong type.
-        InvalidValueError: an argument is out of its range, or the executor has no known name.
+        InvalidValueError: an argument is out of its range, or the executor has no known name,
+            or is ``"dask"`` without a client.
+        MissingExtraError: the executor is ``"dask"``, which is not installed.
 
     >>> validate(abs, [1], sample_size=5, target_chunk_duration=1, n_jobs=2, chunksize=None,
     ...          executor="thread").target_chunk_duration
@@ -66,8 +68,8 @@ def validate(
             f"data is {_shown(data)}, which cannot be iterated; "
             "give a list, a generator or any other iterable of items."
         )
-    check_executor(executor)
     return Arguments(
+        engine=resolve(executor),
         sample_size=check_count("sample_size", sample_size, "the items to try first"),
         target_chunk_duration=check_seconds("target_chunk_duration", target_chunk_duration),
         n_jobs=None if n_jobs is None else check_count("n_jobs", n_jobs, "a number of workers"),
@@ -117,22 +119,6 @@ def check_seconds(name: str, value: Any, *, zero: bool = False) -> float:
     if not math.isfinite(seconds) or seconds < 0 or (seconds == 0 and not zero):
         raise InvalidValueError(f"{name} is {seconds}; give a finite number of seconds, {bound}.")
     return seconds
-
-
-def check_executor(executor: Any) -> None:
-    """Refuse what is neither None nor a known name."""
-    known = ", ".join(repr(name) for name in EXECUTORS)
-    if executor is None or executor in EXECUTORS:
-        return
-    if isinstance(executor, str):
-        raise InvalidValueError(
-            f"executor is {executor!r}, a name that is not known; give one of {known}, "
-            "or None to have it chosen."
-        )
-    raise InvalidTypeError(
-        f"executor is {_shown(executor)}, which cannot be used; give one of {known}, "
-        "or None to have it chosen."
-    )
 
 
 def known_length(data: Iterable[Any]) -> int | None:

@@ -15,9 +15,16 @@ from typing import Any
 from amorsize import environment, optimizer
 from amorsize.arguments import check_seconds, check_switch, known_length, validate
 from amorsize.backends.base import Task
-from amorsize.chunking import MAX_CHUNK_ITEMS, ChunkSizer, Input
+from amorsize.chunking import (
+    MAX_CHUNK_ITEMS,
+    SHORTEST_CHUNK_SECONDS,
+    ChunkSizer,
+    Input,
+    chunk_seconds,
+)
 from amorsize.collecting import Collect
-from amorsize.errors import InvalidTypeError
+from amorsize.engine import Engine
+from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.hooks.manager import HookManager, get_default_manager
 from amorsize.optimizer import OptimizationResult
 from amorsize.plan import Plan, Sampled, TimeLimits
@@ -48,7 +55,7 @@ class Call:
         hooks: HookManager | None,
         n_jobs: int | None,
         chunksize: int | None,
-        executor: str | None,
+        executor: Any,
         sample_size: int,
         target_chunk_duration: float,
         progress: bool,
@@ -80,13 +87,19 @@ class Call:
         for limit, seconds in (("timeout", timeout), ("item_timeout", item_timeout)):
             if seconds is not None:
                 check_seconds(limit, seconds)
+        if item_timeout is not None and checked.engine is not None and checked.engine.lent:
+            raise InvalidValueError(
+                "item_timeout needs workers that can be ended, which those of an executor that "
+                "was passed, and of Dask, cannot; give timeout= for the whole run, or "
+                "executor='process' (or 'thread')."
+            )
         environment.apply()
         self._func = func
         self._data = data
         self._hooks = hooks
         self._n_jobs = checked.n_jobs
         self._chunksize = checked.chunksize
-        self._executor = executor
+        self._engine = checked.engine
         self._sample_size = checked.sample_size
         self._target_chunk_duration = checked.target_chunk_duration
         self._progress_interval = progress_interval
@@ -114,11 +127,12 @@ class Call:
 
     def prepare(self, sink: Sink, *, interruptible: bool) -> Run:
         """Make the plan, which may run the first items, and the run."""
-        executor = self._executor
+        engine = self._engine
         allowed = engines_here()
-        if executor == "process" and executor not in allowed:
-            executor = "serial"
-            _say_nested()
+        if engine is not None and engine.type in ("process", "dask") and "process" not in allowed:
+            # And a task that waits for tasks, in a cluster of such tasks, may wait for ever.
+            _say_nested(engine.type)
+            engine = Engine("serial")
         managers = self._managers()
         reporter = Reporter(
             managers,
@@ -137,7 +151,7 @@ class Call:
             total,
             n_jobs=self._n_jobs,
             chunksize=self._chunksize,
-            executor=executor,
+            executor=engine,
             allowed=allowed,
             sample_size=self._sample_size,
             target_chunk_duration=self._target_chunk_duration,
@@ -158,17 +172,20 @@ class Call:
             source.exhausted = sample.exhausted
             if isinstance(sample.input_error, Exception):
                 source.exhausted, source.error = True, sample.input_error
+        if engine is None:
+            engine = Engine(self.result.executor_type)
         plan = Plan(
-            executor_type=self.result.executor_type,
+            engine=engine,
             n_jobs=self.result.n_jobs,
             chunksize=self.result.chunksize,
             estimated_speedup=self.result.estimated_speedup,
+            n_jobs_named=self._n_jobs is not None,
             interruptible=interruptible,
         )
         limit = MAX_CHUNK_ITEMS
         if isinstance(sink, StreamBuffer):
             limit = _STREAM_CHUNK_ITEMS
-        elif sequence is not None and plan.executor_type == "serial":
+        elif sequence is not None and engine.type == "serial":
             limit = _SERIAL_CHUNK_ITEMS
         self.run = Run(
             task=Task(
@@ -184,9 +201,10 @@ class Call:
             sizer=ChunkSizer(
                 fixed=self._chunksize,
                 first=plan.chunksize,
-                target_seconds=self._target_chunk_duration,
+                target_seconds=chunk_seconds(engine.type, plan.n_jobs, self._target_chunk_duration),
                 n_jobs=plan.n_jobs,
                 limit=limit,
+                shortest_seconds=SHORTEST_CHUNK_SECONDS.get(engine.type, 0.002),
             ),
             sink=sink,
             reporter=reporter,
@@ -254,10 +272,11 @@ def _name_of(func: Callable[..., Any]) -> str:
 
 
 @cache
-def _say_nested() -> None:  # once a process, not once an item
+def _say_nested(engine: str) -> None:  # once a process, not once an item
     logger.warning(
-        "execute() was called inside a worker process: executor='process' runs serially there. "
-        "Name 'serial' or 'thread', or leave the choice open."
+        "execute() was called inside a worker process: executor='%s' runs serially there. "
+        "Name 'serial' or 'thread', or leave the choice open.",
+        engine,
     )
 
 

@@ -12,7 +12,7 @@ import os
 import time
 import traceback
 from collections.abc import Iterable, Mapping
-from contextvars import Token
+from contextvars import ContextVar, Token
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +131,20 @@ def use_in_worker(link: TraceLink, provider_at_start: Any) -> None:
         worker_provider.also_capture(provider_at_start)
 
 
+class _Spans:
+    """Spans that ended in the chunks of one thread: a worker of Dask may have several."""
+
+    __slots__ = ("dropped", "ended", "most")
+
+    def __init__(self) -> None:
+        self.ended: list[tuple[Any, ...]] = []
+        self.dropped = 0
+        self.most = 0
+
+
+_spans: ContextVar[_Spans | None] = ContextVar("amorsize_spans", default=None)
+
+
 class WorkerProvider(trace.TracerProvider):
     """Keeps spans that end in this worker process until their chunk goes home.
 
@@ -140,9 +154,7 @@ class WorkerProvider(trace.TracerProvider):
 
     def __init__(self) -> None:
         self._sdk: trace.TracerProvider | None = None
-        self._spans: list[tuple[Any, ...]] = []
-        self._dropped = 0
-        self._max_spans = 0
+        self._latest = _Spans()
         self._also: Any = None
 
     def get_tracer(
@@ -161,25 +173,32 @@ class WorkerProvider(trace.TracerProvider):
 
     def begin(self, link: TraceLink) -> None:
         """A chunk begins: so many spans may ride home with it."""
+        spans = _spans.get()
+        if spans is None:
+            _spans.set(spans := _Spans())
+        self._latest = spans
         # What ended between two chunks rides with the next one, if that is of the same trace.
-        self._spans = [span for span in self._spans if span[2] == link.trace_id]
-        self._dropped = 0
-        self._max_spans = link.max_spans if link.sampled else 0
+        spans.ended = [span for span in spans.ended if span[2] == link.trace_id]
+        spans.dropped = 0
+        spans.most = link.max_spans if link.sampled else 0
 
     def take(self) -> tuple[list[tuple[Any, ...]], int]:
         """Return the spans that ended since the last time, and how many were too many."""
-        spans, self._spans = self._spans, []
-        dropped, self._dropped = self._dropped, 0
-        return spans, dropped
+        spans = _spans.get() or self._latest
+        ended, spans.ended = spans.ended, []
+        dropped, spans.dropped = spans.dropped, 0
+        return ended, dropped
 
     def keep(self, span: ReadableSpan) -> None:
         context = span.get_span_context()
         if context is None or not context.trace_flags.sampled:
             return
-        if len(self._spans) >= self._max_spans:
-            self._dropped += 1
+        # A thread that the function started without its context counts to the latest chunk.
+        spans = _spans.get() or self._latest
+        if len(spans.ended) >= spans.most:
+            spans.dropped += 1
             return
-        self._spans.append(pack_span(span))
+        spans.ended.append(pack_span(span))
 
     def also_capture(self, provider: Any) -> None:
         """Keep the spans of an SDK's provider as well."""

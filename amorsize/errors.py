@@ -10,6 +10,7 @@
     │   └── PortInUseError (OSError)          its port is taken
     ├── ExecutionError (RuntimeError)         a run failed for a reason outside the user's function
     │   ├── WorkerDiedError                   a worker process was killed, or exited
+    │   ├── ExecutorBrokenError               the executor that was passed takes no more work
     │   ├── TransportError                    something cannot be pickled, or unpickled
     │   │   └── UnpicklableItemError          an item of the input
     │   ├── ExecutionCancelledError           the consumer of a stream went away
@@ -29,6 +30,10 @@ import signal
 
 class AmorsizeError(Exception):
     """The base of every exception that amorsize itself raises."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Said here, because Dask pickles otherwise what only builtin classes say something of.
+        return type(self), self.args, vars(self) or None
 
 
 class InvalidValueError(AmorsizeError, ValueError):
@@ -71,7 +76,7 @@ class WorkerDiedError(ExecutionError):
     """A worker process was killed, or exited, while it had work.
 
     Attributes:
-        pid: the process id of the worker.
+        pid: the process id of the worker; 0 when it died before it told (with Dask).
         exit_code: its exit code; negative for a signal, as in ``subprocess``.
         chunk_id: the chunk in flight, or None when there was none.
         item_index: the index in the input of the item in flight, or None when unknown.
@@ -94,8 +99,9 @@ class WorkerDiedError(ExecutionError):
         lost = " The kernel does so when memory is short." if exit_code == -9 else ""
         if chunk_id is not None:
             lost += " Its results of that chunk are lost."
+        who = f"worker process {pid}" if pid else "a worker process"
         super().__init__(
-            f"worker process {pid} {describe_exit(exit_code)}{where}"
+            f"{who} {describe_exit(exit_code)}{where}"
             f"{' (' + detail + ')' if detail else ''}.{lost}{' ' + hint if hint else ''}"
         )
         self.pid = pid
@@ -114,6 +120,13 @@ class WorkerDiedError(ExecutionError):
             self.detail,
             self.hint,
         )
+
+
+class ExecutorBrokenError(ExecutionError):
+    """The executor that was passed broke, or was shut down, during the run or before it.
+
+    What it raised is the ``__cause__``.
+    """
 
 
 class TransportError(ExecutionError):

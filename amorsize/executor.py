@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from amorsize import termination
 from amorsize.call import Call
@@ -12,6 +12,9 @@ from amorsize.driving import Driver, require_order
 from amorsize.hooks.manager import HookManager
 from amorsize.optimizer import OptimizationResult
 from amorsize.sinks import Collector, StreamBuffer
+
+if TYPE_CHECKING:
+    from amorsize.engine import AnyExecutor
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,7 +28,7 @@ def execute(
     hooks: HookManager | None = ...,
     n_jobs: int | None = ...,
     chunksize: int | None = ...,
-    executor: str | None = ...,
+    executor: AnyExecutor = ...,
     sample_size: int = ...,
     target_chunk_duration: float = ...,
     progress: bool = ...,
@@ -45,7 +48,7 @@ def execute(
     hooks: HookManager | None = ...,
     n_jobs: int | None = ...,
     chunksize: int | None = ...,
-    executor: str | None = ...,
+    executor: AnyExecutor = ...,
     sample_size: int = ...,
     target_chunk_duration: float = ...,
     progress: bool = ...,
@@ -64,7 +67,7 @@ def execute(
     hooks: HookManager | None = None,
     n_jobs: int | None = None,
     chunksize: int | None = None,
-    executor: str | None = None,
+    executor: AnyExecutor = None,
     sample_size: int = 5,
     target_chunk_duration: float = 0.2,
     progress: bool = False,
@@ -86,8 +89,10 @@ def execute(
             calling thread, one at a time.
         n_jobs: workers; None to choose.
         chunksize: items a chunk; None to choose, and to correct while running.
-        executor: ``"serial"``, ``"thread"`` or ``"process"``; None to choose. Only with None are
-            the first items run in this process, to measure them; their results are used.
+        executor: ``"serial"``, ``"thread"``, ``"process"``; ``"dask"`` (the current client) or a
+            Dask client; any ``concurrent.futures.Executor``, which is never shut down; None to
+            choose. Only with None are the first items run in this process, to measure them;
+            their results are used.
         sample_size: items to measure at most.
         target_chunk_duration: seconds that a chunk is to take.
         progress: show a progress bar on stderr (needs ``amorsize[progress]``).
@@ -96,7 +101,8 @@ def execute(
             item that was in a dead worker's chunk may then run once more.
         timeout: seconds for the whole run, from this call; None for no limit.
         item_timeout: seconds for each item; None for no limit. A worker process is ended and
-            replaced; a thread cannot be stopped and is left behind.
+            replaced; a thread cannot be stopped and is left behind. Not with Dask or an executor
+            of yours.
         name: what the events call the function; None for its qualified name.
         verbose: explain the choice on stderr.
         return_optimization_result: return ``(results, OptimizationResult)``.
@@ -107,6 +113,7 @@ def execute(
     Raises:
         InvalidValueError, InvalidTypeError: an argument is not allowed; nothing has run.
         WorkerDiedError: a worker process was killed, or exited.
+        ExecutorBrokenError: the executor that was passed takes no more work.
         TransportError: the function, an item or a result does not pickle.
         ExecutionTimeoutError, ItemTimeoutError: a time limit was passed.
         Exception: whatever ``func`` raised first, as it was raised.
@@ -153,7 +160,7 @@ def stream(
     hooks: HookManager | None = None,
     n_jobs: int | None = None,
     chunksize: int | None = None,
-    executor: str | None = None,
+    executor: AnyExecutor = None,
     sample_size: int = 5,
     target_chunk_duration: float = 0.2,
     progress: bool = False,

@@ -22,6 +22,7 @@ from typing import Any
 from amorsize import cost
 from amorsize.arguments import known_length, validate
 from amorsize.collecting import ChunkCollector
+from amorsize.engine import Engine, resolve
 from amorsize.explanation import Details, details_of, render, say_reason, say_warnings
 from amorsize.sampling import Clocks, Sample, draw_sample, extend_sample, measure_payload
 from amorsize.system import (
@@ -55,7 +56,8 @@ class OptimizationResult:
     Attributes:
         n_jobs: workers.
         chunksize: items of a chunk.
-        executor_type: ``serial``, ``thread`` or ``process``.
+        executor_type: ``serial``, ``thread``, ``process``, ``dask`` or ``custom`` (any other
+            executor).
         estimated_speedup: predicted, over a serial run; 1.0 for a serial run.
         reason: why, in a sentence.
         warnings: what you may want to change.
@@ -127,8 +129,8 @@ def optimize(
         target_chunk_duration: seconds that a chunk should last.
         n_jobs: workers; None to choose.
         chunksize: items of a chunk; None to choose.
-        executor: ``"serial"``, ``"thread"`` or ``"process"``; None to choose. With one named,
-            nothing is sampled.
+        executor: ``"serial"``, ``"thread"``, ``"process"``, ``"dask"``, a Dask client or any
+            ``concurrent.futures.Executor``; None to choose. With one named, nothing is sampled.
         verbose: write the explanation to stderr.
 
     Returns:
@@ -216,10 +218,11 @@ def choose(
         The result, and the sample: None where none was taken, because the executor was named or
         one worker was asked for. Nothing that ``func`` or the iterator raised leaves here.
     """
-    if executor is not None or n_jobs == 1:
-        named = "serial" if executor is None else executor
+    engine = resolve(executor)
+    if engine is not None or n_jobs == 1:
+        named = Engine("serial") if engine is None else engine
         result = _named(named, total, n_jobs, chunksize, system)
-        if executor is None:
+        if engine is None:
             result.reason = "Serial, because one worker was asked for."
         _tell(result, verbose)
         return result, None
@@ -398,7 +401,7 @@ class _Chooser:
 
 
 def _named(
-    executor: str,
+    engine: Engine,
     total: int | None,
     n_jobs: int | None,
     chunksize: int | None,
@@ -406,27 +409,45 @@ def _named(
 ) -> OptimizationResult:
     """The executor is the caller's: only what he left open is filled in, and nothing is sampled."""
     warnings = []
-    cores = (system or read_system(memory=False)).usable_cores if executor != "serial" else 1
-    if executor == "serial":
+    named = engine.type
+    ours = named in ENGINES or (engine.workers is None and n_jobs is None)
+    cores = (system or read_system(memory=False)).usable_cores if ours else 1
+    if named == "serial":
         if n_jobs is not None and n_jobs > 1:
             warnings.append(f"A serial run has one worker: n_jobs={n_jobs} has no effect.")
         jobs = 1
+    elif named == "custom" and engine.workers is not None:
+        if n_jobs is not None and n_jobs > engine.workers:
+            warnings.append(
+                f"The executor has {engine.workers} workers: n_jobs={n_jobs} has no effect."
+            )
+        jobs = min(n_jobs or engine.workers, engine.workers)
     elif n_jobs is not None:
-        jobs = n_jobs
-    elif executor == "thread":
+        jobs = n_jobs  # of Dask, also threads that are still to come
+    elif named == "thread":
         jobs = min(cost.MAX_THREADS, max(8, DEFAULT_THREADS_PER_CORE * cores))
+    elif engine.workers is not None:
+        jobs = max(1, engine.workers)
     else:
         jobs = cores
     # Not sampled: nothing better is known than that so many can run at once.
     at_once = jobs if total is None else min(jobs, max(1, total))
-    if executor == "process":
+    if named == "process":
         at_once = min(at_once, cores)
-    name = {"serial": "Serial", "thread": "Threads", "process": "Processes"}[executor]
     return OptimizationResult(
         n_jobs=jobs,
         chunksize=chunksize or 1,
-        executor_type=executor,
+        executor_type=named,
         estimated_speedup=float(at_once),
-        reason=f"{name}, as asked for.",
+        reason=f"{_NAMES[named]}, as asked for.",
         warnings=warnings,
     )
+
+
+_NAMES = {
+    "serial": "Serial",
+    "thread": "Threads",
+    "process": "Processes",
+    "dask": "Dask",
+    "custom": "The executor that was passed",
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from amorsize.engine import Engine
 from amorsize.worker import ChunkOutcome
 
 
@@ -13,18 +14,20 @@ class Plan:
     """What was decided before the run.
 
     Attributes:
-        executor_type: ``serial``, ``thread`` or ``process``.
+        engine: what runs the chunks.
         n_jobs: workers at most.
         chunksize: items in the first chunks.
         estimated_speedup: over a serial run.
+        n_jobs_named: whether the caller said how many workers.
         interruptible: a serial run must answer to time limits or to the consumer of a stream,
             so that it runs on a thread of its own.
     """
 
-    executor_type: str
+    engine: Engine
     n_jobs: int
     chunksize: int
     estimated_speedup: float
+    n_jobs_named: bool = False
     interruptible: bool = False
 
 

@@ -129,6 +129,7 @@ class Reporter:
                 "pid": message.pid,
                 "hostname": message.hostname,
                 "thread_name": message.thread_name,
+                **message.details,
             },
         )
         self._next_worker_id += 1

@@ -19,6 +19,7 @@ from amorsize import log_records, termination
 from amorsize.backends.base import (
     Backend,
     ChunkDone,
+    ChunkRefused,
     Message,
     Overdue,
     Task,
@@ -26,6 +27,7 @@ from amorsize.backends.base import (
     WorkerLost,
     WorkerStarted,
 )
+from amorsize.backends.factory import make_backend
 from amorsize.chunking import ChunkSizer, Input
 from amorsize.errors import (
     ExecutionCancelledError,
@@ -100,7 +102,7 @@ class Run:
                 n_jobs=self._plan.n_jobs,
                 chunksize=self._plan.chunksize,
                 total_items=self._total,
-                executor_type=self._plan.executor_type,
+                executor_type=self._plan.engine.type,
                 estimated_speedup=self._plan.estimated_speedup,
             )
             self._take_sample()
@@ -200,7 +202,7 @@ class Run:
 
     def _submit(self, chunk: Chunk) -> None:
         if self._backend is None:
-            self._backend = _make_backend(self._plan)
+            self._backend = make_backend(self._plan)
             self._backend.open(self._task)
         self._in_flight[chunk.id] = chunk
         chunk.dispatched_at = time.time()
@@ -218,6 +220,9 @@ class Run:
             case ChunkDone(worker, outcome):
                 chunk = self._in_flight.pop(outcome.chunk_id)
                 self._take_outcome(chunk, outcome, worker)
+            case ChunkRefused(chunk, error):
+                del self._in_flight[chunk.id]
+                self._unsendable.append((chunk, error))
             case WorkerLost():
                 self._take_loss(message)
             case WorkerEnded(worker, exit_reason, exit_code):
@@ -305,8 +310,17 @@ class Run:
                 chunk_id=None if chunk is None else chunk.id,
                 item_index=loss.item_index,
                 detail=loss.detail,
-                hint="" if self._task.return_exceptions else _HINT,
+                hint="" if self._task.return_exceptions or loss.recovered else _HINT,
             )
+        if loss.recovered:
+            self._report.error(
+                error,
+                worker=loss.worker,
+                chunk=chunk,
+                metadata={"exit_code": loss.exit_code, "item_index": None},
+            )
+            self._report.worker_ended(loss.worker, loss.exit_reason, loss.exit_code)
+            return
         # With return_exceptions, a first death is held against no item: each runs again, alone.
         final = chunk is not None and (
             culprit_known or chunk.retry_of is not None or not self._task.return_exceptions
@@ -463,20 +477,6 @@ class Run:
     def _new_id(self) -> int:
         self._next_chunk_id += 1
         return self._next_chunk_id - 1
-
-
-def _make_backend(plan: Plan) -> Backend:
-    if plan.executor_type == "process":
-        from amorsize.backends.process import ProcessBackend  # starts no process, costs 10 ms
-
-        return ProcessBackend(plan.n_jobs)
-    if plan.executor_type == "thread" or plan.interruptible:
-        from amorsize.backends.thread import ThreadBackend
-
-        return ThreadBackend(plan.n_jobs)
-    from amorsize.backends.serial import SerialBackend
-
-    return SerialBackend()
 
 
 def _note_item(failure: Failure) -> None:

@@ -30,14 +30,18 @@ while they run."""
 
 ENGINES = ("serial", "thread", "process")
 
+WORKERS = ("amorsize.backends.process_worker", "amorsize.backends.foreign_worker")
+"""The modules in which a process knows that it is a worker."""
+
 
 def engines_here() -> tuple[str, ...]:
     """List the engines that a run in this process may choose.
 
     In a worker process the workers of the outer run have the cores already.
     """
-    worker = sys.modules.get("amorsize.backends.process_worker")
-    return ("serial", "thread") if getattr(worker, "serving", False) else ENGINES
+    workers = map(sys.modules.get, WORKERS)
+    serving = any(getattr(worker, "serving", False) for worker in workers)
+    return ("serial", "thread") if serving else ENGINES
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,6 +131,21 @@ def chunk_span_id(execution_span_id: int, chunk_id: int) -> int:
     return mixed ^ (mixed >> 31) or 1  # 0 is no span id
 
 
+def shift(taken: dict[str, Any], nanoseconds: int) -> None:
+    """Move what a chunk brought home of its trace, from another machine's clock to ours."""
+    taken["events"] = [
+        (name, at + nanoseconds, attributes) for name, at, attributes in taken.get("events", ())
+    ]
+    taken["spans"] = [_shifted(span, nanoseconds) for span in taken.get("spans", ())]
+
+
+def _shifted(span: tuple[Any, ...], nanoseconds: int) -> tuple[Any, ...]:
+    moved = list(span)  # as chunk_trace.pack_span made it
+    moved[5:7] = [at if at is None else at + nanoseconds for at in span[5:7]]
+    moved[8] = [(name, at + nanoseconds, attributes) for name, at, attributes in span[8]]
+    return tuple(moved)
+
+
 def current_ids() -> SpanIds | None:
     """Name the span that is current; None without one, or where nothing has loaded tracing."""
     trace = sys.modules.get("opentelemetry.trace")

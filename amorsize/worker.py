@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from amorsize.collecting import Collect
-from amorsize.errors import FunctionExitError
+from amorsize.errors import FunctionExitError, TransportError
 
 HOSTNAME = socket.gethostname()
 
@@ -192,6 +192,26 @@ def point_board(board: Board, chunk_id: int, start: int) -> None:
     board[ITEM_STARTED] = 0
     board[ITEM] = start
     board[CHUNK] = chunk_id
+
+
+def unreadable(chunk_id: int, start: int, size: int, error: Exception) -> ChunkOutcome:
+    """Make the outcome of a chunk whose items do not unpickle where it is to run."""
+    failed = TransportError(
+        f"items {start} to {start + size - 1} (chunk {chunk_id}) do not unpickle in the worker: "
+        f"{type(error).__name__}: {error}"
+    )
+    return ChunkOutcome(
+        chunk_id=chunk_id,
+        start=start,
+        size=size,
+        results=None,
+        failures=[Failure(start, failed, str(failed))],
+        started_at=time.time(),
+        duration=0.0,
+        pid=os.getpid(),
+        hostname=HOSTNAME,
+        thread_name=threading.current_thread().name,
+    )
 
 
 def text_of(error: BaseException) -> str:

@@ -8,12 +8,27 @@ import concurrent.futures.thread  # noqa: F401
 from collections.abc import Iterator
 
 import pytest
+from engines import MODES, Engines, Mode
 
 from amorsize import HookManager, get_default_manager, shutdown, user_metrics
 from amorsize.testing import RecordingHook
 
-MODES = ("serial", "thread", "process")
-"""Every engine; a further backend is one more name here."""
+
+@pytest.fixture(scope="module")
+def engines() -> Iterator[Engines]:
+    """The engines of others; what it costs to start them is paid once a module.
+
+    Not once a session: other tests count the children and descriptors of this process.
+    """
+    engines = Engines()
+    yield engines
+    engines.close()
+
+
+@pytest.fixture
+def lent(request: pytest.FixtureRequest, engines: Engines) -> Mode:
+    """A foreign engine, by indirect parametrization."""
+    return engines.mode(request.param)
 
 
 @pytest.fixture(params=MODES)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import figures
+from benchmarks import figures, memory
 from benchmarks.__main__ import main
 from benchmarks.harness import FIGURES, Budget, Contender, Figure, Result, run
 from benchmarks.report import rows
@@ -28,6 +28,14 @@ def test_every_figure_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[
     shown = capsys.readouterr().out
     for declared in FIGURES.values():
         assert declared.title in shown
+
+
+def test_memory_is_measured_for_every_engine(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whether it is flat is no matter of so few chunks."""
+    memory.main(["--chunks", "50"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[2:18].strip() for line in lines[1:]] == list(memory.ENGINES)
+    assert all("ms a chunk" in line and "flat" in line for line in lines[1:])
 
 
 def test_only_chooses_figures_by_name(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from engines import FOREIGN_MODES, MODES, Engines, Mode
 
 import amorsize
 from amorsize import HookContext, HookEvent, HookManager
@@ -53,6 +54,12 @@ def run_stream(func: Any, data: Any, **options: Any) -> list[Any]:
     return list(amorsize.stream(func, data, **options))
 
 
+@pytest.fixture(params=MODES + FOREIGN_MODES)
+def mode(request: pytest.FixtureRequest, engines: Engines) -> Mode:
+    """Every engine, those of others included."""
+    return engines.mode(request.param)
+
+
 @pytest.fixture(params=[run_execute, run_stream], ids=["execute", "stream"])
 def run(request: pytest.FixtureRequest) -> Execute:
     """Both ways to run, with their results as a list."""
@@ -62,31 +69,33 @@ def run(request: pytest.FixtureRequest) -> Execute:
 # --- results ---------------------------------------------------------------------------------
 
 
-def test_results_come_in_input_order(run: Execute, mode: str) -> None:
+def test_results_come_in_input_order(run: Execute, mode: Mode) -> None:
     """The result list is what a list comprehension gives."""
-    assert run(square, range(100), executor=mode, n_jobs=2) == [x * x for x in range(100)]
+    assert run(square, range(100), executor=mode.executor, n_jobs=2) == [x * x for x in range(100)]
 
 
-def test_a_lambda_and_a_closure_over_a_large_list_work(run: Execute, mode: str) -> None:
+def test_a_lambda_and_a_closure_over_a_large_list_work(run: Execute, mode: Mode) -> None:
     """Functions that only this process knows run in every engine."""
     table = list(range(100_000))
-    assert run(lambda x: x + 1, [1, 2, 3], executor=mode, n_jobs=2) == [2, 3, 4]
-    assert run(lambda x: table[x] + 1, [5, 50_000], executor=mode, n_jobs=2) == [6, 50_001]
+    assert run(lambda x: x + 1, [1, 2, 3], executor=mode.executor, n_jobs=2) == [2, 3, 4]
+    assert run(lambda x: table[x] + 1, [5, 50_000], executor=mode.executor, n_jobs=2) == [6, 50_001]
 
 
-def test_a_generator_is_drawn_to_its_end(run: Execute, mode: str, recorder: RecordingHook) -> None:
+def test_a_generator_is_drawn_to_its_end(run: Execute, mode: Mode, recorder: RecordingHook) -> None:
     """An input of unknown length loses nothing, and its total is known at the end."""
     hooks = HookManager()
     recorder.attach(hooks)
     data = (x for x in range(37))
-    assert run(square, data, executor=mode, n_jobs=2, hooks=hooks) == [x * x for x in range(37)]
+    assert run(square, data, executor=mode.executor, n_jobs=2, hooks=hooks) == [
+        x * x for x in range(37)
+    ]
     assert_contract(recorder.contexts)
     assert recorder.contexts[0].total_items is None
     assert recorder.contexts[-1].total_items == 37
     assert recorder.of(HookEvent.ON_PROGRESS)[-1].percent_complete == 100.0
 
 
-def test_instances_of_local_classes_travel(run: Execute, mode: str) -> None:
+def test_instances_of_local_classes_travel(run: Execute, mode: Mode) -> None:
     """Items and results may be of classes that live in the caller's module."""
 
     class Local:
@@ -94,14 +103,16 @@ def test_instances_of_local_classes_travel(run: Execute, mode: str) -> None:
             self.x = x
 
     items = [Local(x) for x in range(5)]
-    results = run(lambda item: Local(item.x + 1), items, executor=mode, n_jobs=2)
+    results = run(lambda item: Local(item.x + 1), items, executor=mode.executor, n_jobs=2)
     assert [type(result) for result in results] == [Local] * 5
     assert [result.x for result in results] == [1, 2, 3, 4, 5]
 
 
-def test_unordered_streams_give_every_result_once(mode: str) -> None:
+def test_unordered_streams_give_every_result_once(mode: Mode) -> None:
     """``ordered=False`` changes the order and nothing else."""
-    results = list(amorsize.stream(square, range(50), executor=mode, n_jobs=2, ordered=False))
+    results = list(
+        amorsize.stream(square, range(50), executor=mode.executor, n_jobs=2, ordered=False)
+    )
     assert sorted(results) == [x * x for x in range(50)]
 
 
@@ -128,14 +139,14 @@ def test_the_engine_is_chosen_when_none_is_named(
 
 
 def test_every_event_comes_as_the_contract_says(
-    run: Execute, mode: str, hooks: HookManager, recorder: RecordingHook
+    run: Execute, mode: Mode, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """With a fixed chunk size the chunks are the same in every engine."""
-    run(square, range(10), executor=mode, n_jobs=2, chunksize=3, hooks=hooks)
+    run(square, range(10), executor=mode.executor, n_jobs=2, chunksize=3, hooks=hooks)
     assert_contract(recorder.contexts)
     pre, post = recorder.contexts[0], recorder.contexts[-1]
     assert (pre.total_items, pre.items_completed, pre.percent_complete) == (10, 0, 0.0)
-    assert (pre.chunksize, pre.metadata["executor_type"]) == (3, mode)
+    assert (pre.chunksize, pre.metadata["executor_type"]) == (3, mode.type)
     chunks = recorder.of(HookEvent.ON_CHUNK_COMPLETE)
     assert sorted((c.chunk_id, c.chunk_size, c.metadata["chunk_start"]) for c in chunks) == [
         (0, 3, 0),
@@ -155,21 +166,28 @@ def test_every_event_comes_as_the_contract_says(
 
 
 def test_chunk_time_is_the_time_in_the_function(
-    run: Execute, mode: str, hooks: HookManager, recorder: RecordingHook
+    run: Execute, mode: Mode, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """Two calls of 20 ms are a chunk of at least 40 ms, and less than the run took."""
-    run(lambda x: time.sleep(0.02), range(4), executor=mode, n_jobs=2, chunksize=2, hooks=hooks)
+    run(
+        lambda x: time.sleep(0.02),
+        range(4),
+        executor=mode.executor,
+        n_jobs=2,
+        chunksize=2,
+        hooks=hooks,
+    )
     for chunk in recorder.of(HookEvent.ON_CHUNK_COMPLETE):
         assert 0.04 <= chunk.chunk_time <= recorder.contexts[-1].elapsed_time
 
 
-def test_worker_events_name_who_worked(mode: str, hooks: HookManager) -> None:
+def test_worker_events_name_who_worked(mode: Mode, hooks: HookManager) -> None:
     """pid and thread are those that the function itself sees."""
     recorder = RecordingHook().attach(hooks)
     seen = amorsize.execute(
         lambda _: (os.getpid(), threading.current_thread().name),
         range(4),
-        executor=mode,
+        executor=mode.executor,
         n_jobs=2,
         chunksize=1,
         hooks=hooks,
@@ -179,15 +197,15 @@ def test_worker_events_name_who_worked(mode: str, hooks: HookManager) -> None:
         for start in recorder.of(HookEvent.ON_WORKER_START)
     }
     assert set(seen) <= told
-    assert (os.getpid() in {pid for pid, _ in told}) == (mode != "process")
+    assert (os.getpid() in {pid for pid, _ in told}) == mode.in_process
 
 
 def test_a_start_is_told_while_the_first_chunk_still_runs(
-    run: Execute, mode: str, hooks: HookManager, recorder: RecordingHook, tmp_path: Any
+    run: Execute, mode: Mode, hooks: HookManager, recorder: RecordingHook, tmp_path: Any
 ) -> None:
     """The first chunk waits until the test has heard of its worker."""
     # In a serial execute() the hook runs in the thread that works: it was told before, or never.
-    gate = None if mode == "serial" and run is run_execute else tmp_path / "gate"
+    gate = None if mode.name == "serial" and run is run_execute else tmp_path / "gate"
 
     def wait_for_gate(x: int) -> int:
         deadline = time.monotonic() + 30
@@ -202,7 +220,7 @@ def test_a_start_is_told_while_the_first_chunk_still_runs(
 
     opener = threading.Thread(target=open_gate)
     opener.start()
-    run(wait_for_gate, [1], executor=mode, n_jobs=1, hooks=hooks)
+    run(wait_for_gate, [1], executor=mode.executor, n_jobs=1, hooks=hooks)
     opener.join()
     events = recorder.events
     assert events.index(HookEvent.ON_WORKER_START) < events.index(HookEvent.ON_CHUNK_COMPLETE)
@@ -210,10 +228,10 @@ def test_a_start_is_told_while_the_first_chunk_still_runs(
 
 
 def test_empty_input_has_a_beginning_and_an_end(
-    run: Execute, mode: str, hooks: HookManager, recorder: RecordingHook
+    run: Execute, mode: Mode, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """No chunk, no worker, and 100 percent of nothing."""
-    assert run(square, [], executor=mode, hooks=hooks) == []
+    assert run(square, [], executor=mode.executor, hooks=hooks) == []
     assert run(square, iter([]), hooks=hooks) == []
     assert_contract(recorder.contexts)
     assert recorder.events == [HookEvent.PRE_EXECUTE, HookEvent.POST_EXECUTE] * 2
@@ -221,31 +239,37 @@ def test_empty_input_has_a_beginning_and_an_end(
 
 
 def test_progress_can_be_thinned_and_the_last_always_comes(
-    run: Execute, mode: str, hooks: HookManager, recorder: RecordingHook
+    run: Execute, mode: Mode, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """An interval longer than the run leaves the first and the last."""
     run(
-        square, range(20), executor=mode, n_jobs=2, chunksize=2, progress_interval=3600, hooks=hooks
+        square,
+        range(20),
+        executor=mode.executor,
+        n_jobs=2,
+        chunksize=2,
+        progress_interval=3600,
+        hooks=hooks,
     )
     progress = recorder.of(HookEvent.ON_PROGRESS)
     assert [context.percent_complete for context in progress] == [10.0, 100.0]
 
 
-def test_hooks_of_execute_run_in_the_callers_thread(mode: str, hooks: HookManager) -> None:
+def test_hooks_of_execute_run_in_the_callers_thread(mode: Mode, hooks: HookManager) -> None:
     """One at a time, in the thread that called."""
     threads = set()
     for event in HookEvent:
         hooks.register(event, lambda _: threads.add(threading.get_ident()))
-    amorsize.execute(square, range(10), executor=mode, n_jobs=2, hooks=hooks)
+    amorsize.execute(square, range(10), executor=mode.executor, n_jobs=2, hooks=hooks)
     assert threads == {threading.get_ident()}
 
 
 def test_the_default_manager_is_told_beside_the_one_passed(
-    mode: str, hooks: HookManager, recorder: RecordingHook
+    mode: Mode, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """Both see the same contexts."""
     everywhere = RecordingHook().attach(amorsize.get_default_manager())
-    amorsize.execute(square, range(5), executor=mode, n_jobs=2, hooks=hooks)
+    amorsize.execute(square, range(5), executor=mode.executor, n_jobs=2, hooks=hooks)
     assert everywhere.contexts == recorder.contexts
     assert_contract(everywhere.contexts)
 
@@ -254,22 +278,22 @@ def test_the_default_manager_is_told_beside_the_one_passed(
 
 
 def test_without_hooks_no_context_is_built(
-    run: Execute, mode: str, monkeypatch: pytest.MonkeyPatch
+    run: Execute, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither an empty default manager nor an empty manager costs a context."""
     built = _count_contexts(monkeypatch)
-    run(square, range(10), executor=mode, n_jobs=2, chunksize=2)
-    run(square, range(10), executor=mode, n_jobs=2, chunksize=2, hooks=HookManager())
+    run(square, range(10), executor=mode.executor, n_jobs=2, chunksize=2)
+    run(square, range(10), executor=mode.executor, n_jobs=2, chunksize=2, hooks=HookManager())
     assert built == []
 
 
 def test_a_hook_for_one_event_costs_nothing_for_the_others(
-    run: Execute, mode: str, hooks: HookManager, monkeypatch: pytest.MonkeyPatch
+    run: Execute, mode: Mode, hooks: HookManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Contexts are built for the event that somebody listens to, and only for that."""
     built = _count_contexts(monkeypatch)
     hooks.register(HookEvent.POST_EXECUTE, lambda _: None)
-    run(square, range(10), executor=mode, n_jobs=2, chunksize=2, hooks=hooks)
+    run(square, range(10), executor=mode.executor, n_jobs=2, chunksize=2, hooks=hooks)
     assert built == [HookEvent.POST_EXECUTE]
 
 
@@ -288,11 +312,11 @@ def _count_contexts(monkeypatch: pytest.MonkeyPatch) -> list[HookEvent]:
 
 
 def test_an_exception_passes_unchanged_and_the_events_tell_of_it(
-    run: Execute, mode: str, hooks: HookManager, recorder: RecordingHook
+    run: Execute, mode: Mode, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """Same type, same arguments, one ON_ERROR, POST_EXECUTE with status error."""
     with pytest.raises(ValueError, match="seven") as caught:
-        run(fail_on_seven, range(20), executor=mode, n_jobs=2, chunksize=2, hooks=hooks)
+        run(fail_on_seven, range(20), executor=mode.executor, n_jobs=2, chunksize=2, hooks=hooks)
     assert type(caught.value) is ValueError
     assert caught.value.args == ("seven", 7)
     assert caught.value.__cause__ is None
@@ -316,10 +340,10 @@ def test_a_workers_traceback_is_a_note(hooks: HookManager) -> None:
 
 
 def test_a_failure_in_the_very_first_item_is_as_visible(
-    run: Execute, mode: str, hooks: HookManager, recorder: RecordingHook
+    run: Execute, mode: Mode, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """Named engine or sampled: PRE_EXECUTE, ON_ERROR, POST_EXECUTE."""
-    for executor in (mode, None):
+    for executor in (mode.executor, None):
         recorder.contexts.clear()
         with pytest.raises(ValueError, match="seven"):
             run(fail_on_seven, [7, 8], executor=executor, chunksize=2, hooks=hooks)
@@ -330,13 +354,13 @@ def test_a_failure_in_the_very_first_item_is_as_visible(
 
 
 def test_return_exceptions_puts_them_in_place(
-    run: Execute, mode: str, hooks: HookManager, recorder: RecordingHook
+    run: Execute, mode: Mode, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """A chunk with failures tells one ON_ERROR, then its ON_CHUNK_COMPLETE."""
     results = run(
         fail_on_seven,
         [6, 7, 7, 8],
-        executor=mode,
+        executor=mode.executor,
         n_jobs=2,
         chunksize=4,
         return_exceptions=True,
@@ -366,7 +390,7 @@ def test_failures_of_the_sample_are_returned_in_place_too(
 
 
 def test_a_hook_that_always_raises_changes_nothing(
-    run: Execute, mode: str, hooks: HookManager, caplog: pytest.LogCaptureFixture
+    run: Execute, mode: Mode, hooks: HookManager, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Results are the same; failures are counted for each event, and the hook is logged once."""
 
@@ -376,7 +400,7 @@ def test_a_hook_that_always_raises_changes_nothing(
     for event in HookEvent:
         hooks.register(event, broken)
     data = range(10)
-    results = run(square, data, executor=mode, n_jobs=2, chunksize=1, hooks=hooks)
+    results = run(square, data, executor=mode.executor, n_jobs=2, chunksize=1, hooks=hooks)
     assert results == [x * x for x in data]
     stats = hooks.get_stats()
     assert stats["error_counts"] == {
@@ -388,7 +412,7 @@ def test_a_hook_that_always_raises_changes_nothing(
 
 
 def test_a_generator_that_raises_ends_the_run_after_what_it_gave(
-    run: Execute, mode: str, hooks: HookManager, recorder: RecordingHook
+    run: Execute, mode: Mode, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """The input's own exception passes, with a note that says where it came from."""
 
@@ -397,7 +421,7 @@ def test_a_generator_that_raises_ends_the_run_after_what_it_gave(
         raise OSError("the file ended")
 
     with pytest.raises(OSError, match="the file ended") as caught:
-        run(square, broken_input(), executor=mode, n_jobs=2, chunksize=2, hooks=hooks)
+        run(square, broken_input(), executor=mode.executor, n_jobs=2, chunksize=2, hooks=hooks)
     assert "after 5 items" in caught.value.__notes__[0]
     assert_contract(recorder.contexts)
     assert recorder.contexts[-1].items_completed == 5
@@ -407,7 +431,7 @@ def test_a_generator_that_raises_ends_the_run_after_what_it_gave(
 # --- streams ---------------------------------------------------------------------------------
 
 
-def test_a_stream_holds_a_bounded_part_of_its_input(mode: str) -> None:
+def test_a_stream_holds_a_bounded_part_of_its_input(mode: Mode) -> None:
     """A consumer that takes one result has made the run draw a few chunks a worker."""
     drawn: list[int] = []
 
@@ -416,17 +440,19 @@ def test_a_stream_holds_a_bounded_part_of_its_input(mode: str) -> None:
             drawn.append(len(drawn))
             yield drawn[-1]
 
-    stream = amorsize.stream(square, endless(), executor=mode, n_jobs=2, chunksize=5)
+    stream = amorsize.stream(square, endless(), executor=mode.executor, n_jobs=2, chunksize=5)
     assert [next(stream) for _ in range(3)] == [0, 1, 4]
     stream.close()  # type: ignore[attr-defined]  # it is a generator
     assert len(drawn) <= 5 * (3 * 2 + 2)
 
 
 def test_events_of_a_stream_flow_while_the_consumer_sleeps(
-    mode: str, hooks: HookManager, recorder: RecordingHook
+    mode: Mode, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """After the first result nothing is consumed, and the run is told to its window's end."""
-    stream = amorsize.stream(square, range(4), executor=mode, n_jobs=1, chunksize=1, hooks=hooks)
+    stream = amorsize.stream(
+        square, range(4), executor=mode.executor, n_jobs=1, chunksize=1, hooks=hooks
+    )
     assert next(stream) == 0
     recorder.wait_for(HookEvent.ON_CHUNK_COMPLETE, timeout=30, count=4)
     recorder.wait_for(HookEvent.POST_EXECUTE, timeout=30)
@@ -436,10 +462,12 @@ def test_events_of_a_stream_flow_while_the_consumer_sleeps(
 
 @pytest.mark.parametrize("how", ["close", "break", "garbage"])
 def test_leaving_a_stream_half_way_cancels_its_run(
-    how: str, mode: str, hooks: HookManager, recorder: RecordingHook
+    how: str, mode: Mode, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """Every worker has its end, and POST_EXECUTE says cancelled."""
-    stream = amorsize.stream(square, range(1000), executor=mode, n_jobs=2, chunksize=1, hooks=hooks)
+    stream = amorsize.stream(
+        square, range(1000), executor=mode.executor, n_jobs=2, chunksize=1, hooks=hooks
+    )
     assert next(stream) == 0
     if how == "close":
         stream.close()  # type: ignore[attr-defined]  # it is a generator
@@ -459,10 +487,10 @@ def test_leaving_a_stream_half_way_cancels_its_run(
 
 
 def test_a_stream_that_was_never_begun_runs_nothing(
-    mode: str, hooks: HookManager, recorder: RecordingHook
+    mode: Mode, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """The run begins with the first next()."""
-    amorsize.stream(square, range(3), executor=mode, hooks=hooks)
+    amorsize.stream(square, range(3), executor=mode.executor, hooks=hooks)
     assert recorder.contexts == []
 
 

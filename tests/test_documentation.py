@@ -7,8 +7,10 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from engines import Engines
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -43,6 +45,29 @@ def test_the_readmes_snippets_run(
 
         close_all()
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("snippet", PYTHON.findall((ROOT / "docs" / "distributed.md").read_text()))
+def test_the_snippets_of_distributed_run(
+    snippet: str, engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they stand, with a cluster of this machine."""
+    import distributed
+
+    client = engines.mode("dask").executor
+    real = distributed.Client
+
+    class Connected(real):  # type: ignore[misc, valid-type]
+        """Finds the scheduler where it is."""
+
+        def __init__(self, address: str) -> None:
+            assert address.startswith("tcp://")
+            super().__init__(client.scheduler.address)
+
+    monkeypatch.setattr(distributed, "Client", Connected)
+    names: dict[str, Any] = {"func": abs, "data": range(-10, 0)}
+    exec(compile(f"import amorsize\n{snippet}", "distributed.md", "exec"), names)
+    assert names["results"] == list(range(10, 0, -1))
 
 
 @pytest.mark.parametrize(

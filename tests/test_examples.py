@@ -95,3 +95,22 @@ def test_dashboard(demonstrations):
     assert board["status"] == "ok"
     assert board["progress"] == "100/100"
     assert (board["errors"], board["workers"]) == ("0", "2")
+
+
+def test_dask_cluster():
+    """The same chunks and results on this machine and on a cluster of two processes."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / "dask_cluster.py"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    here, there = done.stdout.split("On the cluster:")
+    assert re.findall(r"(\d+) chunks, (\d+) primes", here) == re.findall(
+        r"(\d+) chunks, (\d+) primes", there
+    )
+    assert re.findall(r"(\d+) chunks", there) == ["8"]
+    assert re.search(r"worker 0: [01] on \S+", there)
+    assert "The results are the same." in there

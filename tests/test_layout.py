@@ -51,7 +51,8 @@ LAYERS = {
         ),
     },
     "facts": {
-        "arguments": "errors",
+        "engine": "errors",
+        "arguments": "engine errors",
         "system": "errors",
         "user_metrics": "errors",
         "tracing": "",
@@ -62,7 +63,7 @@ LAYERS = {
     "decision": {
         "cost": "",
         "explanation": "cost",
-        "optimizer": "arguments collecting cost explanation sampling system",
+        "optimizer": "arguments collecting cost engine explanation sampling system",
     },
     # A worker process imports process_worker and what that needs; all of it is to stay light.
     "execution": {
@@ -71,7 +72,7 @@ LAYERS = {
         "worker": "collecting errors",
         "log_records": "tracing",
         "backends": "",
-        "backends.base": "collecting worker",
+        "backends.base": "collecting errors worker",
         "backends.wire": "errors worker",
         "backends.process_worker": "backends.wire collecting errors log_records worker",
         "backends.process_pool": "errors system worker",
@@ -80,15 +81,27 @@ LAYERS = {
         ),
         "backends.serial": "backends.base worker",
         "backends.thread": "errors backends.base worker",
+        "backends.foreign_worker": "backends.wire collecting log_records worker",
+        "backends.foreign": (
+            "backends.base backends.foreign_worker backends.wire errors log_records tracing worker"
+        ),
+        "backends.futures": (
+            "backends.base backends.foreign backends.foreign_worker errors worker"
+        ),
+        "backends.dask": "backends.base backends.foreign backends.foreign_worker errors",
     },
     # Only the parent process emits events, and only `reporting` builds them.
     "the run loop": {
         "reporting": "backends.base hooks.events hooks.manager tracing user_metrics worker",
         "termination": "",
-        "plan": "worker",
+        "plan": "engine worker",
+        "backends.factory": (
+            "backends.base backends.dask backends.futures backends.process backends.serial "
+            "backends.thread plan"
+        ),
         "run": (
-            "backends.base backends.process backends.serial backends.thread "
-            "chunking errors log_records plan reporting sinks termination worker"
+            "backends.base backends.factory chunking errors log_records plan reporting sinks "
+            "termination worker"
         ),
         "progress": "errors hooks",
     },
@@ -159,8 +172,8 @@ LAYERS = {
     "the way in": {
         "environment": ("errors exporters.base exporters.registry hooks.config hooks.manager"),
         "call": (
-            "arguments backends.base chunking collecting environment errors hooks.manager "
-            "optimizer plan progress reporting run sampling sinks system worker"
+            "arguments backends.base chunking collecting engine environment errors "
+            "hooks.manager optimizer plan progress reporting run sampling sinks system worker"
         ),
         "driving": "backends.process_pool call errors sinks",
         "executor": (
@@ -192,6 +205,7 @@ TYPES_ONLY = {
     ),
     "hooks.config": "hooks.manager",
     "cost": "sampling system",
+    "executor": "engine",
     "explanation": "cost sampling system",
 }
 
@@ -199,7 +213,9 @@ THIRD_PARTY = {
     "system": "psutil",
     "chunk_trace": "opentelemetry",
     "sampling": "cloudpickle",
+    "backends.dask": "distributed",
     "backends.wire": "cloudpickle",
+    "engine": "distributed",
     "progress": "tqdm",
     "exporters.execution_traces": "opentelemetry",
     "exporters.instruments": "opentelemetry",

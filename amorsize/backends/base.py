@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from amorsize.collecting import Collect
+from amorsize.errors import UnpicklableItemError
 from amorsize.worker import Chunk, ChunkOutcome
 
 SHORT_CHUNK_SECONDS = 0.02
@@ -27,12 +28,13 @@ class Task:
 
 @dataclass(slots=True)
 class WorkerStarted:
-    """A worker takes its first chunk of this execution."""
+    """A worker takes its first chunk of this execution; ``details`` join its events' metadata."""
 
     worker: int
     pid: int
     hostname: str
     thread_name: str
+    details: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -41,6 +43,14 @@ class ChunkDone:
 
     worker: int
     outcome: ChunkOutcome
+
+
+@dataclass(slots=True)
+class ChunkRefused:
+    """A chunk did not leave, because an item of it cannot travel; as if ``submit()`` said so."""
+
+    chunk: Chunk
+    error: UnpicklableItemError
 
 
 @dataclass(slots=True)
@@ -58,6 +68,7 @@ class WorkerLost:
         untouched: further chunks that it had been given, none of whose items was begun.
         exit_reason: ``died``, or how it was ended: ``cancelled``, ``abandoned``.
         detail: what else is known, for the message.
+        recovered: the engine itself runs again what the worker was at: the run goes on.
     """
 
     worker: int
@@ -69,6 +80,7 @@ class WorkerLost:
     untouched: list[Chunk] = field(default_factory=list)
     exit_reason: str = "died"
     detail: str = ""
+    recovered: bool = False
 
 
 @dataclass(slots=True)
@@ -76,7 +88,8 @@ class WorkerEnded:
     """A worker is done with this execution.
 
     ``exit_reason`` is ``finished``, ``cancelled`` (the run ended before its input) or
-    ``abandoned`` (a thread that cannot be stopped); a death is a :class:`WorkerLost`.
+    ``abandoned`` (work that cannot be stopped); a death is a :class:`WorkerLost`, and ``died``
+    here is said of what went down with it.
     """
 
     worker: int
@@ -95,7 +108,7 @@ class Overdue:
     stamp: int
 
 
-Message: TypeAlias = WorkerStarted | ChunkDone | WorkerLost | WorkerEnded
+Message: TypeAlias = WorkerStarted | ChunkDone | ChunkRefused | WorkerLost | WorkerEnded
 
 
 class Backend(ABC):

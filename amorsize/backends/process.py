@@ -24,7 +24,7 @@ from amorsize.backends.base import (
     WorkerStarted,
 )
 from amorsize.backends.process_pool import WorkerProcess, pool, read_surroundings
-from amorsize.errors import TransportError, UnpicklableItemError, WorkerDiedError
+from amorsize.errors import TransportError, WorkerDiedError
 from amorsize.log_records import read_levels
 from amorsize.worker import CHUNK, HOSTNAME, ITEM, ITEM_STARTED, Chunk
 
@@ -103,7 +103,7 @@ class ProcessBackend(Backend):
         )
 
     def submit(self, chunk: Chunk) -> None:
-        self._waiting = (chunk, self._dump_items(chunk))
+        self._waiting = (chunk, wire.dump_items(chunk))
         self._place()
 
     def wait(self, timeout: float | None) -> Sequence[Message]:
@@ -316,18 +316,6 @@ class ProcessBackend(Backend):
     def _chunk_at_work(self, seat: _Seat) -> Chunk | None:
         at_work = seat.process.board[CHUNK]
         return next((chunk for chunk in seat.in_flight if chunk.id == at_work), None)
-
-    def _dump_items(self, chunk: Chunk) -> bytes:
-        try:
-            return wire.dump(chunk.items)
-        except Exception as error:
-            found = wire.first_unpicklable(chunk.items)
-            position, cause = found if found is not None else (0, error)
-            raise UnpicklableItemError(
-                chunk.start + position,
-                type(chunk.items[position]).__name__,
-                f"{type(cause).__name__}: {cause}",
-            ) from cause
 
     def _stop_work(self) -> list[Message]:
         """Stop the workers that are at work; those that are done within a moment stay warm."""

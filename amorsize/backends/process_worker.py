@@ -17,7 +17,6 @@ from typing import Any
 
 from amorsize.backends import wire
 from amorsize.collecting import Collect
-from amorsize.errors import TransportError
 from amorsize.log_records import RecordKeeper, keep_records
 from amorsize.worker import (
     BOARD_SLOTS,
@@ -25,10 +24,10 @@ from amorsize.worker import (
     HOSTNAME,
     Chunk,
     ChunkOutcome,
-    Failure,
     point_board,
     run_chunk,
     text_of,
+    unreadable,
 )
 
 _WATCH_SECONDS = 0.5
@@ -121,7 +120,7 @@ class _Task:
         try:
             items = pickle.loads(payload)
         except Exception as error:
-            return _unreadable(chunk_id, start, size, error)
+            return unreadable(chunk_id, start, size, error)
         return run_chunk(
             self.func,
             Chunk(chunk_id, start, items),
@@ -136,25 +135,6 @@ def _find_muted_provider() -> Any:
     trace = sys.modules.get("opentelemetry.trace")
     muted = os.environ.get("OTEL_TRACES_EXPORTER") == "none"
     return getattr(trace, "_TRACER_PROVIDER", None) if muted else None
-
-
-def _unreadable(chunk_id: int, start: int, size: int, error: Exception) -> ChunkOutcome:
-    failed = TransportError(
-        f"items {start} to {start + size - 1} (chunk {chunk_id}) do not unpickle in the worker: "
-        f"{type(error).__name__}: {error}"
-    )
-    return ChunkOutcome(
-        chunk_id=chunk_id,
-        start=start,
-        size=size,
-        results=None,
-        failures=[Failure(start, failed, str(failed))],
-        started_at=time.time(),
-        duration=0.0,
-        pid=os.getpid(),
-        hostname=HOSTNAME,
-        thread_name=threading.current_thread().name,
-    )
 
 
 def _take_surroundings(surroundings: tuple[list[str], str, dict[str, str]] | None) -> None:

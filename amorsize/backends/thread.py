@@ -58,7 +58,7 @@ class ThreadBackend(Backend):
         self._n_jobs = n_jobs
         self._workers: dict[int, _Worker] = {}
         self._chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
-        self._news: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[WorkerStarted | ChunkDone | None] = queue.SimpleQueue()
         self._in_flight = 0
         self._short = False
         self._stop = threading.Event()
@@ -91,7 +91,7 @@ class ThreadBackend(Backend):
             news.append(self._news.get_nowait())
         return [message for message in news if self._note(message)]  # type: ignore[misc]
 
-    def _note(self, message: Message | None) -> bool:
+    def _note(self, message: WorkerStarted | ChunkDone | None) -> bool:
         if message is None:  # a wake-up
             return False
         worker = self._workers.get(message.worker)

@@ -22,8 +22,8 @@ import pickle
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from amorsize.errors import RemoteError, TransportError
-from amorsize.worker import ChunkOutcome, Failure, add_note
+from amorsize.errors import RemoteError, TransportError, UnpicklableItemError
+from amorsize.worker import Chunk, ChunkOutcome, Failure, add_note
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -69,6 +69,20 @@ def dump_function(func: Callable[[Any], Any]) -> bytes:
             f"({type(error).__name__}: {error}). Pass executor='thread', or make what it closes "
             "over picklable."
         ) from error
+
+
+def dump_items(chunk: Chunk) -> bytes:
+    """Pickle the items of a chunk, or say which of them does not pickle."""
+    try:
+        return dump(chunk.items)
+    except Exception as error:
+        found = first_unpicklable(chunk.items)
+        position, cause = found if found is not None else (0, error)
+        raise UnpicklableItemError(
+            chunk.start + position,
+            type(chunk.items[position]).__name__,
+            f"{type(cause).__name__}: {cause}",
+        ) from cause
 
 
 def first_unpicklable(values: Sequence[Any]) -> tuple[int, Exception] | None:
@@ -154,7 +168,8 @@ def unpack_outcome(
 
 def pack_error(error: BaseException) -> bytes:
     """Pickle an exception so that it can be rebuilt whatever its constructor asks for."""
-    for pack, is_rebuilt in ((dump, _is_same), (_pack_parts, _is_same_type)):
+    ways = ((_dump_plain, _is_same), (dump, _is_same), (_pack_parts, _is_same_type))
+    for pack, is_rebuilt in ways:
         try:
             packed = pack(error)
             # Many exceptions pickle, and then fail to unpickle, or come out as something else.
@@ -175,6 +190,24 @@ def unpack_error(packed: bytes) -> BaseException:
             f"({type(unloadable).__name__}: {unloadable})"
         )
     return error if isinstance(error, BaseException) else RemoteError(str(error))
+
+
+class _Plain:
+    """Pickles as the exception in it says itself.
+
+    Importing distributed has tblib register a way of its own for every exception, which some do not
+    survive (a UnicodeDecodeError loses its text) and which drags tracebacks along.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __reduce__(self) -> Any:
+        return self._error.__reduce_ex__(5)
+
+
+def _dump_plain(error: BaseException) -> bytes:
+    return dump(_Plain(error))
 
 
 def _pack_extra(value: Any) -> bytes:

@@ -339,18 +339,18 @@ def attached_to(
 
 
 def in_child_process() -> bool:
-    """Whether this process was started by ``multiprocessing``, or is one of amorsize's workers.
+    """Whether this process was started by ``multiprocessing``, or has run amorsize's chunks.
 
     Such a child often imports the modules that enable exporters in its parent again.
     """
     # While a child imports __main__ it has no parent_process() yet; multiprocessing knows it by
     # this attribute, from which it tells the user of the missing main guard.
     is_importing_main = getattr(multiprocessing.current_process(), "_inheriting", False)
-    worker = sys.modules.get("amorsize.backends.process_worker")
+    workers = ("amorsize.backends.process_worker", "amorsize.backends.foreign_worker")
     return (
         is_importing_main
         or multiprocessing.parent_process() is not None
-        or getattr(worker, "serving", False)
+        or any(getattr(sys.modules.get(worker), "serving", False) for worker in workers)
     )
 
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from importlib import import_module
 
-MODULES = ("hooks", "chunks", "watching", "exporter", "opentelemetry", "senders", "calls", "start")
+MODULES = (
+    "hooks",
+    "chunks",
+    "cluster",
+    "watching",
+    "exporter",
+    "opentelemetry",
+    "senders",
+    "calls",
+    "start",
+)
 
 
 def load() -> None:

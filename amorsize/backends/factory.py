@@ -1,0 +1,30 @@
+"""Makes the engine that a plan names; each is imported by those runs only that use it."""
+
+from __future__ import annotations
+
+from amorsize.backends.base import Backend
+from amorsize.plan import Plan
+
+
+def make_backend(plan: Plan) -> Backend:
+    """Make the backend of one run."""
+    engine = plan.engine
+    if engine.type == "process":
+        from amorsize.backends.process import ProcessBackend  # starts no process, costs 10 ms
+
+        return ProcessBackend(plan.n_jobs)
+    if engine.type == "dask":
+        from amorsize.backends.dask import DaskBackend
+
+        return DaskBackend(engine.lent, plan.n_jobs, engine.workers or 0, named=plan.n_jobs_named)
+    if engine.type == "custom":
+        from amorsize.backends.futures import FuturesBackend
+
+        return FuturesBackend(engine.lent, plan.n_jobs, engine.workers)
+    if engine.type == "thread" or plan.interruptible:
+        from amorsize.backends.thread import ThreadBackend
+
+        return ThreadBackend(plan.n_jobs)
+    from amorsize.backends.serial import SerialBackend
+
+    return SerialBackend()
