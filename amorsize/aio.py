@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
-from typing import Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from amorsize import termination
 from amorsize.call import Call
@@ -15,6 +15,9 @@ from amorsize.driving import CLOSE_SECONDS, Driver, require_order
 from amorsize.hooks.manager import HookManager
 from amorsize.optimizer import OptimizationResult
 from amorsize.sinks import Collector, Sink, StreamBuffer
+
+if TYPE_CHECKING:
+    from amorsize.engine import AnyExecutor
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,7 +31,7 @@ async def aexecute(
     hooks: HookManager | None = ...,
     n_jobs: int | None = ...,
     chunksize: int | None = ...,
-    executor: str | None = ...,
+    executor: AnyExecutor = ...,
     sample_size: int = ...,
     target_chunk_duration: float = ...,
     progress: bool = ...,
@@ -48,7 +51,7 @@ async def aexecute(
     hooks: HookManager | None = ...,
     n_jobs: int | None = ...,
     chunksize: int | None = ...,
-    executor: str | None = ...,
+    executor: AnyExecutor = ...,
     sample_size: int = ...,
     target_chunk_duration: float = ...,
     progress: bool = ...,
@@ -67,7 +70,7 @@ async def aexecute(
     hooks: HookManager | None = None,
     n_jobs: int | None = None,
     chunksize: int | None = None,
-    executor: str | None = None,
+    executor: AnyExecutor = None,
     sample_size: int = 5,
     target_chunk_duration: float = 0.2,
     progress: bool = False,
@@ -134,7 +137,7 @@ def astream(
     hooks: HookManager | None = None,
     n_jobs: int | None = None,
     chunksize: int | None = None,
-    executor: str | None = None,
+    executor: AnyExecutor = None,
     sample_size: int = 5,
     target_chunk_duration: float = 0.2,
     progress: bool = False,

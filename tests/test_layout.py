@@ -205,6 +205,7 @@ TYPES_ONLY = {
     ),
     "hooks.config": "hooks.manager",
     "cost": "sampling system",
+    "aio": "engine",
     "executor": "engine",
     "explanation": "cost sampling system",
 }
