@@ -161,7 +161,7 @@ class Call:
             collector=collect.in_chunk(0),
         )
         self.result.data = self._data
-        sequence = _sliceable(self._data)
+        sequence = None if total is None else _sliceable(self._data)  # a range may be endless
         source = Input(
             iterator,
             patient=total is not None,

@@ -363,7 +363,7 @@ class _ChunkSpan(trace.Span):
     def set_status(self, status: Any, description: str | None = None) -> None:
         if isinstance(status, trace.Status):
             status, description = status.status_code, status.description
-        if self._recording:
+        if self._recording and isinstance(status, trace.StatusCode):  # else the SDK warns, too
             self._status = (status.value, description)
 
     def update_name(self, name: str) -> None:

@@ -195,6 +195,8 @@ def test_what_is_done_to_the_chunks_span_is_kept_as_plain_values() -> None:
     span.set_attributes(attributes)
     span.add_event("seen", attributes, 123)
     span.set_status(StatusCode.ERROR, "odd")
+    wrong: Any = "OK"
+    span.set_status(wrong)
     span.record_exception(ValueError("odd"), {"extra": 1}, 456)
     span.update_name("other")
     span.end()

@@ -21,6 +21,27 @@ from amorsize.exporters.numbers import Labels, Series
 _ADDITIVE = {*numbers.LIVE_GAUGES} - {metrics.THROUGHPUT}
 
 
+_MADE = "amorsize_instruments"
+
+
+def instruments_of(meter: Meter, snapshot: Callable[[], Series]) -> Instruments:
+    """Return the instruments of a meter, which tell ``snapshot`` from now on.
+
+    They are made once a meter: none can be taken back, and of a second one with the same name
+    the SDK asks nothing. An exporter that is enabled anew goes on with those of the closed one.
+    """
+    made = getattr(meter, _MADE, None)
+    if isinstance(made, Instruments):
+        made.tell(snapshot)
+        return made
+    made = Instruments(meter, snapshot)
+    try:
+        setattr(meter, _MADE, made)
+    except AttributeError:
+        pass  # a meter of another make, with slots
+    return made
+
+
 class Instruments:
     """Instruments for every row, and for the user's own numbers as they appear.
 
@@ -47,6 +68,12 @@ class Instruments:
                 )
             else:
                 self._observe(row)
+
+    def tell(self, snapshot: Callable[[], Series]) -> None:
+        """Tell other totals from now on."""
+        self._lock = threading.Lock()  # in a forked child, a thread of the parent's may hold it
+        self._snapshot = snapshot
+        self._asked = set()
 
     def record(
         self, row: Metric, labels: Labels, seconds: float, context: Context | None = None

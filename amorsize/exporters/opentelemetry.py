@@ -246,6 +246,9 @@ class OpenTelemetryExporter(TotalsExporter):
                 except Exception as error:  # a variable is wrong: the other signal goes on
                     text = str(error) if isinstance(error, AmorsizeError) else describe_error(error)
                     logger.error("There are no %s of executions: %s", signal, text)
+                except BaseException:  # Ctrl-C: the next execution looks again
+                    self._resolved = False
+                    raise
             close_before_others_at_exit()
 
     def _trace(self) -> None:
@@ -275,7 +278,7 @@ class OpenTelemetryExporter(TotalsExporter):
     def _measure(self) -> None:
         from opentelemetry import metrics as otel_metrics
 
-        from amorsize.exporters.instruments import Instruments
+        from amorsize.exporters.instruments import instruments_of
 
         provider: Any = self._meter_provider or otel_metrics.get_meter_provider()
         is_missing = _is_meter_proxy(provider)
@@ -286,7 +289,7 @@ class OpenTelemetryExporter(TotalsExporter):
             provider = self._own_metrics.provider
             if is_missing:
                 otel_metrics.set_meter_provider(provider)
-        self._instruments = Instruments(provider.get_meter(*_SCOPE), self.snapshot)
+        self._instruments = instruments_of(provider.get_meter(*_SCOPE), self.snapshot)
 
     def _may_make(self, signal: str) -> bool:
         """Say whether a provider may be made for a signal.

@@ -1217,6 +1217,25 @@ def test_a_broken_provider_fails_no_run(
     assert caplog.text.count("no tracer for you") == 1
 
 
+def test_ctrl_c_while_providers_are_looked_up_costs_no_later_trace(hooks: HookManager) -> None:
+    """The next execution looks again."""
+    interrupts = iter([KeyboardInterrupt()])
+
+    class Slow(TracerProvider):
+        def get_tracer(self, *args: Any, **kwargs: Any) -> trace.Tracer:
+            for interrupt in interrupts:
+                raise interrupt
+            return super().get_tracer(*args, **kwargs)
+
+    provider, kept = Slow(shutdown_on_exit=False), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(kept))
+    with OpenTelemetryExporter(tracer_provider=provider, metrics=False).attach(hooks):
+        with pytest.raises(KeyboardInterrupt):
+            amorsize.execute(abs, [-1], executor="serial", hooks=hooks)
+        assert amorsize.execute(abs, [-1], executor="serial", hooks=hooks) == [1]
+    assert "execute builtins.abs" in [span.name for span in kept.get_finished_spans()]
+
+
 def test_a_provider_that_makes_nothing_is_no_trace(hooks: HookManager, mode: str) -> None:
     """As the SDK's own is when it is disabled; a remote parent stays what is current."""
     remote = trace.SpanContext(0x123, 0x456, is_remote=True, trace_flags=trace.TraceFlags(1))

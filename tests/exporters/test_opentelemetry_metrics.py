@@ -278,6 +278,29 @@ def test_after_close_nothing_more_is_told(metered: Metered) -> None:
         )
 
 
+def test_an_exporter_that_is_enabled_anew_tells_all_rows(metered: Metered) -> None:
+    """Instruments cannot be taken back: it goes on with those of the one that was closed."""
+
+    def count_up(x: int) -> int:
+        user_metrics.count("widgets")
+        return x
+
+    for runs in (1, 2):
+        amorsize.execute(count_up, range(4), executor="serial", hooks=metered.hooks)
+        rows = metered.read()
+        told = {metric.dotted for metric in METRICS} & set(rows)
+        if runs == 1:
+            first = told
+            metered.exporter.close()
+            metered.exporter = OpenTelemetryExporter(
+                meter_provider=metered.provider, traces=False
+            ).attach(metered.hooks)
+    assert "amorsize.items.processed" in told
+    assert told == first
+    assert [point.value for point in rows["amorsize.items.processed"].data.data_points] == [4]
+    assert [point.value for point in rows["amorsize.user.widgets"].data.data_points] == [4]
+
+
 def test_metrics_can_be_left_out(make: Callable[..., Metered]) -> None:
     """Nothing is made of a provider that is not used."""
     metered = make(metrics=False)

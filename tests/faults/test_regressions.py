@@ -364,3 +364,10 @@ def test_a_choice_inside_a_worker_proposes_no_processes() -> None:
 
     assert amorsize.execute(nested, [0], executor="process") == [["serial", "thread"]]
     assert amorsize.execute(nested, [0], executor="thread") == [["serial", "thread", "process"]]
+
+
+def test_a_range_that_is_too_long_to_be_counted_streams(mode: str) -> None:
+    """Its ``len()`` raises; its items come all the same."""
+    stream: Any = amorsize.stream(abs, range(10**20), executor=mode, n_jobs=2, chunksize=2)
+    assert [next(stream) for _ in range(5)] == [0, 1, 2, 3, 4]
+    stream.close()
