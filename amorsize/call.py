@@ -229,8 +229,9 @@ class Call:
             self.run.wake()
 
     def _managers(self) -> list[HookManager]:
-        managers = [get_default_manager(), self._hooks, self._progress]
-        return [manager for manager in managers if manager is not None]
+        default = get_default_manager()
+        hooks = None if self._hooks is default else self._hooks  # who passes it is told once
+        return [each for each in (default, hooks, self._progress) if each is not None]
 
 
 def _sliceable(data: Iterable[Any]) -> Sequence[Any] | None:

@@ -381,11 +381,15 @@ def _received(*headers: str | None) -> otel_context.Context:
     return W3CBaggagePropagator().extract(carrier, received)
 
 
+_PLAIN = (str, bool, int, float, bytes)
+
+
 def _plain(value: Any) -> Any:
-    if isinstance(value, (str, bool, int, float, bytes)):
+    """Return what an attribute may be, and what certainly travels."""
+    if isinstance(value, _PLAIN):
         return value
     if isinstance(value, Iterable):
-        return tuple(value)
+        return tuple(each if isinstance(each, _PLAIN) else str(each) for each in value)
     return str(value)
 
 

@@ -73,7 +73,7 @@ def _refuse_to_replace(texts: dict[Path, str]) -> None:
     ]
     if different:
         raise AmorsizeError(
-            f"{len(different)} files are there already, and different: "
+            f"there already, and different, are {len(different)} of the files: "
             f"{', '.join(sorted(different)[:3])}{', ...' if len(different) > 3 else ''}; "
             "write into another folder, or replace them with --force"
         )

@@ -71,6 +71,15 @@ class TraceLink:
             self.live += chunks
 
 
+def _renew_lock_in_forked_child() -> None:
+    global _granting
+    _granting = threading.Lock()  # the old one may be held by a thread that is not here
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock_in_forked_child)
+
+
 class TraceSource(Protocol):
     """Begins the trace of an execution."""
 

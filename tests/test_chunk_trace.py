@@ -479,3 +479,16 @@ def test_a_function_with_a_tracer_may_fork_in_its_worker() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_is_put_on_the_chunks_span_always_travels() -> None:
+    """A value that does not pickle would keep the whole trace of its chunk in the worker."""
+    chunk = ChunkTrace(make_link(), 0)
+    chunk.enter()
+    span = trace.get_current_span()
+    span.set_attribute("locks", [threading.Lock(), 1])  # type: ignore[list-item]
+    span.set_attribute("lock", threading.Lock())  # type: ignore[arg-type]
+    chunk.leave()
+    taken = pickle.loads(pickle.dumps(chunk.take()))
+    assert taken["attributes"]["locks"][1] == 1
+    assert "lock" in taken["attributes"]["lock"]

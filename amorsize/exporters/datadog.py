@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -457,7 +457,7 @@ def _check_events(events: object) -> tuple[str, ...]:
 
 
 def _check_tags(tags: object) -> list[str]:
-    if isinstance(tags, str) or not isinstance(tags, Iterable):
+    if isinstance(tags, (str, Mapping)) or not isinstance(tags, Iterable):
         raise InvalidTypeError(f"tags must be several strings like 'team:data'; got {tags!r}")
     checked = list(tags)
     for tag in checked:

@@ -52,7 +52,7 @@ def test_files_of_ones_own_are_not_replaced(
     missing.unlink()
     assert cli.main(["dashboards", str(tmp_path)]) == 1
     said = capsys.readouterr().err
-    assert f"1 files are there already, and different: {changed}" in said
+    assert f"there already, and different, are 1 of the files: {changed}" in said
     assert "--force" in said
     assert changed.read_text() == "mine"
     assert not missing.exists()

@@ -851,3 +851,9 @@ def test_the_page_names_every_setting_and_every_kind_of_event() -> None:
     parameters = inspect.signature(enable_datadog).parameters
     assert [name for name in parameters if f"{name}=" not in text] == []
     assert [kind for kind in KINDS if f'"{kind}"' not in text] == []
+
+
+def test_tags_as_a_mapping_are_refused() -> None:
+    """Its keys alone would be sent."""
+    with pytest.raises(InvalidTypeError, match="several strings like 'team:data'"):
+        DatadogExporter(tags={"team": "data"})  # type: ignore[arg-type]
