@@ -534,10 +534,10 @@ def test_bad_arguments_are_refused_before_anything_runs(
     assert recorder.contexts == []
 
 
-def test_the_default_manager_passed_by_name_is_told_once(mode: str) -> None:
+def test_the_default_manager_passed_by_name_is_told_once(mode: Mode) -> None:
     """``hooks=get_default_manager()`` says what is so anyway."""
     told: list[HookContext] = []
     manager = amorsize.get_default_manager()
     manager.register(HookEvent.POST_EXECUTE, told.append)
-    amorsize.execute(abs, [-1], executor=mode, hooks=manager)
+    amorsize.execute(abs, [-1], executor=mode.executor, hooks=manager)
     assert len(told) == 1
