@@ -74,19 +74,26 @@ class _Dropped(SpanExporter):
 
 
 @contextmanager
-def _exporting(**settings: Any) -> Iterator[tuple[HookManager, TracerProvider]]:
+def providers() -> Iterator[dict[str, Any]]:
+    """An application's, as arguments of the exporter."""
     tracer_provider = TracerProvider(shutdown_on_exit=False)
     tracer_provider.add_span_processor(BatchSpanProcessor(_Dropped()))
     meter_provider = MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
-    manager = HookManager()
     try:
-        with OpenTelemetryExporter(
-            tracer_provider=tracer_provider, meter_provider=meter_provider, **settings
-        ).attach(manager):
-            yield manager, tracer_provider
+        yield {"tracer_provider": tracer_provider, "meter_provider": meter_provider}
     finally:
         tracer_provider.shutdown()
         meter_provider.shutdown()
+
+
+@contextmanager
+def _exporting(**settings: Any) -> Iterator[tuple[HookManager, TracerProvider]]:
+    manager = HookManager()
+    with (
+        providers() as those,
+        OpenTelemetryExporter(**those, **settings).attach(manager),
+    ):
+        yield manager, those["tracer_provider"]
 
 
 def _sdk_spans(provider: TracerProvider) -> Any:

@@ -17,7 +17,9 @@ from amorsize import HookContext, HookEvent, HookManager
 from amorsize.exporters import Exporter
 from amorsize.exporters.cloudwatch import CloudWatchExporter
 from amorsize.exporters.datadog import DatadogExporter
+from amorsize.exporters.opentelemetry import OpenTelemetryExporter
 from amorsize.exporters.prometheus import PrometheusExporter
+from benchmarks.figures.opentelemetry import providers
 from benchmarks.harness import Contender, Contenders, figure, timed
 
 CHUNKS = 500
@@ -57,6 +59,7 @@ def _all_on(manager: HookManager) -> Iterator[list[Exporter]]:
             PrometheusExporter(port=0),
             DatadogExporter(host="127.0.0.1", port=port),
             CloudWatchExporter(client=_Client()),
+            OpenTelemetryExporter(**stack.enter_context(providers())),
         ]
         yield [stack.enter_context(exporter.attach(manager)) for exporter in exporters]
 
