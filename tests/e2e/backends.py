@@ -140,6 +140,12 @@ class PrometheusServer:
         assert len(result) <= 1, f"{promql} has {len(result)} series"
         return result[0][1] if result else None
 
+    def scrape_errors(self) -> list[str]:
+        """Say what each target's last scrape failed with; empty for one that went well."""
+        with urllib.request.urlopen(f"{self.url}/api/v1/targets", timeout=10) as answer:
+            targets = json.load(answer)["data"]["activeTargets"]
+        return [target["lastError"] for target in targets]
+
     def wait_for(self, promql: str, expected: float, seconds: float = SCRAPE_SECONDS) -> None:
         """Wait until a query gives a value, for as long as scrapes may take."""
         poll(lambda: self.value(promql), lambda value: value == expected, seconds, promql)

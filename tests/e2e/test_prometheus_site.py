@@ -82,8 +82,14 @@ def test_prometheus_scrapes_with_tls_a_certificate_and_a_password(
         targets = [f"127.0.0.1:{exporter.port}"]
         right = {"basic_auth": {"username": "prometheus", "password": "hunter2"}}
         wrong = {"basic_auth": {"username": "prometheus", "password": "hunter3"}}
-        prometheus_server(targets=targets, scrape=scrape | right).wait_for("up", 1)
-        prometheus_server(targets=targets, scrape=scrape | wrong).wait_for("up", 0)
+        let_in = prometheus_server(targets=targets, scrape=scrape | right)
+        let_in.wait_for("up", 1)
+        assert let_in.value("amorsize_build_info") == 1
+        kept_out = prometheus_server(targets=targets, scrape=scrape | wrong)
+        kept_out.wait_for("up", 0)
+        # Not for another reason: TLS and the certificate are accepted, the password is not.
+        assert kept_out.scrape_errors() == ["server returned HTTP status 401 Unauthorized"]
+        assert kept_out.value("amorsize_build_info") is None
 
 
 def test_programs_without_chosen_ports_are_discovered(

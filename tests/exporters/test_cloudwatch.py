@@ -269,6 +269,8 @@ def test_it_is_sent_at_the_end_of_a_run(
     sends()
     tell(manager)
     client.wait_for(lambda client: client.total("Executions") == 1)
+    [execution] = client.of("Executions")
+    assert {each["Name"]: each["Value"] for each in execution["Dimensions"]}["Status"] == "ok"
 
 
 def test_it_is_sent_at_the_interval_while_a_run_is_in_progress(

@@ -63,17 +63,23 @@ def test_tls_is_served(secure: PrometheusExporter, certificates: Certificates) -
         scrape(secure.port, old)
 
 
-def test_plain_requests_and_noise_do_not_stop_tls(secure: PrometheusExporter) -> None:
-    """They end at the handshake; the fixture scrapes afterwards."""
+def test_plain_requests_and_noise_do_not_stop_tls(
+    secure: PrometheusExporter, certificates: Certificates
+) -> None:
+    """They end at the handshake, and get no metrics."""
+    answered = b""
     for said in (b"GET /metrics HTTP/1.1\r\n\r\n", bytes(range(256)) * 100, b"\x16\x03\x01", b""):
         with connect(secure) as client:
             try:
                 client.sendall(said)
                 client.shutdown(socket.SHUT_WR)
-                while client.recv(65536):
-                    pass
+                while answer := client.recv(65536):
+                    answered += answer
             except OSError:
                 pass  # the server has hung up already, which shutdown() says in its own way
+    assert b"HTTP" not in answered
+    assert b"amorsize" not in answered
+    assert b"amorsize_build_info" in scrape(secure.port, certificates.client_context())
 
 
 def test_silent_clients_do_not_stop_tls(secure: PrometheusExporter) -> None:
