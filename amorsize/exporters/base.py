@@ -207,8 +207,9 @@ class Exporter:
             for sender in self._senders:
                 sender.close(max(0.0, deadline - time.monotonic()))
             cut_off = sum(sender.lost for sender in self._senders) - before
-            # A backend that hangs, or a client that tries again by itself, has not failed yet.
-            if cut_off and not any(sender.complained for sender in self._senders):
+            # Also where a failure was told: what it said of losses is no longer so. And a backend
+            # that hangs, or a client that tries again by itself, has not failed yet.
+            if cut_off:
                 logger.warning(
                     "The %s exporter was closed before %d items were delivered; they are lost.",
                     self.name,

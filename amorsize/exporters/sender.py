@@ -251,11 +251,6 @@ class Sender(Generic[ItemT]):
         """Attempts that failed."""
         return self._errors
 
-    @property
-    def complained(self) -> bool:
-        """Whether the log was told of a failure, or of an overflow."""
-        return any(at > float("-inf") for at in self._next_log.values())
-
     def stats(self) -> SenderStats:
         """Count what became of the items so far."""
         with self._changed:
