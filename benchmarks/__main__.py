@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,9 +61,9 @@ def main(arguments: Sequence[str] | None = None, *, budget: Budget | None = None
     began = time.perf_counter()
     results = []
     for at, each in enumerate(chosen, 1):
-        _say(f"{at} of {len(chosen)}: {each.title}")
+        report.say(f"{at} of {len(chosen)}: {each.title}")
         results.append(run(each, budget or (QUICK if options.quick else FULL)))
-    _say("")
+    report.say("")
     print(report.table(results, markdown=options.markdown))
     print(f"\nMeasured in {time.perf_counter() - began:.0f} s.")
     if options.json is not None:
@@ -77,13 +76,6 @@ def _choose(names: list[str] | None) -> list[Figure]:
     return [
         each for each in FIGURES.values() if names is None or any(n in each.name for n in names)
     ]
-
-
-def _say(what: str) -> None:
-    """Show on a terminal what is being measured, on one line that comes and goes."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{what}")
-        sys.stderr.flush()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -50,13 +51,12 @@ def table(results: Sequence[Result], *, markdown: bool = False) -> str:
     return aligned(lines)
 
 
-def aligned(lines: Sequence[tuple[str, ...]]) -> str:
-    """Pad the columns; numbers to the right, words to the left."""
+def aligned(lines: Sequence[tuple[str, ...]], *, words: Sequence[int] = (0, 2, 6)) -> str:
+    """Pad the columns; those of ``words`` to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    right = {1, 3, 4, 5}
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if at in right else cell.ljust(width)
+            cell.ljust(width) if at in words else cell.rjust(width)
             for at, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
@@ -89,6 +89,13 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
             for result in results
         ],
     }
+
+
+def say(what: str) -> None:
+    """Show on a terminal what is being measured, on one line that comes and goes."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{what}")
+        sys.stderr.flush()
 
 
 def _compare(result: Result, peer: str) -> str:

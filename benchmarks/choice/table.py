@@ -1,0 +1,178 @@
+"""Run all cells, interleaved, and lay out their ratios to the best peer of each row."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks.choice.contenders import CONTENDERS
+from benchmarks.choice.workloads import WORKLOADS
+from benchmarks.report import aligned
+
+CELL_SECONDS = 120.0
+"""A cell that takes longer has hung."""
+
+OURS = "amorsize"
+CALLS = ("first", "later")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What was measured of one workload.
+
+    Attributes:
+        workload: its name.
+        seconds: by contender and by call (``first``, ``later``), one for each round.
+        again: the best peer of each call once more, one for each round.
+    """
+
+    workload: str
+    seconds: dict[str, dict[str, list[float]]]
+    again: dict[str, list[float]]
+
+    def median(self, contender: str, call: str) -> float:
+        """Return the median over the rounds."""
+        return statistics.median(self.seconds[contender][call])
+
+    def best_peer(self, call: str) -> str:
+        """Name the peer with the lowest median."""
+        peers = (name for name in self.seconds if name != OURS)
+        return min(peers, key=lambda name: self.median(name, call))
+
+    def ratio(self, contender: str, call: str) -> float:
+        """Return how many times as long as the best peer a contender took.
+
+        Of the best peer itself, against the next best, below 1.
+        """
+        return self.median(contender, call) / self.median(self.best_peer(call), call)
+
+    @property
+    def judged_first(self) -> bool:
+        """Whether the serial run lasts a second and more, about."""
+        return not WORKLOADS[self.workload].short and self.workload != "trivial"
+
+    def noise(self, call: str) -> float:
+        """Return how far two medians of the best peer lie apart, as a share."""
+        again = statistics.median(self.again[call])
+        one = self.median(self.best_peer(call), call)
+        return abs(again - one) / one
+
+
+def run(
+    workloads: Sequence[str], rounds: int, *, say: Callable[[str], None] = lambda text: None
+) -> Iterator[Row]:
+    """Measure workload after workload; within one, round after round, each begun by another."""
+    for at, workload in enumerate(workloads, 1):
+        names = list(CONTENDERS)
+        seconds: dict[str, dict[str, list[float]]] = {
+            name: {call: [] for call in CALLS} for name in names
+        }
+        again: dict[str, dict[str, list[float]]] = {
+            name: {call: [] for call in CALLS} for name in names
+        }
+        for turn in range(rounds):
+            order = names[turn % len(names) :] + names[: turn % len(names)]
+            for name in order:
+                say(f"{at} of {len(workloads)}: {workload}, round {turn + 1} of {rounds}, {name}")
+                _take(seconds[name], workload, name)
+            # The noise: whoever leads so far, a second time in the same round.
+            for leader in {_leader(seconds, call) for call in CALLS}:
+                say(f"{at} of {len(workloads)}: {workload}, round {turn + 1}, {leader} again")
+                _take(again[leader], workload, leader)
+        yield Row(
+            workload,
+            seconds,
+            {call: again[_leader(seconds, call)][call] or [0.0] for call in CALLS},
+        )
+
+
+def _leader(seconds: dict[str, dict[str, list[float]]], call: str) -> str:
+    peers = [name for name in seconds if name != OURS]
+    return min(peers, key=lambda name: statistics.median(seconds[name][call]))
+
+
+def _take(into: dict[str, list[float]], workload: str, contender: str) -> None:
+    command = [sys.executable, "-m", "benchmarks.choice.cell", workload, contender]
+    # Into a file: workers that outlive the cell would hold a pipe open.
+    with tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen(command, stdout=out, start_new_session=True)
+        try:
+            code = process.wait(CELL_SECONDS)
+        finally:
+            # The cell leaves its pools open: what is left of them goes with it.
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            process.wait()
+        out.seek(0)
+        text = out.read()
+    if code != 0:
+        raise RuntimeError(f"{contender} on {workload} ended with exit code {code}: {text}")
+    for call, taken in json.loads(text).items():
+        into[call].append(taken)
+
+
+def render(rows: Sequence[Row], *, markdown: bool = False) -> str:
+    """Lay out the ratios, with the geometric mean and the worst cell of each contender."""
+    parts = []
+    for call in CALLS:
+        title = {"first": "First call in a process", "later": "A later call"}[call]
+        lines = [("workload", "best peer", "takes", *rows[0].seconds, "noise")]
+        for row in rows:
+            best = row.best_peer(call)
+            cells = [f"{row.ratio(name, call):.2f}" for name in row.seconds]
+            seconds = f"{row.median(best, call) * 1e3:,.3g} ms"
+            title_of = WORKLOADS[row.workload].title
+            lines.append((title_of, best, seconds, *cells, f"{row.noise(call):.0%}"))
+        means = [f"{geometric_mean(rows, name, call):.2f}" for name in rows[0].seconds]
+        worst = [f"{max(row.ratio(name, call) for row in rows):.2f}" for name in rows[0].seconds]
+        lines.append(("geometric mean", "", "", *means, ""))
+        lines.append(("worst cell", "", "", *worst, ""))
+        if markdown:
+            rule = ("---", "---", *["---:"] * (len(lines[0]) - 2))
+            text = "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
+        else:
+            text = aligned(lines, words=(0, 1))
+        parts.append(f"{title}: times as long as the best peer of the row\n\n{text}")
+    return "\n\n".join([*parts, "\n".join(judge(rows))])
+
+
+def geometric_mean(rows: Sequence[Row], contender: str, call: str) -> float:
+    """Return the geometric mean over the workloads of the ratios to the best peer."""
+    return statistics.geometric_mean([row.ratio(contender, call) for row in rows])
+
+
+def judge(rows: Sequence[Row]) -> list[str]:
+    """Say of each figure that is to be reached whether it is."""
+    judged = [row for row in rows if row.judged_first]
+    worst_first = max((row.ratio(OURS, "first") for row in judged), default=0.0)
+    ahead = [sum(row.ratio(OURS, call) < 1 for row in rows) for call in CALLS]
+    figures = [
+        ("geometric mean, first calls", geometric_mean(rows, OURS, "first"), 1.05),
+        ("geometric mean, later calls", geometric_mean(rows, OURS, "later"), 1.00),
+        ("worst cell, first calls (1 s and more of work)", worst_first, 1.20),
+        ("worst cell, later calls", max(row.ratio(OURS, "later") for row in rows), 1.15),
+    ]
+    lines = [
+        f"{title}: {value:.2f}, at most {limit:.2f}: {_verdict(value <= limit)}"
+        for title, value, limit in figures
+    ]
+    third = len(rows) / 3
+    lines += [
+        f"ahead of every peer, {call} calls: {count} of {len(rows)} rows, at least a third: "
+        f"{_verdict(count >= third)}"
+        for call, count in zip(CALLS, ahead, strict=True)
+    ]
+    return lines
+
+
+def _verdict(reached: bool) -> str:
+    return "reached" if reached else "NOT reached"
