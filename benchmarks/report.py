@@ -10,19 +10,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarks import cores
 from benchmarks.harness import UNITS, Result
 
 COLUMNS = ("figure", "value", "peer", "its value", "ratio or difference", "noise", "at most")
-_PEERS = ("pluggy", "blinker", "prometheus-client")
+_PEERS = ("pluggy", "blinker", "prometheus-client", "joblib", "mpire")
 
 
 def machine() -> str:
     """Say on what was measured, how busy it was, and with which versions, in two lines."""
     versions = " · ".join(f"{name} {_version(name)}" for name in ("amorsize", *_PEERS))
     python = f"{platform.python_implementation()} {platform.python_version()}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = f" · load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return f"{python} · {platform.system()} · {cores} cores · {_processor()}{load}\n{versions}"
+    return f"{python} · {platform.system()} · {cores()} cores · {_processor()}{load}\n{versions}"
 
 
 def rows(result: Result) -> list[tuple[str, ...]]:

@@ -27,11 +27,12 @@ def test_ratios_are_to_the_best_peer_of_the_row() -> None:
     seconds = {name: {"first": [4.0], "later": [4.0]} for name in CONTENDERS}
     seconds["amorsize"] = {"first": [3.0, 2.4, 2.0], "later": [1.0]}
     seconds["joblib"] = {"first": [2.0], "later": [2.0]}
-    row = Row("cpu-5ms", seconds, {"first": [2.2], "later": [2.0]})
+    row = Row("cpu-5ms", seconds, {"first": ("joblib", [2.2]), "later": ("mpire", [4.0])})
     assert row.best_peer("first") == "joblib"
     assert row.ratio("amorsize", "first") == 1.2
     assert row.ratio("amorsize", "later") == 0.5
     assert row.noise("first") == pytest.approx(0.1)
+    assert row.noise("later") == 0.0
     judged = table.judge([row])
     assert judged[0] == "geometric mean, first calls: 1.20, at most 1.05: NOT reached"
     assert judged[1] == "geometric mean, later calls: 0.50, at most 1.00: reached"

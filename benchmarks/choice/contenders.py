@@ -6,18 +6,14 @@ which is the best that a peer's user can do.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
+from benchmarks import cores
+
 Map = Callable[[Callable[[Any], Any], Iterable[Any], int], list[Any]]
 """Takes the function, the input and its length, which only tuning may use."""
-
-
-def cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def amorsize(func: Callable[[Any], Any], data: Iterable[Any], items: int) -> list[Any]:

@@ -30,12 +30,13 @@ class Row:
     Attributes:
         workload: its name.
         seconds: by contender and by call (``first``, ``later``), one for each round.
-        again: the best peer of each call once more, one for each round.
+        again: by call, the peer that led the first round, and its seconds once more, one for each
+            round.
     """
 
     workload: str
     seconds: dict[str, dict[str, list[float]]]
-    again: dict[str, list[float]]
+    again: dict[str, tuple[str, list[float]]]
 
     def median(self, contender: str, call: str) -> float:
         """Return the median over the rounds."""
@@ -47,58 +48,40 @@ class Row:
         return min(peers, key=lambda name: self.median(name, call))
 
     def ratio(self, contender: str, call: str) -> float:
-        """Return how many times as long as the best peer a contender took.
-
-        Of the best peer itself, against the next best, below 1.
-        """
+        """Return how many times as long as the best peer a contender took."""
         return self.median(contender, call) / self.median(self.best_peer(call), call)
 
-    @property
-    def judged_first(self) -> bool:
-        """Whether the serial run lasts a second and more, about."""
-        return not WORKLOADS[self.workload].short and self.workload != "trivial"
-
     def noise(self, call: str) -> float:
-        """Return how far two medians of the best peer lie apart, as a share."""
-        again = statistics.median(self.again[call])
-        one = self.median(self.best_peer(call), call)
-        return abs(again - one) / one
+        """Return how far two medians of one peer lie apart, as a share."""
+        peer, again = self.again[call]
+        one = self.median(peer, call)
+        return abs(statistics.median(again) - one) / one
 
 
 def run(
     workloads: Sequence[str], rounds: int, *, say: Callable[[str], None] = lambda text: None
 ) -> Iterator[Row]:
     """Measure workload after workload; within one, round after round, each begun by another."""
+    names = list(CONTENDERS)
     for at, workload in enumerate(workloads, 1):
-        names = list(CONTENDERS)
-        seconds: dict[str, dict[str, list[float]]] = {
-            name: {call: [] for call in CALLS} for name in names
-        }
-        again: dict[str, dict[str, list[float]]] = {
-            name: {call: [] for call in CALLS} for name in names
-        }
+        row = Row(workload, {name: {call: [] for call in CALLS} for name in names}, {})
         for turn in range(rounds):
-            order = names[turn % len(names) :] + names[: turn % len(names)]
-            for name in order:
-                say(f"{at} of {len(workloads)}: {workload}, round {turn + 1} of {rounds}, {name}")
-                _take(seconds[name], workload, name)
-            # The noise: whoever leads so far, a second time in the same round.
-            for leader in {_leader(seconds, call) for call in CALLS}:
-                say(f"{at} of {len(workloads)}: {workload}, round {turn + 1}, {leader} again")
-                _take(again[leader], workload, leader)
-        yield Row(
-            workload,
-            seconds,
-            {call: again[_leader(seconds, call)][call] or [0.0] for call in CALLS},
-        )
+            progress = f"{at} of {len(workloads)}: {workload}, round {turn + 1} of {rounds}"
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                say(f"{progress}, {name}")
+                for call, taken in _measure(workload, name).items():
+                    row.seconds[name][call].append(taken)
+            if not row.again:
+                row.again.update({call: (row.best_peer(call), []) for call in CALLS})
+            for call, (peer, again) in row.again.items():
+                say(f"{progress}, {peer} again")
+                again.append(_measure(workload, peer)[call])
+        yield row
 
 
-def _leader(seconds: dict[str, dict[str, list[float]]], call: str) -> str:
-    peers = [name for name in seconds if name != OURS]
-    return min(peers, key=lambda name: statistics.median(seconds[name][call]))
-
-
-def _take(into: dict[str, list[float]], workload: str, contender: str) -> None:
+def _measure(workload: str, contender: str) -> dict[str, float]:
+    """Run one cell; give its seconds by call."""
     command = [sys.executable, "-m", "benchmarks.choice.cell", workload, contender]
     # Into a file: workers that outlive the cell would hold a pipe open.
     with tempfile.TemporaryFile("w+") as out:
@@ -116,8 +99,8 @@ def _take(into: dict[str, list[float]], workload: str, contender: str) -> None:
         text = out.read()
     if code != 0:
         raise RuntimeError(f"{contender} on {workload} ended with exit code {code}: {text}")
-    for call, taken in json.loads(text).items():
-        into[call].append(taken)
+    seconds: dict[str, float] = json.loads(text)
+    return seconds
 
 
 def render(rows: Sequence[Row], *, markdown: bool = False) -> str:
@@ -152,7 +135,7 @@ def geometric_mean(rows: Sequence[Row], contender: str, call: str) -> float:
 
 def judge(rows: Sequence[Row]) -> list[str]:
     """Say of each figure that is to be reached whether it is."""
-    judged = [row for row in rows if row.judged_first]
+    judged = [row for row in rows if not WORKLOADS[row.workload].short]
     worst_first = max((row.ratio(OURS, "first") for row in judged), default=0.0)
     ahead = [sum(row.ratio(OURS, call) < 1 for row in rows) for call in CALLS]
     figures = [

@@ -85,7 +85,9 @@ def _skewed() -> list[int]:
 
 
 WORKLOADS = {
-    "trivial": Workload("x + 1, 200,000 items", increment, lambda: list(range(200_000)), 200_000),
+    "trivial": Workload(
+        "x + 1, 200,000 items", increment, lambda: list(range(200_000)), 200_000, short=True
+    ),
     "cpu-50us": Workload(
         "computing 50 µs, 20,000 items", burn, lambda: _loops(0.05, 20_000), 20_000
     ),
