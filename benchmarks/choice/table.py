@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import signal
@@ -11,7 +12,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import amorsize
+import benchmarks
 from benchmarks.choice.contenders import CONTENDERS
 from benchmarks.choice.workloads import WORKLOADS
 from benchmarks.report import aligned
@@ -63,6 +67,7 @@ def run(
 ) -> Iterator[Row]:
     """Measure workload after workload; within one, round after round, each begun by another."""
     names = list(CONTENDERS)
+    _compile()
     for at, workload in enumerate(workloads, 1):
         row = Row(workload, {name: {call: [] for call in CALLS} for name in names}, {})
         for turn in range(rounds):
@@ -78,6 +83,14 @@ def run(
                 say(f"{progress}, {peer} again")
                 again.append(_measure(workload, peer)[call])
         yield row
+
+
+def _compile() -> None:
+    """Write the bytecode of this checkout, as installing does: that of the peers is there."""
+    for package in (amorsize, benchmarks):
+        folder = str(Path(str(package.__file__)).parent)
+        if not compileall.compile_dir(folder, quiet=1):
+            raise RuntimeError(f"{folder} does not compile")
 
 
 def _measure(workload: str, contender: str) -> dict[str, float]:
