@@ -9,15 +9,13 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from amorsize.engine import Engine, resolve
 from amorsize.errors import InvalidTypeError, InvalidValueError
 
 
-@dataclass(frozen=True, slots=True)
-class Arguments:
+class Arguments(NamedTuple):
     """The checked arguments: integers are ``int`` and durations are ``float``."""
 
     engine: Engine | None

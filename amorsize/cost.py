@@ -22,8 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from amorsize.sampling import Payload, Sample
@@ -75,8 +74,7 @@ STREAM_ITEMS = 1000
 """An input of unknown length is taken for this much serial work, and at least so many items."""
 
 
-@dataclass(frozen=True, slots=True)
-class Workload:
+class Workload(NamedTuple):
     """What the sample says about the whole input.
 
     Attributes:
@@ -209,8 +207,7 @@ def _typical(seconds: list[float]) -> float:
     return median if median < SHORT_CALL_SECONDS else sum(seconds) / len(seconds)
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """What one engine is predicted to take for the remaining items.
 
     Attributes:
@@ -240,8 +237,7 @@ class Candidate:
     wanted_jobs: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What to do, and what was considered.
 
     Attributes:
@@ -437,7 +433,7 @@ def make_plan(
             continue
         best = _best(fitting or predicted)
         if len(fitting) < len(predicted):
-            best = replace(best, wanted_jobs=most)
+            best = best._replace(wanted_jobs=most)
         candidates.append(best)
         possible.append(best)
     return Plan(_take(serial, possible, workload, forced=n_jobs is not None), tuple(candidates))

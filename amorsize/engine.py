@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from amorsize.errors import InvalidTypeError, InvalidValueError, MissingExtraError
 
@@ -23,8 +22,7 @@ _HOW = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Engine:
+class Engine(NamedTuple):
     """What a run is to use.
 
     Attributes:

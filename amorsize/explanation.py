@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from amorsize.cost import ONE_CORE
 
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
 LABEL_WIDTH = 11
 
 
-@dataclass(frozen=True, slots=True)
-class Details:
+class Details(NamedTuple):
     """What a choice was made from.
 
     Attributes:
@@ -39,7 +37,7 @@ class Details:
     switches: int | None
     n_jobs: int | None
     chunksize: int | None
-    notes: list[str] = field(default_factory=list)
+    notes: list[str]
 
 
 def details_of(

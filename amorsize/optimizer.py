@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -262,7 +262,7 @@ def _tell(result: OptimizationResult, verbose: bool) -> None:
         sys.stderr.write(result.explain() + "\n")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _Chooser:
     """One choice in the making: looks further as long as that can change it."""
 
@@ -303,7 +303,7 @@ class _Chooser:
         if plan.chosen.engine == "process" or workload.working_bytes > 1 << 20:
             system = self.system or read_system()
         if plan.chosen.engine == "process":
-            workload = replace(workload, payload=measure_payload(self.sample, self.func))
+            workload = workload._replace(payload=measure_payload(self.sample, self.func))
             if self._worth_measuring_startup(workload):
                 measure_startup("process")
         if system is not cores or workload.payload is not None:

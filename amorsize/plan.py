@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from amorsize.engine import Engine
 from amorsize.worker import ChunkOutcome
 
 
-@dataclass(slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What was decided before the run.
 
     Attributes:
@@ -31,8 +29,7 @@ class Plan:
     interruptible: bool = False
 
 
-@dataclass(slots=True)
-class Sampled:
+class Sampled(NamedTuple):
     """What was run in this process before the plan was made.
 
     Attributes:
@@ -46,8 +43,7 @@ class Sampled:
     interrupted: BaseException | None = None
 
 
-@dataclass(slots=True)
-class TimeLimits:
+class TimeLimits(NamedTuple):
     """Bounds in seconds, None for none; ``deadline`` is on the monotonic clock."""
 
     timeout: float | None = None

@@ -19,7 +19,7 @@ from amorsize.user_metrics import admit, current_collector
 from amorsize.worker import Chunk, ChunkOutcome, text_of
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class _WorkerRecord:
     """What is told of a worker at its end."""
 

@@ -10,13 +10,12 @@ tells in one call what five fast ones tell together, and while it runs all other
 from __future__ import annotations
 
 import _thread
-import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 from amorsize.collecting import ChunkCollector
 
@@ -63,8 +62,7 @@ def _read_peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-@dataclass(frozen=True, slots=True)
-class Clocks:
+class Clocks(NamedTuple):
     """Where the sample reads time from; tests bring their own.
 
     Attributes:
@@ -161,7 +159,7 @@ class GilProbe:
         return share
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Sample:
     """The first items, what became of them, and what they cost.
 
@@ -350,8 +348,7 @@ def _traceback_text(error: BaseException) -> str:
     return "".join(traceback.format_exception(type(error), error, shown or error.__traceback__))
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(NamedTuple):
     """What crosses to a worker process and back, and whether it can.
 
     Attributes:
@@ -446,6 +443,8 @@ class _Meter:
 
 def _pickled(obj: Any, wall: Callable[[], float], limit_bytes: int) -> tuple[int, float]:
     """Bytes and seconds of pickling an object; raises where it cannot be pickled."""
+    import pickle  # not needed where everything runs here
+
     meter = _Meter(limit_bytes)
     # The interpreter's own pickler first: it is right for nearly everything, and importing
     # cloudpickle costs some 10 ms. What belongs to __main__ must travel by value, though.

@@ -18,12 +18,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 from amorsize.errors import InvalidValueError
 
-ROOT = Path("/")
+ROOT = "/"
+
+StrPath = str | os.PathLike[str]
 CORES_TTL_SECONDS = 10.0
 """How long cores and quota are remembered: reading them costs 0.2 ms, and containers are resized
 while they run."""
@@ -44,8 +45,7 @@ def engines_here() -> tuple[str, ...]:
     return ("serial", "thread") if serving else ENGINES
 
 
-@dataclass(frozen=True, slots=True)
-class SystemFacts:
+class SystemFacts(NamedTuple):
     """What this process may use.
 
     Attributes:
@@ -98,10 +98,10 @@ def _usable(cores: int, quota: float | None) -> int:
 
 
 _cores_lock = threading.RLock()  # a signal handler may end a stream over its holder
-_cores_cache: dict[tuple[Path, frozenset[int]], tuple[float, SystemFacts]] = {}
+_cores_cache: dict[tuple[StrPath, frozenset[int]], tuple[float, SystemFacts]] = {}
 
 
-def read_system(*, memory: bool = True, root: Path = ROOT) -> SystemFacts:
+def read_system(*, memory: bool = True, root: StrPath = ROOT) -> SystemFacts:
     """Read what this process may use now.
 
     Args:
@@ -143,7 +143,7 @@ def _affinity() -> frozenset[int]:
     return frozenset(range(os.cpu_count() or 1) if read is None else read(0))
 
 
-def _read_cores(affinity: frozenset[int], root: Path) -> SystemFacts:
+def _read_cores(affinity: frozenset[int], root: StrPath) -> SystemFacts:
     logical = os.cpu_count() or 1
     quota = read_cpu_quota(root=root)
     return SystemFacts(
@@ -155,13 +155,13 @@ def _read_cores(affinity: frozenset[int], root: Path) -> SystemFacts:
     )
 
 
-def count_physical_cores(cpus: frozenset[int], *, root: Path = ROOT) -> int:
+def count_physical_cores(cpus: frozenset[int], *, root: StrPath = ROOT) -> int:
     """Count the cores behind a set of hardware threads; threads of one core count once."""
     siblings = set()
     for cpu in cpus:
-        topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
-        text = _read_text(topology / "core_cpus_list") or _read_text(
-            topology / "thread_siblings_list"
+        topology = os.path.join(root, f"sys/devices/system/cpu/cpu{cpu}/topology")
+        text = _read_text(topology, "core_cpus_list") or _read_text(
+            topology, "thread_siblings_list"
         )
         if text is None:
             break
@@ -175,23 +175,23 @@ def count_physical_cores(cpus: frozenset[int], *, root: Path = ROOT) -> int:
     return max(1, min(len(cpus), psutil.cpu_count(logical=False) or len(cpus)))
 
 
-def read_cpu_quota(*, root: Path = ROOT) -> float | None:
+def read_cpu_quota(*, root: StrPath = ROOT) -> float | None:
     """The tightest CPU quota of the control groups of this process, in cores; None without one."""
     quotas = []
     for version, level in _cgroup_levels("cpu", root):
         if version == 2:
-            fields = (_read_text(level / "cpu.max") or "").split()
+            fields = (_read_text(level, "cpu.max") or "").split()
             quota = _number(fields[0]) if fields else None
             period = _number(fields[1]) if len(fields) > 1 else 100_000
         else:
-            quota = _number(_read_text(level / "cpu.cfs_quota_us"))
-            period = _number(_read_text(level / "cpu.cfs_period_us"))
+            quota = _number(_read_text(level, "cpu.cfs_quota_us"))
+            period = _number(_read_text(level, "cpu.cfs_period_us"))
         if quota is not None and period is not None and quota > 0 and period > 0:
             quotas.append(quota / period)
     return min(quotas, default=None)
 
 
-def read_memory(*, root: Path = ROOT) -> tuple[int | None, int | None]:
+def read_memory(*, root: StrPath = ROOT) -> tuple[int | None, int | None]:
     """Memory in bytes that this process may use: ``(total, still available)``.
 
     A group's page cache that can be dropped (``inactive_file``) counts as available, as in
@@ -200,12 +200,12 @@ def read_memory(*, root: Path = ROOT) -> tuple[int | None, int | None]:
     total, available = _machine_memory(root)
     for version, level in _cgroup_levels("memory", root):
         if version == 2:
-            limits = [_number(_read_text(level / f"memory.{name}")) for name in ("max", "high")]
-            used = _number(_read_text(level / "memory.current"))
+            limits = [_number(_read_text(level, f"memory.{name}")) for name in ("max", "high")]
+            used = _number(_read_text(level, "memory.current"))
             cache_field = "inactive_file"
         else:
-            limits = [_number(_read_text(level / "memory.limit_in_bytes"))]
-            used = _number(_read_text(level / "memory.usage_in_bytes"))
+            limits = [_number(_read_text(level, "memory.limit_in_bytes"))]
+            used = _number(_read_text(level, "memory.usage_in_bytes"))
             cache_field = "total_inactive_file"
         limit = min((value for value in limits if value is not None), default=None)
         # Version 1 says "no limit" with a number near 2**63.
@@ -213,15 +213,15 @@ def read_memory(*, root: Path = ROOT) -> tuple[int | None, int | None]:
             continue
         total = limit if total is None else min(total, limit)
         if used is not None:
-            headroom = max(0, limit - used + _stat(level / "memory.stat", cache_field))
+            headroom = max(0, limit - used + _stat(level, cache_field))
             available = headroom if available is None else min(available, headroom)
     if total is not None and available is not None:
         available = min(available, total)
     return total, available
 
 
-def _machine_memory(root: Path) -> tuple[int | None, int | None]:
-    text = _read_text(root / "proc/meminfo")
+def _machine_memory(root: StrPath) -> tuple[int | None, int | None]:
+    text = _read_text(root, "proc/meminfo")
     if text is not None:
         kib = {line.partition(":")[0]: line.split()[1] for line in text.splitlines() if ":" in line}
         total, available = _number(kib.get("MemTotal")), _number(kib.get("MemAvailable"))
@@ -235,9 +235,9 @@ def _machine_memory(root: Path) -> tuple[int | None, int | None]:
     return memory.total, memory.available
 
 
-def _cgroup_levels(controller: str, root: Path) -> Iterator[tuple[int, Path]]:
+def _cgroup_levels(controller: str, root: StrPath) -> Iterator[tuple[int, str]]:
     """Yield ``(version, directory)`` from the group of this process up to its mount point."""
-    groups = _read_text(root / "proc/self/cgroup")
+    groups = _read_text(root, "proc/self/cgroup")
     if groups is None:
         return
     paths: dict[int, str] = {}
@@ -251,26 +251,26 @@ def _cgroup_levels(controller: str, root: Path) -> Iterator[tuple[int, Path]]:
     for version, mount_root, mount_point in _cgroup_mounts(controller, root):
         if version not in paths:
             continue
-        top = root / mount_point.lstrip("/")
+        top = os.path.join(root, mount_point.strip("/"))
         # Without a cgroup namespace a container sees the host's path, but its own group is
         # mounted: the path is then relative to the mount's root, or unknown.
         path = paths[version]
         prefix = mount_root.rstrip("/")
         inside = path == prefix or path.startswith(prefix + "/")
         relative = path[len(prefix) :].strip("/") if inside else ""
-        level = top / relative
-        if ".." in relative.split("/") or not level.is_dir():
+        level = os.path.join(top, relative) if relative else top
+        if ".." in relative.split("/") or not os.path.isdir(level):
             level = top
         while True:
             yield version, level
             if level == top:
                 break
-            level = level.parent
+            level = os.path.dirname(level)
 
 
-def _cgroup_mounts(controller: str, root: Path) -> list[tuple[int, str, str]]:
+def _cgroup_mounts(controller: str, root: StrPath) -> list[tuple[int, str, str]]:
     """The mounted hierarchies of a controller: ``(version, root within it, mount point)``."""
-    text = _read_text(root / "proc/self/mountinfo")
+    text = _read_text(root, "proc/self/mountinfo")
     if text is None:
         return [(2, "/", "/sys/fs/cgroup"), (1, "/", f"/sys/fs/cgroup/{controller}")]
     mounts = []
@@ -291,9 +291,9 @@ def _unescape(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
-def _read_text(path: Path) -> str | None:
+def _read_text(directory: StrPath, name: str) -> str | None:
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(os.path.join(directory, name), encoding="utf-8", errors="replace") as file:
             return file.read()
     except OSError:
         return None
@@ -306,16 +306,15 @@ def _number(text: str | None) -> int | None:
         return None
 
 
-def _stat(path: Path, field: str) -> int:
-    for line in (_read_text(path) or "").splitlines():
+def _stat(level: str, field: str) -> int:
+    for line in (_read_text(level, "memory.stat") or "").splitlines():
         name, _, value = line.partition(" ")
         if name == field:
             return _number(value) or 0
     return 0
 
 
-@dataclass(frozen=True, slots=True)
-class StartupModel:
+class StartupModel(NamedTuple):
     """What starting workers of one engine costs.
 
     Attributes:

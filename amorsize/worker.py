@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 import os
-import socket
 import threading
 import time
 import traceback
@@ -19,7 +18,7 @@ from typing import Any, Protocol
 from amorsize.collecting import Collect
 from amorsize.errors import FunctionExitError, TransportError
 
-HOSTNAME = socket.gethostname()
+HOSTNAME = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
 
 _COUNTED = (list, tuple, range)
 """Types whose iterators say how many items are left."""
@@ -75,7 +74,7 @@ class Failure:
     traceback: str
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class ChunkOutcome:
     """What comes back from a chunk: an envelope that can grow.
 

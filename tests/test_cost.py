@@ -115,15 +115,15 @@ def test_unpicklable_is_never_for_processes() -> None:
 
 def test_memory_holds_fewer_workers() -> None:
     """Each call was seen to need 1 GB, and 3 GB are left."""
-    tight = replace(FOUR, available_bytes=3 << 30)
+    tight = FOUR._replace(available_bytes=3 << 30)
     chosen = plan(work(0.05, working_bytes=1 << 30), tight).chosen
     assert (chosen.engine, chosen.n_jobs, chosen.wanted_jobs) == ("process", 2, 4)
 
 
 def test_memory_for_no_worker_is_serial() -> None:
     """Nothing but the caller itself fits."""
-    tight = replace(FOUR, available_bytes=1 << 20)
-    result = plan(work(0.05, payload=replace(SMALL, function_bytes=50 << 20)), tight)
+    tight = FOUR._replace(available_bytes=1 << 20)
+    result = plan(work(0.05, payload=SMALL._replace(function_bytes=50 << 20)), tight)
     assert result.chosen.engine == "serial"
     assert result.candidates[-1].problem == cost.NO_MEMORY
 
@@ -170,7 +170,7 @@ def test_chunks_leave_slack_at_the_end() -> None:
 
 def test_chunks_of_large_items_are_small() -> None:
     """32 MB a chunk, whatever its duration."""
-    large = replace(SMALL, item_bytes=8 << 20)
+    large = SMALL._replace(item_bytes=8 << 20)
     assert plan(work(0.01, payload=large)).chosen.chunksize == 4
 
 
@@ -192,7 +192,7 @@ def test_hyperthreads_and_quota() -> None:
     assert effective_cores(facts, 4) == 4.0
     assert effective_cores(facts, 6) == pytest.approx(4.6)
     assert effective_cores(facts, 100) == pytest.approx(5.2)
-    assert effective_cores(replace(facts, quota_cores=2.5), 8) == 2.5
+    assert effective_cores(facts._replace(quota_cores=2.5), 8) == 2.5
 
 
 def test_half_a_core_gains_nothing() -> None:

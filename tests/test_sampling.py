@@ -7,7 +7,6 @@ import pickle
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -324,7 +323,7 @@ def test_switches_of_both_kinds_are_counted() -> None:
     """What was given up and what was taken away, call by call."""
     readings = iter([(1, 10, 0.0), (4, 12, 0.5), (9, 20, 1.0), (10, 20, 1.0)])
     fake = FakeTime().clocks()
-    clocks = replace(fake, usage=lambda: next(readings))
+    clocks = fake._replace(usage=lambda: next(readings))
     sample = draw_sample(abs, iter([1, 2]), 2, clocks=clocks)
     assert (sample.voluntary_switches, sample.involuntary_switches) == (4, 2)
     assert sample.cpu_seconds == 0.5  # of a child process

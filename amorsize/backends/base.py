@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
 
 from amorsize.collecting import Collect
 from amorsize.errors import UnpicklableItemError
@@ -16,7 +17,7 @@ SHORT_CHUNK_SECONDS = 0.02
 the next one travels (0.1 ms); longer ones are not, so that none waits behind a slow one."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Task:
     """What every chunk of an execution has in common."""
 
@@ -26,35 +27,31 @@ class Task:
     collect: Collect = field(default_factory=Collect)
 
 
-@dataclass(slots=True)
-class WorkerStarted:
+class WorkerStarted(NamedTuple):
     """A worker takes its first chunk of this execution; ``details`` join its events' metadata."""
 
     worker: int
     pid: int
     hostname: str
     thread_name: str
-    details: dict[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = MappingProxyType({})
 
 
-@dataclass(slots=True)
-class ChunkDone:
+class ChunkDone(NamedTuple):
     """A chunk came back, with results or with its failure."""
 
     worker: int
     outcome: ChunkOutcome
 
 
-@dataclass(slots=True)
-class ChunkRefused:
+class ChunkRefused(NamedTuple):
     """A chunk did not leave, because an item of it cannot travel; as if ``submit()`` said so."""
 
     chunk: Chunk
     error: UnpicklableItemError
 
 
-@dataclass(slots=True)
-class WorkerLost:
+class WorkerLost(NamedTuple):
     """A worker died, or was ended because its item took too long.
 
     Attributes:
@@ -77,14 +74,13 @@ class WorkerLost:
     started: bool
     chunk: Chunk | None = None
     item_index: int | None = None
-    untouched: list[Chunk] = field(default_factory=list)
+    untouched: Sequence[Chunk] = ()
     exit_reason: str = "died"
     detail: str = ""
     recovered: bool = False
 
 
-@dataclass(slots=True)
-class WorkerEnded:
+class WorkerEnded(NamedTuple):
     """A worker is done with this execution.
 
     ``exit_reason`` is ``finished``, ``cancelled`` (the run ended before its input) or
@@ -97,8 +93,7 @@ class WorkerEnded:
     exit_code: int | None = None
 
 
-@dataclass(slots=True)
-class Overdue:
+class Overdue(NamedTuple):
     """An item that has been running for longer than allowed; ``stamp`` is the board's."""
 
     worker: int

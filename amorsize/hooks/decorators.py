@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 from amorsize.hooks.entries import Hook, Options
 from amorsize.hooks.events import HookEvent
@@ -14,8 +13,7 @@ from amorsize.hooks.events import HookEvent
 _MARKS = "__amorsize_hooks__"
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     """What a decorator has said of a method."""
 
     manager: object

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypeAlias
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple, TypeAlias
 
 from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.hooks.events import HookContext, HookEvent
@@ -38,8 +38,7 @@ class HookStats:
         self.longest_seconds = max(self.longest_seconds, seconds)
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
+class Options(NamedTuple):
     """How a hook is to be called.
 
     Attributes:
@@ -56,7 +55,7 @@ class Options:
 
     def as_keywords(self) -> dict[str, Any]:
         """Return the arguments of ``register()`` that they came from."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+        return self._asdict()
 
 
 @dataclass(slots=True, eq=False)
