@@ -73,9 +73,12 @@ LAYERS = {
         "log_records": "tracing",
         "backends": "",
         "backends.base": "collecting errors worker",
-        "backends.wire": "errors worker",
-        "backends.process_worker": "backends.wire collecting errors log_records worker",
-        "backends.process_pool": "errors system worker",
+        "backends.channel": "",
+        "backends.wire": "backends.channel errors worker",
+        "backends.process_worker": (
+            "backends.channel backends.wire collecting errors log_records worker"
+        ),
+        "backends.process_pool": "backends.channel errors system worker",
         "backends.process": (
             "backends.base backends.process_pool backends.wire errors log_records system worker"
         ),
@@ -456,6 +459,7 @@ def test_a_worker_process_imports_no_more_than_it_needs() -> None:
     loaded = {name for name in done.stdout.split() if name.startswith("amorsize.")}
     assert loaded == {
         "amorsize.backends",
+        "amorsize.backends.channel",
         "amorsize.backends.process_worker",
         "amorsize.backends.wire",
         "amorsize.collecting",

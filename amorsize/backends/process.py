@@ -240,7 +240,7 @@ class ProcessBackend(Backend):
         connection = seat.process.connection
         try:
             # poll() is true at the connection's end, too: receive() then raises.
-            while not ended or connection.poll(0):
+            while not ended or connection.poll():
                 self._take(seat, *wire.receive(connection), news)
                 if not ended:
                     break
@@ -250,7 +250,7 @@ class ProcessBackend(Backend):
             self._bury(seat, news)
 
     def _take(
-        self, seat: _Seat, header: tuple[object, ...], payload: bytes, news: list[Message]
+        self, seat: _Seat, header: tuple[object, ...], payload: bytearray, news: list[Message]
     ) -> None:
         if header[0] != "ready" and header[1] != self._key:
             return  # of an earlier execution, which ended before it was read

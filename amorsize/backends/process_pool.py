@@ -18,16 +18,15 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from multiprocessing.connection import Connection
 from subprocess import _args_from_interpreter_flags  # type: ignore[attr-defined]  # as multiprocessing does
 from typing import Any
 
 from amorsize import system
+from amorsize.backends.channel import Channel
 from amorsize.errors import ExecutionError
 from amorsize.worker import BOARD_SLOTS, CHUNK, ITEM, ITEM_STARTED
 
@@ -131,7 +130,7 @@ class WorkerProcess:
             )
             ours_on_failure.pop_all()
         self.pid = self._process.pid
-        self.connection: Connection[Any, Any] = Connection(ours.detach())
+        self.connection = Channel(ours.detach())
         self.sentinel = _open_sentinel(self.pid)
         self.idle_since = 0.0
         self._told: Surroundings | None = None
@@ -377,6 +376,8 @@ def _board_file() -> Any:
     if hasattr(os, "memfd_create"):
         file: Any = os.fdopen(os.memfd_create("amorsize-board"), "r+b")
     else:
+        import tempfile
+
         file = tempfile.TemporaryFile()  # noqa: SIM115  # the caller closes it
     os.ftruncate(file.fileno(), BOARD_SLOTS * 8)
     return file

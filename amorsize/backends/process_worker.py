@@ -12,10 +12,10 @@ import signal
 import sys
 import threading
 import time
-from multiprocessing.connection import Connection
 from typing import Any
 
 from amorsize.backends import wire
+from amorsize.backends.channel import Channel
 from amorsize.collecting import Collect
 from amorsize.log_records import RecordKeeper, keep_records
 from amorsize.worker import (
@@ -50,7 +50,7 @@ def main() -> None:
     # Ctrl-C is for the parent to handle; it ends this process by closing the connection.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with(parent_pid, lifeline_fd)
-    connection: Connection[Any, Any] = Connection(connection_fd)
+    connection = Channel(connection_fd)
     os.set_inheritable(connection_fd, False)
     # A process that the user's function forks must not hold the connection open after us.
     os.register_at_fork(after_in_child=connection.close)
@@ -63,7 +63,7 @@ def main() -> None:
         pass  # the parent closed the connection, or is gone
 
 
-def _serve(connection: Connection[Any, Any], board: memoryview[int]) -> None:
+def _serve(connection: Channel, board: memoryview[int]) -> None:
     tasks: dict[int, _Task] = {}
     keeper = RecordKeeper()
     while True:
@@ -104,7 +104,7 @@ def _serve(connection: Connection[Any, Any], board: memoryview[int]) -> None:
 class _Task:
     """The function of one execution, and how to run it."""
 
-    def __init__(self, settings: dict[str, Any], payload: bytes) -> None:
+    def __init__(self, settings: dict[str, Any], payload: bytearray) -> None:
         _take_surroundings(settings.get("surroundings"))
         self.collect: Collect = settings["collect"]
         self.collect.use_in_worker(_provider_at_start)
@@ -115,7 +115,7 @@ class _Task:
         self.told = False
 
     def run(
-        self, chunk_id: int, start: int, size: int, payload: bytes, board: memoryview[int]
+        self, chunk_id: int, start: int, size: int, payload: bytearray, board: memoryview[int]
     ) -> ChunkOutcome:
         try:
             items = pickle.loads(payload)

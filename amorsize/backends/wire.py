@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,37 +27,42 @@ from amorsize.errors import RemoteError, TransportError, UnpicklableItemError
 from amorsize.worker import Chunk, ChunkOutcome, Failure, add_note
 
 if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
+    from amorsize.backends.channel import Channel
 
 logger = logging.getLogger(__name__)
 
-_INLINE_BYTES = 65536
-"""Smaller payloads travel inside the message of their header: one wake-up instead of two."""
 
-
-def send(connection: Connection[Any, Any], header: tuple[Any, ...], payload: bytes = b"") -> None:
+def send(connection: Channel, header: tuple[Any, ...], payload: bytes = b"") -> None:
     """Send one message; blocks until it is in the socket's buffer."""
-    if len(payload) < _INLINE_BYTES:
-        connection.send_bytes(pickle.dumps((header, payload), 5))
-    else:
-        connection.send_bytes(pickle.dumps((header, None), 5))
-        connection.send_bytes(payload)
+    connection.send(pickle.dumps(header, 5), payload)
 
 
-def receive(connection: Connection[Any, Any]) -> tuple[tuple[Any, ...], bytes]:
+def receive(connection: Channel) -> tuple[tuple[Any, ...], bytearray]:
     """Receive one message; raises EOFError or OSError when the other side is gone."""
-    header, payload = pickle.loads(connection.recv_bytes())
-    if payload is None:
-        payload = connection.recv_bytes()
-    return header, payload
+    header, payload = connection.receive()
+    return pickle.loads(header), payload
 
 
 def dump(value: Any) -> bytes:
-    """Pickle by cloudpickle: functions and classes of ``__main__`` travel by value."""
-    import cloudpickle  # not needed by a worker until it meets something that pickle refuses
+    """Pickle so that functions and classes of ``__main__`` travel by value.
 
-    data: bytes = cloudpickle.dumps(value, 5)
-    return data
+    That is what cloudpickle is for, which takes 10 ms to import and several times as long as
+    pickle for each object: pickle goes first. What it writes is right where it names nothing of
+    ``__main__``, unless the program has told cloudpickle of modules that are to travel by value.
+    """
+    loaded = sys.modules.get("cloudpickle")
+    if loaded is None or not loaded.list_registry_pickle_by_value():
+        try:
+            data = pickle.dumps(value, 5)
+        except Exception:
+            pass  # cloudpickle may know how, or says why not
+        else:
+            if b"__main__" not in data:
+                return data
+    import cloudpickle
+
+    by_value: bytes = cloudpickle.dumps(value, 5)
+    return by_value
 
 
 def dump_function(func: Callable[[Any], Any]) -> bytes:
@@ -127,7 +133,7 @@ def pack_outcome(outcome: ChunkOutcome) -> tuple[tuple[Any, ...], bytes]:
 
 
 def unpack_outcome(
-    header: Sequence[Any], payload: bytes, *, pid: int, hostname: str
+    header: Sequence[Any], payload: bytes | bytearray, *, pid: int, hostname: str
 ) -> ChunkOutcome:
     """Rebuild an outcome in the parent; results that do not unpickle fail their chunk."""
     chunk_id, start, size, complete, packed, started_at, duration, thread_name, extras = header
@@ -281,7 +287,7 @@ def _describe(error: BaseException) -> str:
 
 def _dump_results(results: Any) -> bytes:
     # pickle refuses what only this worker knows (classes of the parent's __main__, lambdas);
-    # cloudpickle, slower and not imported before it is needed, carries those by value.
+    # what is of __main__ here is so in the parent.
     try:
         return pickle.dumps(results, 5)
     except Exception:

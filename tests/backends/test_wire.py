@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import pickle
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 import pytest
 
 from amorsize.backends import wire
+from amorsize.backends.channel import Channel
 from amorsize.errors import RemoteError, TransportError, WorkerDiedError
 from amorsize.worker import Chunk, ChunkOutcome, run_chunk
 
@@ -21,10 +22,11 @@ BOUNDARY = 65536
 
 
 @pytest.fixture
-def pipe() -> Iterator[tuple[Connection, Connection]]:
-    ours, theirs = Pipe()
-    with ours, theirs:
-        yield ours, theirs
+def pipe() -> Iterator[tuple[Channel, Channel]]:
+    ours, theirs = (Channel(end.detach()) for end in socket.socketpair())
+    yield ours, theirs
+    ours.close()
+    theirs.close()
 
 
 def carry(outcome: ChunkOutcome) -> ChunkOutcome:
@@ -47,7 +49,7 @@ def carry_error(error: BaseException) -> BaseException:
 
 @pytest.mark.parametrize("size", [0, 1, BOUNDARY - 1, BOUNDARY, BOUNDARY + 1, 5_000_000])
 def test_a_message_arrives_whole_whatever_its_size(
-    pipe: tuple[Connection, Connection], size: int
+    pipe: tuple[Channel, Channel], size: int
 ) -> None:
     """Small payloads travel in the message of their header, large ones behind it."""
     ours, theirs = pipe
@@ -56,10 +58,10 @@ def test_a_message_arrives_whole_whatever_its_size(
     sender.start()
     assert wire.receive(theirs) == (("chunk", 1, 2), payload)
     sender.join(30)
-    assert not theirs.poll(0)
+    assert not theirs.poll()
 
 
-def test_messages_arrive_in_order(pipe: tuple[Connection, Connection]) -> None:
+def test_messages_arrive_in_order(pipe: tuple[Channel, Channel]) -> None:
     """Those without a payload beside those with one."""
     ours, theirs = pipe
     wire.send(ours, ("task", 1), b"function")
@@ -68,7 +70,7 @@ def test_messages_arrive_in_order(pipe: tuple[Connection, Connection]) -> None:
     assert [wire.receive(theirs)[0][0] for _ in range(3)] == ["task", "end", "chunk"]
 
 
-def test_receiving_from_who_is_gone_raises(pipe: tuple[Connection, Connection]) -> None:
+def test_receiving_from_who_is_gone_raises(pipe: tuple[Channel, Channel]) -> None:
     """So the end of a connection is noticed."""
     ours, theirs = pipe
     ours.close()

@@ -118,7 +118,7 @@ def test_a_worker_killed_in_the_middle_of_a_large_message_is_seen(
             deadline = time.monotonic() + 30
             while time.monotonic() < deadline:
                 frame = sys._current_frames()[main]  # type: ignore[index]  # it is running
-                if frame.f_code.co_name == "_send":  # of multiprocessing.connection
+                if frame.f_code.co_name == "send":  # of the channel
                     os.kill(os.getpid(), signal.SIGKILL)
 
         threading.Thread(target=kill_while_it_sends, daemon=True).start()
