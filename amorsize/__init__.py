@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from amorsize.executor import execute as execute
     from amorsize.executor import shutdown as shutdown
     from amorsize.executor import stream as stream
+    from amorsize.explanation import OptimizationResult as OptimizationResult
     from amorsize.exporters.cloudwatch import enable_cloudwatch as enable_cloudwatch
     from amorsize.exporters.datadog import enable_datadog as enable_datadog
     from amorsize.exporters.opentelemetry import enable_opentelemetry as enable_opentelemetry
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from amorsize.hooks import on as on
     from amorsize.hooks import on_failure as on_failure
     from amorsize.hooks import slower_than as slower_than
-    from amorsize.optimizer import OptimizationResult as OptimizationResult
     from amorsize.optimizer import optimize as optimize
     from amorsize.user_metrics import count as count
     from amorsize.user_metrics import observe as observe
@@ -54,7 +54,7 @@ _HOME = {
     "HookContext": "amorsize.hooks",
     "HookEvent": "amorsize.hooks",
     "HookManager": "amorsize.hooks",
-    "OptimizationResult": "amorsize.optimizer",
+    "OptimizationResult": "amorsize.explanation",
     "aexecute": "amorsize.aio",
     "astream": "amorsize.aio",
     "chain": "amorsize.hooks",

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from amorsize import termination
 from amorsize.call import Call
 from amorsize.driving import CLOSE_SECONDS, Driver, require_order
+from amorsize.explanation import OptimizationResult
 from amorsize.hooks.manager import HookManager
-from amorsize.optimizer import OptimizationResult
 from amorsize.sinks import Collector, Sink, StreamBuffer
 
 if TYPE_CHECKING:

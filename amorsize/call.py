@@ -25,8 +25,9 @@ from amorsize.chunking import (
 from amorsize.collecting import Collect
 from amorsize.engine import Engine
 from amorsize.errors import InvalidTypeError, InvalidValueError
+from amorsize.explanation import OptimizationResult
+from amorsize.head_start import HeadStart
 from amorsize.hooks.manager import HookManager, get_default_manager
-from amorsize.optimizer import OptimizationResult
 from amorsize.plan import Plan, Sampled, TimeLimits
 from amorsize.reporting import Reporter
 from amorsize.run import Run
@@ -145,6 +146,16 @@ class Call:
         collect = Collect(reporter.takes_user_metrics(), reporter.begin_trace())
         iterator = iter(self._data)
         total = known_length(self._data)
+        sequence = None if total is None else _sliceable(self._data)  # a range may be endless
+        task = Task(
+            self._func,
+            return_exceptions=self._return_exceptions,
+            stamp_items=self._item_timeout is not None,
+            collect=collect,
+        )
+        limited = self._timeout is not None or self._item_timeout is not None
+        head_start = HeadStart(task, sequence, may_work=not limited)
+        self._cleanup.callback(head_start.abandon)
         self.result, sample = optimizer.choose(
             self._func,
             iterator,
@@ -159,13 +170,13 @@ class Call:
             warm_workers=_warm_workers(),
             verbose=self._verbose,
             collector=collect.in_chunk(0),
+            ahead=head_start,
         )
         self.result.data = self._data
-        sequence = None if total is None else _sliceable(self._data)  # a range may be endless
         source = Input(
             iterator,
             patient=total is not None,
-            drawn=0 if sample is None else len(sample.items),
+            drawn=0 if sample is None else len(sample.items) + head_start.dispatched,
             sequence=sequence,
         )
         if sample is not None:
@@ -188,12 +199,7 @@ class Call:
         elif sequence is not None and engine.type == "serial":
             limit = _SERIAL_CHUNK_ITEMS
         self.run = Run(
-            task=Task(
-                self._func,
-                return_exceptions=self._return_exceptions,
-                stamp_items=self._item_timeout is not None,
-                collect=collect,
-            ),
+            task=task,
             plan=plan,
             data=source,
             total=total,
@@ -204,7 +210,7 @@ class Call:
                 target_seconds=chunk_seconds(engine.type, plan.n_jobs, self._target_chunk_duration),
                 n_jobs=plan.n_jobs,
                 limit=limit,
-                shortest_seconds=SHORTEST_CHUNK_SECONDS.get(engine.type, 0.002),
+                shortest_seconds=SHORTEST_CHUNK_SECONDS.get(engine.type, 0.0002),
             ),
             sink=sink,
             reporter=reporter,
@@ -213,6 +219,7 @@ class Call:
                 item_timeout=self._item_timeout,
                 deadline=(None if self._timeout is None else self._began_monotonic + self._timeout),
             ),
+            begun=head_start.hand_over(engine.type),
         )
         return self.run
 

@@ -53,6 +53,9 @@ HYPERTHREAD_YIELD = 0.3
 MINIMUM_GAIN = 1.1
 """A serial run is left only for a speedup of at least this much."""
 MINIMUM_SAVING_SECONDS = 5e-4
+HOPELESS_SECONDS = 2e-3
+"""Serial work of this length is done before anything better has begun: planning alone takes a tenth
+of it."""
 SHORT_CALL_SECONDS = 20e-6
 CLOCK_SECONDS = 2e-6
 """What the sample measures for an item taken from a list: its own clock."""

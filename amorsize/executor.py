@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 from amorsize import termination
 from amorsize.call import Call
 from amorsize.driving import Driver, require_order
+from amorsize.explanation import OptimizationResult
 from amorsize.hooks.manager import HookManager
-from amorsize.optimizer import OptimizationResult
 from amorsize.sinks import Collector, StreamBuffer
 
 if TYPE_CHECKING:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amorsize.cost import ONE_CORE
 
@@ -13,6 +14,14 @@ if TYPE_CHECKING:
     from amorsize.system import StartupModel, SystemFacts
 
 LABEL_WIDTH = 11
+
+NAMES = {
+    "serial": "Serial",
+    "thread": "Threads",
+    "process": "Processes",
+    "dask": "Dask",
+    "custom": "The executor that was passed",
+}
 
 
 class Details(NamedTuple):
@@ -38,6 +47,63 @@ class Details(NamedTuple):
     n_jobs: int | None
     chunksize: int | None
     notes: list[str]
+
+
+@dataclass(slots=True)
+class OptimizationResult:
+    """How to run a function over its data, and why.
+
+    Attributes:
+        n_jobs: workers.
+        chunksize: items of a chunk.
+        executor_type: ``serial``, ``thread``, ``process``, ``dask`` or ``custom`` (any other
+            executor).
+        estimated_speedup: predicted, over a serial run; 1.0 for a serial run.
+        reason: why, in a sentence.
+        warnings: what you may want to change.
+        data: an iterable of every item, the sampled ones too; None in a result of ``execute()``.
+
+    >>> result = OptimizationResult(4, 10, "process", 3.6, "Processes, because they are faster.")
+    >>> print(result)
+    process, n_jobs=4, chunksize=10, estimated speedup 3.6: Processes, because they are faster.
+    """
+
+    n_jobs: int
+    chunksize: int
+    executor_type: str
+    estimated_speedup: float
+    reason: str
+    warnings: list[str] = field(default_factory=list)
+    data: Any = field(default=None, repr=False, compare=False)
+    details: Details | None = field(default=None, repr=False, compare=False)
+
+    def explain(self) -> str:
+        """The arithmetic: facts, sample, what each engine would take, which was taken and why.
+
+        >>> import amorsize
+        >>> print(amorsize.optimize(abs, [], executor="thread", n_jobs=2).explain())
+        thread: 2 workers, chunks of 1 item, estimated speedup 1.0
+        Threads, as asked for.
+        No sample was taken: the first chunks show how long a call takes.
+        """
+        if self.details is not None:
+            return render(self.details, self.reason, self.warnings)
+        workers = "1 worker" if self.n_jobs == 1 else f"{self.n_jobs} workers"
+        items = "1 item" if self.chunksize == 1 else f"{self.chunksize} items"
+        lines = [
+            f"{self.executor_type}: {workers}, chunks of {items}, "
+            f"estimated speedup {self.estimated_speedup:.1f}",
+            self.reason,
+            "No sample was taken: the first chunks show how long a call takes.",
+            *(f"warning: {warning}" for warning in self.warnings),
+        ]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.executor_type}, n_jobs={self.n_jobs}, chunksize={self.chunksize}, "
+            f"estimated speedup {self.estimated_speedup:.1f}: {self.reason}"
+        )
 
 
 def details_of(

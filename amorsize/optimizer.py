@@ -2,12 +2,7 @@
 
 ::
 
-    arguments -> sampling -> cost -> OptimizationResult -> explanation
-                 system  ------^
-
-Looking costs time as well, so it goes as far as it can change the answer: the sample first; the
-machine only where enough work is left; pickling and memory only where processes would win if they
-were free.
+    arguments -> sampling -> chooser -> OptimizationResult
 """
 
 from __future__ import annotations
@@ -15,94 +10,30 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 from amorsize import cost
 from amorsize.arguments import known_length, validate
+from amorsize.chooser import Ahead, Chooser
 from amorsize.collecting import ChunkCollector
 from amorsize.engine import Engine, resolve
-from amorsize.explanation import Details, details_of, render, say_reason, say_warnings
-from amorsize.sampling import Clocks, Sample, draw_sample, extend_sample, measure_payload
+from amorsize.explanation import NAMES, OptimizationResult
+from amorsize.sampling import Clocks, Sample, draw_sample
 from amorsize.system import (
     ENGINES,
     STARTUP,
     StartupCosts,
     SystemFacts,
     engines_here,
-    measure_startup,
     read_system,
 )
 
 logger = logging.getLogger(__name__)
 
-SECOND_LOOK_ITEMS = 32
-"""A single slow call tells neither whether it holds the GIL nor whether it was a warm-up. Where so
-many items remain, another one alone costs at most 3 % of a serial run."""
-
-MEASURE_STARTUP_SECONDS = 2.0
-"""``optimize()`` measures the start of an interpreter (0.1 s) for serial work of this length."""
-
 DEFAULT_THREADS_PER_CORE = 4
 """Threads a core where the caller asks for threads and nothing was sampled: who names threads
 expects waiting, and too many that wait cost little. At least 8, at most 64."""
-
-
-@dataclass(slots=True)
-class OptimizationResult:
-    """How to run a function over its data, and why.
-
-    Attributes:
-        n_jobs: workers.
-        chunksize: items of a chunk.
-        executor_type: ``serial``, ``thread``, ``process``, ``dask`` or ``custom`` (any other
-            executor).
-        estimated_speedup: predicted, over a serial run; 1.0 for a serial run.
-        reason: why, in a sentence.
-        warnings: what you may want to change.
-        data: an iterable of every item, the sampled ones too; None in a result of ``execute()``.
-
-    >>> result = OptimizationResult(4, 10, "process", 3.6, "Processes, because they are faster.")
-    >>> print(result)
-    process, n_jobs=4, chunksize=10, estimated speedup 3.6: Processes, because they are faster.
-    """
-
-    n_jobs: int
-    chunksize: int
-    executor_type: str
-    estimated_speedup: float
-    reason: str
-    warnings: list[str] = field(default_factory=list)
-    data: Any = field(default=None, repr=False, compare=False)
-    details: Details | None = field(default=None, repr=False, compare=False)
-
-    def explain(self) -> str:
-        """The arithmetic: facts, sample, what each engine would take, which was taken and why.
-
-        >>> print(optimize(abs, [], executor="thread", n_jobs=2).explain())
-        thread: 2 workers, chunks of 1 item, estimated speedup 1.0
-        Threads, as asked for.
-        No sample was taken: the first chunks show how long a call takes.
-        """
-        if self.details is not None:
-            return render(self.details, self.reason, self.warnings)
-        workers = "1 worker" if self.n_jobs == 1 else f"{self.n_jobs} workers"
-        items = "1 item" if self.chunksize == 1 else f"{self.chunksize} items"
-        lines = [
-            f"{self.executor_type}: {workers}, chunks of {items}, "
-            f"estimated speedup {self.estimated_speedup:.1f}",
-            self.reason,
-            "No sample was taken: the first chunks show how long a call takes.",
-            *(f"warning: {warning}" for warning in self.warnings),
-        ]
-        return "\n".join(lines)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.executor_type}, n_jobs={self.n_jobs}, chunksize={self.chunksize}, "
-            f"estimated speedup {self.estimated_speedup:.1f}: {self.reason}"
-        )
 
 
 def optimize(
@@ -198,6 +129,7 @@ def choose(
     startup: StartupCosts | None = None,
     clocks: Clocks | None = None,
     collector: ChunkCollector | None = None,
+    ahead: Ahead | None = None,
 ) -> tuple[OptimizationResult, Sample | None]:
     """Choose for an iterator; the sample comes back with its results.
 
@@ -213,6 +145,7 @@ def choose(
         startup: start-up costs; None for those of this process.
         clocks: where the sample reads time from.
         collector: keeps what the sample brings beside results; None for none.
+        ahead: where workers may begin while the sample runs; None to begin nothing.
 
     Returns:
         The result, and the sample: None where none was taken, because the executor was named or
@@ -226,15 +159,8 @@ def choose(
             result.reason = "Serial, because one worker was asked for."
         _tell(result, verbose)
         return result, None
-    sample = draw_sample(
-        func,
-        iterator,
-        sample_size,
-        return_exceptions=return_exceptions,
-        clocks=clocks,
-        collector=collector,
-    )
-    chooser = _Chooser(
+    sample = Sample()
+    chooser = Chooser(
         func,
         iterator,
         total,
@@ -250,6 +176,17 @@ def choose(
         system=system,
         startup=STARTUP if startup is None else startup,
         clocks=clocks,
+        ahead=ahead,
+    )
+    draw_sample(
+        func,
+        iterator,
+        sample_size,
+        return_exceptions=return_exceptions,
+        clocks=clocks,
+        collector=collector,
+        look=chooser.looker(),
+        sample=sample,
     )
     result = chooser.choose()
     _tell(result, verbose)
@@ -260,144 +197,6 @@ def _tell(result: OptimizationResult, verbose: bool) -> None:
     logger.debug("%s", result)
     if verbose:
         sys.stderr.write(result.explain() + "\n")
-
-
-@dataclass(slots=True, eq=False, repr=False)
-class _Chooser:
-    """One choice in the making: looks further as long as that can change it."""
-
-    func: Callable[[Any], Any]
-    iterator: Iterator[Any]
-    total: int | None
-    sample: Sample
-    sample_size: int
-    return_exceptions: bool
-    n_jobs: int | None
-    chunksize: int | None
-    target_chunk_duration: float
-    allowed: tuple[str, ...]
-    warm_workers: int
-    again: bool
-    system: SystemFacts | None
-    startup: StartupCosts
-    clocks: Clocks | None
-    notes: list[str] = field(default_factory=list)
-
-    def choose(self) -> OptimizationResult:
-        if (stopped := self._stopped()) is not None:
-            return stopped
-        workload = cost.describe(self.sample, self.total, again=self.again)
-        if self._hopeless(workload):
-            serial = cost.serial_candidate(workload, self.target_chunk_duration, self.chunksize)
-            return self._result(cost.Plan(serial, (serial,)), workload, None)
-
-        cores = self.system or read_system(memory=False)
-        plan = self._plan(workload, cores)
-        many = self.total is None or workload.remaining >= SECOND_LOOK_ITEMS
-        if many and plan.chosen.engine != "serial" and self._look_again(workload):
-            if (stopped := self._stopped()) is not None:
-                return stopped
-            workload = cost.describe(self.sample, self.total, again=self.again)
-            plan = self._plan(workload, cores)
-        system = cores
-        if plan.chosen.engine == "process" or workload.working_bytes > 1 << 20:
-            system = self.system or read_system()
-        if plan.chosen.engine == "process":
-            workload = workload._replace(payload=measure_payload(self.sample, self.func))
-            if self._worth_measuring_startup(workload):
-                measure_startup("process")
-        if system is not cores or workload.payload is not None:
-            plan = self._plan(workload, system)
-        # Payloads that are dear to move: whether the GIL is free now decides.
-        heavy = workload.payload is not None and plan.chosen.engine == "serial"
-        if heavy and workload.remaining >= 4 and self._look_again(workload):
-            if (stopped := self._stopped()) is not None:
-                return stopped
-            workload = cost.describe(
-                self.sample, self.total, payload=workload.payload, again=self.again
-            )
-            plan = self._plan(workload, system)
-        return self._result(plan, workload, system)
-
-    def _hopeless(self, workload: cost.Workload) -> bool:
-        """Whether so little is left that not even looking at the machine pays."""
-        known = self.total is not None or self.sample.exhausted
-        little = workload.serial_seconds < cost.MINIMUM_SAVING_SECONDS
-        return self.n_jobs is None and known and little
-
-    def _look_again(self, workload: cost.Workload) -> bool:
-        """Sample further where one slow call left open whether it holds the GIL."""
-        slow = len(self.sample.items) == 1 and not self.sample.exhausted
-        if not slow or workload.waits or workload.gil_known or self.sample_size < 2:
-            return False
-        extend_sample(
-            self.sample,
-            self.func,
-            self.iterator,
-            self.sample_size - 1,
-            return_exceptions=self.return_exceptions,
-            clocks=self.clocks,
-        )
-        self.notes.append("one slow call leaves too much open: sampled further")
-        return True
-
-    def _worth_measuring_startup(self, workload: cost.Workload) -> bool:
-        return (
-            self.again
-            and self.startup is STARTUP
-            and workload.serial_seconds >= MEASURE_STARTUP_SECONDS
-            and not STARTUP.model("process").measured
-        )
-
-    def _plan(self, workload: cost.Workload, system: SystemFacts) -> cost.Plan:
-        return cost.make_plan(
-            workload,
-            system,
-            {engine: self.startup.model(engine) for engine in ENGINES},
-            target_chunk_duration=self.target_chunk_duration,
-            n_jobs=self.n_jobs,
-            chunksize=self.chunksize,
-            allowed=self.allowed,
-            warm_workers=self.warm_workers,
-        )
-
-    def _result(
-        self, plan: cost.Plan, workload: cost.Workload, system: SystemFacts | None
-    ) -> OptimizationResult:
-        chosen = plan.chosen
-        return OptimizationResult(
-            n_jobs=chosen.n_jobs,
-            chunksize=chosen.chunksize,
-            executor_type=chosen.engine,
-            estimated_speedup=chosen.speedup,
-            reason=say_reason(plan, workload, n_jobs=self.n_jobs),
-            warnings=say_warnings(plan, workload, system) if system is not None else [],
-            details=details_of(
-                plan,
-                workload,
-                self.sample,
-                system,
-                {engine: self.startup.model(engine) for engine in ENGINES},
-                n_jobs=self.n_jobs,
-                chunksize=self.chunksize,
-                notes=self.notes,
-            ),
-        )
-
-    def _stopped(self) -> OptimizationResult | None:
-        """A result that only says why nothing more runs, where the sample came to a bad end."""
-        sample = self.sample
-        if sample.interrupted is not None:
-            what = f"{type(sample.interrupted).__name__} stopped the run while it was sampling"
-        elif sample.input_error is not None:
-            error = type(sample.input_error).__name__
-            what = f"the input raised {error} behind {len(sample.items)} items"
-        elif sample.failures and not self.return_exceptions:
-            index, failure, _ = sample.failures[0]
-            what = f"the function raised {type(failure).__name__} on item {index}"
-        else:
-            return None
-        return OptimizationResult(1, self.chunksize or 1, "serial", 1.0, f"Serial, because {what}.")
 
 
 def _named(
@@ -439,15 +238,6 @@ def _named(
         chunksize=chunksize or 1,
         executor_type=named,
         estimated_speedup=float(at_once),
-        reason=f"{_NAMES[named]}, as asked for.",
+        reason=f"{NAMES[named]}, as asked for.",
         warnings=warnings,
     )
-
-
-_NAMES = {
-    "serial": "Serial",
-    "thread": "Threads",
-    "process": "Processes",
-    "dask": "Dask",
-    "custom": "The executor that was passed",
-}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amorsize.engine import Engine
-from amorsize.worker import ChunkOutcome
+from amorsize.worker import Chunk, ChunkOutcome
+
+if TYPE_CHECKING:
+    from amorsize.backends.base import Backend, Message
 
 
 class Plan(NamedTuple):
@@ -41,6 +44,22 @@ class Sampled(NamedTuple):
     items: list[Any]
     outcome: ChunkOutcome | None = None
     interrupted: BaseException | None = None
+
+
+class Begun(NamedTuple):
+    """What was begun ahead of the run; see :mod:`amorsize.head_start`.
+
+    Attributes:
+        backend: open, with its workers started.
+        chunks: those that were handed to it; their ids count from 1, behind that of the sample.
+        news: what it has told.
+        error: what it failed with, if it did.
+    """
+
+    backend: Backend
+    chunks: list[Chunk]
+    news: list[Message]
+    error: Exception | None
 
 
 class TimeLimits(NamedTuple):

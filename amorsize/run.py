@@ -15,13 +15,12 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from amorsize import log_records, termination
+from amorsize import failures, log_records, termination
 from amorsize.backends.base import (
     Backend,
     ChunkDone,
     ChunkRefused,
     Message,
-    Overdue,
     Task,
     WorkerEnded,
     WorkerLost,
@@ -33,24 +32,15 @@ from amorsize.errors import (
     ExecutionCancelledError,
     ExecutionError,
     ExecutionTimeoutError,
-    ItemTimeoutError,
     UnpicklableItemError,
-    WorkerDiedError,
 )
-from amorsize.plan import Plan, Sampled, TimeLimits
+from amorsize.head_start import has_travelled
+from amorsize.plan import Begun, Plan, Sampled, TimeLimits
 from amorsize.reporting import Reporter
 from amorsize.sinks import Sink
-from amorsize.termination import Terminated
 from amorsize.worker import Chunk, ChunkOutcome, Failure, add_note
 
 logger = logging.getLogger(__name__)
-
-_HINT = "Pass return_exceptions=True to go on with the other items."
-
-_ON_ITEM = "Raised on item "
-
-_NAMED_CHUNKS = 3
-"""How many a message names."""
 
 _LONGEST_WAIT_SECONDS = 0.5
 """A signal that comes just before the loop begins to wait does not interrupt the wait: Python runs
@@ -72,6 +62,7 @@ class Run:
         sink: Sink,
         reporter: Reporter,
         limits: TimeLimits,
+        begun: Begun | None = None,
     ) -> None:
         self._task = task
         self._plan = plan
@@ -82,7 +73,8 @@ class Run:
         self._sink = sink
         self._report = reporter
         self._limits = limits
-        self._backend: Backend | None = None
+        self._begun = begun
+        self._backend: Backend | None = None if begun is None else begun.backend
         self._in_flight: dict[int, Chunk] = {}
         self._again: deque[Chunk] = deque()
         self._unsendable: deque[tuple[Chunk, UnpicklableItemError]] = deque()
@@ -106,9 +98,10 @@ class Run:
                 estimated_speedup=self._plan.estimated_speedup,
             )
             self._take_sample()
+            self._take_over()
             self._work()
         except BaseException as error:
-            status, failed = _status_of(error), error
+            status, failed = failures.status_of(error), error
             if error is not self._told and not self._abandoned:
                 self._report.error(error)
             raise
@@ -136,11 +129,13 @@ class Run:
             self._close_backend(cancel=failed is not None)
         except BaseException as error:
             if failed is None:  # Ctrl-C at the very end of a run that had gone well
-                status, failed = _status_of(error), error
+                status, failed = failures.status_of(error), error
                 self._report.error(error)
             raise
         finally:
             self._report.post_execute(status, failed)
+        if self._plan.engine.type == "process" and self._backend is not None and failed is None:
+            has_travelled(self._task.func)
 
     def wake(self) -> None:
         """Make the loop look at its sink; may be called from any thread."""
@@ -155,6 +150,19 @@ class Run:
         if self._sampled.interrupted is not None:
             raise self._sampled.interrupted
 
+    def _take_over(self) -> None:
+        """Go on with what was begun while the sample ran."""
+        begun, self._begun = self._begun, None
+        if begun is None:
+            return
+        if begun.error is not None:
+            raise begun.error
+        for chunk in begun.chunks:
+            self._in_flight[chunk.id] = chunk
+            self._next_chunk_id = chunk.id + 1
+        for message in begun.news:
+            self._handle(message)
+
     def _work(self) -> None:
         self._fill()
         while not self._is_over():
@@ -163,7 +171,9 @@ class Run:
                 self._take_unsendable(*self._unsendable.popleft())
             elif self._backend is not None:
                 # Failures last: they may end the run, and what came with them counts.
-                for message in sorted(self._backend.wait(self._patience()), key=_is_failure):
+                for message in sorted(
+                    self._backend.wait(self._patience()), key=failures.is_failure
+                ):
                     self._handle(message)
             self._fill()
             self._tell_progress()
@@ -252,7 +262,7 @@ class Run:
                 ]
             if outcome.pid == os.getpid():  # those of others have a note with their traceback
                 for failure in outcome.failures:
-                    _note_item(failure)
+                    failures.note_item(failure)
             self._fail(
                 first.error,
                 traceback_text=first.traceback,
@@ -304,14 +314,7 @@ class Run:
             return
         culprit_known = error is not None
         if error is None:
-            error = WorkerDiedError(
-                pid=loss.pid,
-                exit_code=loss.exit_code,
-                chunk_id=None if chunk is None else chunk.id,
-                item_index=loss.item_index,
-                detail=loss.detail,
-                hint="" if self._task.return_exceptions or loss.recovered else _HINT,
-            )
+            error = failures.died(loss, goes_on=self._task.return_exceptions)
         if loss.recovered:
             self._report.error(
                 error,
@@ -413,40 +416,22 @@ class Run:
             raise self._cancelled_error()
         deadline = self._limits.deadline
         if deadline is not None and time.monotonic() >= deadline:
+            at_work = failures.say_in_flight(self._in_flight.values(), len(self._in_flight))
             of_total = "" if self._total is None else f" of {self._total}"
             raise ExecutionTimeoutError(
                 f"the run took longer than timeout={self._limits.timeout} seconds: "
-                f"{self._report.items_completed}{of_total} items are done{self._at_work()}"
+                f"{self._report.items_completed}{of_total} items are done{at_work}"
             )
         if self._limits.item_timeout is not None and self._backend is not None:
             for late in self._backend.overdue(self._limits.item_timeout):
                 loss = self._backend.end_worker(late)
                 if loss is not None:
-                    self._take_loss(loss, self._item_timeout_error(late, loss))
-
-    def _at_work(self) -> str:
-        """Name the chunks in flight, the oldest first, for a message."""
-        chunks = [
-            f"items {chunk.start} to {chunk.start + len(chunk.items) - 1} (chunk {chunk.id})"
-            for chunk in list(self._in_flight.values())[:_NAMED_CHUNKS]
-        ]
-        if not chunks:
-            return ""
-        others = len(self._in_flight) - len(chunks)
-        more = f" and {others} further chunks" if others else ""
-        return f"; in flight were {', '.join(chunks)}{more}"
+                    self._take_loss(loss, failures.overdue(late, loss, self._limits.item_timeout))
 
     def _cancelled_error(self) -> ExecutionCancelledError:
         return ExecutionCancelledError(
             f"the run was cancelled by its consumer, after {self._report.items_completed} "
             "completed items"
-        )
-
-    def _item_timeout_error(self, late: Overdue, loss: WorkerLost) -> ItemTimeoutError:
-        after = f"; {loss.detail}" if loss.detail else f"; worker process {loss.pid} was ended"
-        return ItemTimeoutError(
-            f"item {late.item_index} (chunk {late.chunk.id}) ran for {late.seconds:.3g} seconds, "
-            f"longer than item_timeout={self._limits.item_timeout}{after}"
         )
 
     def _patience(self) -> float | None:
@@ -463,6 +448,9 @@ class Run:
 
     def _close_backend(self, *, cancel: bool) -> None:
         try:
+            for message in () if self._begun is None else self._begun.news:
+                if isinstance(message, WorkerStarted):  # what it was at ends with the run
+                    self._report.worker_started(message)
             if self._backend is not None:
                 for message in self._backend.close(cancel=cancel):
                     if isinstance(message, WorkerLost):
@@ -477,24 +465,3 @@ class Run:
     def _new_id(self) -> int:
         self._next_chunk_id += 1
         return self._next_chunk_id - 1
-
-
-def _note_item(failure: Failure) -> None:
-    """Say on which item an exception was raised; once, where the function raises one object."""
-    notes = getattr(failure.error, "__notes__", ())
-    if not any(str(note).startswith(_ON_ITEM) for note in notes):
-        add_note(failure.error, f"{_ON_ITEM}{failure.index}.")
-
-
-def _is_failure(message: Message) -> bool:
-    return isinstance(message, WorkerLost) or (
-        isinstance(message, ChunkDone) and bool(message.outcome.failures)
-    )
-
-
-def _status_of(error: BaseException) -> str:
-    if isinstance(error, ExecutionTimeoutError | ItemTimeoutError):
-        return "timeout"
-    if isinstance(error, ExecutionCancelledError | KeyboardInterrupt | Terminated):
-        return "cancelled"
-    return "error"

@@ -3,14 +3,15 @@
 No item is lost and none runs twice: what was taken from the iterator is in ``Sample.items``, what
 the function gave for it in ``Sample.results``, and a run goes on behind them.
 
-The sample stops at its size, or once the calls have taken :data:`BUDGET_SECONDS`: a slow item
-tells in one call what five fast ones tell together, and while it runs all other cores idle.
+The sample stops at its size, or once the calls have taken :data:`BUDGET_SECONDS`, or as soon as the
+answer is clear: a slow item tells in one call what five fast ones tell together, and while it runs
+all other cores idle.
 """
 
 from __future__ import annotations
 
-import _thread
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from amorsize.collecting import ChunkCollector
+from amorsize.gil_probe import AFTER_SECONDS, WINDOW_SECONDS, GilProbe
 
 try:
     import resource
@@ -30,11 +32,9 @@ BUDGET_SECONDS = 0.05
 """Once the calls have taken this long, no further item is sampled. Long enough for the probe of
 the GIL (it needs some 5 ms) and for clocks, short against any work worth dividing."""
 
-PROBE_AFTER_SECONDS = 1e-3
-"""The probe starts once the sample has run this long: trivial functions never pay for it."""
-
-PROBE_WINDOW_SECONDS = 5e-3
-"""Below this the probe's ticks say nothing: the interpreter's switch interval is 5 ms."""
+CLEAR_SECONDS = 0.01
+"""Nor once two calls or more have taken this long together, when they agree within a factor of two
+and the probe has seen enough: all other cores idle meanwhile."""
 
 PICKLE_LIMIT_BYTES = 64 << 20
 """Pickling of one object stops here, and its size is extrapolated."""
@@ -83,80 +83,12 @@ class Clocks(NamedTuple):
     peak_bytes: Callable[[], int] = _read_peak_bytes
 
 
-class GilProbe:
-    """Learns whether the GIL is free while the function runs.
+class Running(NamedTuple):
+    """A call in progress: when it began, by the wall, the thread's and the process' CPU clock."""
 
-    A second thread does nothing but wait :data:`TICK_SECONDS` at a time. Where the function
-    releases the GIL, or waits, it gets 0.5 to 0.8 of the ticks that fit; where the function holds
-    it, the interpreter lets the thread in every 5 ms, and it gets 0.06 or less. On a machine three
-    times overcommitted a free GIL gives no more than 0.1 to 0.3, but then the ticks come in quick
-    succession whenever the thread runs: 0.6 to 0.98 of them within 2.5 ms of the one before,
-    against none where the GIL is held. Measured on two cores, Python 3.11.
-    """
-
-    TICK_SECONDS = 3e-4
-    ENOUGH_TICKS = 300
-    QUICK_SECONDS = 2.5e-3
-
-    __slots__ = ("_active", "_ended_at", "_intervals", "_quick", "_stop", "_ticks", "_wall")
-
-    def __init__(self, wall: Callable[[], float]) -> None:
-        self._wall = wall
-        self._active = False
-        self._ended_at: float | None = None
-        self._intervals: list[tuple[float, float]] = []
-        self._ticks = 0
-        self._quick = 0
-        self._stop = _thread.allocate_lock()
-        self._stop.acquire()
-
-    def start(self) -> bool:
-        """Start the thread; False where no thread can be started."""
-        try:
-            # Not threading.Thread: its start() waits for the thread, 0.1 to 0.5 ms.
-            _thread.start_new_thread(self._run, ())
-        except RuntimeError:
-            return False
-        return True
-
-    def _run(self) -> None:
-        before = self._wall()
-        while self._ticks < self.ENOUGH_TICKS:
-            if self._stop.acquire(timeout=self.TICK_SECONDS):
-                return
-            now = self._wall()
-            # Ticks between the calls, when the input is read, say nothing about the function.
-            if self._active:
-                self._ticks += 1
-                self._quick += now - before < self.QUICK_SECONDS
-            before = now
-        self._ended_at = self._wall()
-
-    def enter(self) -> None:
-        """The function is about to be called."""
-        self._active = True
-
-    def leave(self, began: float, ended: float) -> None:
-        """The function was called from ``began`` to ``ended``."""
-        self._active = False
-        self._intervals.append((began, ended))
-
-    def stop(self) -> None:
-        """End the thread, at once and without waiting for it."""
-        self._active = False
-        if self._stop.locked():
-            self._stop.release()
-
-    def share(self) -> float | None:
-        """The share of the ticks that fit, 0 to 1; None when there was too little to see."""
-        end = float("inf") if self._ended_at is None else self._ended_at
-        window = sum(max(0.0, min(ended, end) - began) for began, ended in self._intervals)
-        if window < PROBE_WINDOW_SECONDS:
-            return None
-        share = min(1.0, self._ticks * self.TICK_SECONDS / window)
-        if share >= 0.1 and self._ticks >= 5 and self._quick >= 0.6 * self._ticks:
-            share = max(share, 0.5 * self._quick / self._ticks)
-        return share
+    began: float
+    cpu: float
+    process_cpu: float
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -184,6 +116,7 @@ class Sample:
         gil_share: see :class:`GilProbe`; None when not probed.
         peak_growth_bytes: how far the process' highest resident size rose.
         collector: keeps what the calls bring beside results; None where nobody listens.
+        running: the call in progress, or None.
     """
 
     items: list[Any] = field(default_factory=list)
@@ -203,6 +136,47 @@ class Sample:
     gil_share: float | None = None
     peak_growth_bytes: int = 0
     collector: ChunkCollector | None = None
+    running: Running | None = None
+    _closed: bool = False
+    _taking: threading.Lock = field(default_factory=threading.Lock)
+
+    def so_far(self, wall: float, cpu: float, process_cpu: float) -> Sample | None:
+        """Say what is known in the middle of a call, taken as one that ends now; else None.
+
+        May be called from another thread than the sample's.
+
+        Args:
+            wall, cpu, process_cpu: the clocks of :class:`Running`, now.
+        """
+        running = self.running
+        if running is None:
+            return None
+        seconds = max(0.0, wall - running.began)
+        return Sample(
+            items=self.items[:],
+            results=self.results[:],
+            failures=self.failures[:],
+            seconds=self.seconds + seconds,
+            item_seconds=[*self.item_seconds, seconds],
+            cpu_seconds=self.cpu_seconds + max(0.0, cpu - running.cpu),
+            process_cpu_seconds=self.process_cpu_seconds
+            + max(0.0, process_cpu - running.process_cpu),
+            input_seconds=self.input_seconds[:],
+            voluntary_switches=None,  # those of another thread are not to be had
+        )
+
+    def close(self) -> int | None:
+        """Have no further item taken; say how many were, or None where one is being taken now.
+
+        May be called from another thread than the sample's.
+        """
+        if not self._taking.acquire(blocking=False):
+            return None
+        try:
+            self._closed = True
+            return len(self.items)
+        finally:
+            self._taking.release()
 
 
 def draw_sample(
@@ -215,6 +189,8 @@ def draw_sample(
     clocks: Clocks | None = None,
     probe: bool = True,
     collector: ChunkCollector | None = None,
+    look: Callable[[GilProbe], bool] | None = None,
+    sample: Sample | None = None,
 ) -> Sample:
     """Call ``func`` on the first items, in the calling thread, and measure.
 
@@ -228,6 +204,9 @@ def draw_sample(
         clocks: where time is read from; None for the real clocks.
         probe: whether the GIL may be probed, by a second thread, where the calls are slow.
         collector: keeps what the calls bring beside results; None for none.
+        look: called, from another thread, while a long call is in progress, until it returns
+            true; see :class:`~amorsize.gil_probe.GilProbe`. None for nobody.
+        sample: an empty one to fill; None for a new one.
 
     Nothing that ``func`` or the iterator raises leaves this function: it is in the sample.
 
@@ -235,7 +214,9 @@ def draw_sample(
     >>> sample.items, sample.results
     ([-1, -2], [1, 2])
     """
-    sample = Sample(collector=collector)
+    if sample is None:
+        sample = Sample()
+    sample.collector = collector
     extend_sample(
         sample,
         func,
@@ -245,6 +226,7 @@ def draw_sample(
         budget_seconds=budget_seconds,
         clocks=clocks,
         probe=probe,
+        look=look,
     )
     return sample
 
@@ -259,12 +241,23 @@ def extend_sample(
     budget_seconds: float = BUDGET_SECONDS,
     clocks: Clocks | None = None,
     probe: bool = True,
+    look: Callable[[GilProbe], bool] | None = None,
+    until: Callable[[], bool] | None = None,
 ) -> None:
-    """Take up to ``size`` further items into a sample; arguments as in :func:`draw_sample`."""
+    """Take up to ``size`` further items into a sample; arguments as in :func:`draw_sample`.
+
+    With ``until``, which is asked about once a millisecond, it goes on until that is true, however
+    clear the answer.
+    """
     clocks = clocks or Clocks()
     wall, usage = clocks.wall, clocks.usage
     gil: GilProbe | None = None
-    spent = 0.0
+    spent = asked = 0.0
+    if look is not None:
+        # From the first call on: a single one may take longer than all that is to be learned.
+        gil = GilProbe(wall, lambda: gil is not None and look(gil))
+        gil = gil if gil.start() else None
+        probe = False
     if not sample.items:
         sample.started_at = clocks.epoch()
     peak_before = clocks.peak_bytes()
@@ -273,8 +266,11 @@ def extend_sample(
             began = wall()
             taken = len(sample.items)
             try:
-                # One call in C: a Ctrl-C cannot fall between taking the item and keeping it.
-                sample.items.extend(islice(iterator, 1))
+                with sample._taking:
+                    if sample._closed:
+                        break
+                    # One call in C: a Ctrl-C cannot fall between taking the item and keeping it.
+                    sample.items.extend(islice(iterator, 1))
             except Exception as error:
                 sample.input_error = error
                 break
@@ -284,7 +280,7 @@ def extend_sample(
             sample.input_seconds.append(max(0.0, wall() - began))
             item = sample.items[taken]
 
-            if gil is None and probe and sample.seconds >= PROBE_AFTER_SECONDS:
+            if gil is None and probe and sample.seconds >= AFTER_SECONDS:
                 gil = GilProbe(wall)
                 probe = gil.start()
                 gil = gil if probe else None
@@ -292,11 +288,12 @@ def extend_sample(
             switches, forced, children = usage()
             process_cpu = clocks.process_cpu()
             cpu = clocks.thread_cpu()
-            if gil is not None:
-                gil.enter()
             if sample.collector is not None:
                 sample.collector.enter()
             began = wall()
+            sample.running = Running(began, cpu, process_cpu)
+            if gil is not None:
+                gil.enter(began)
             try:
                 result = func(item)
             except Exception as error:
@@ -305,6 +302,7 @@ def extend_sample(
                 sample.results.append(result)
             finally:
                 ended = wall()
+                sample.running = None
                 if sample.collector is not None:
                     sample.collector.leave()
                 if gil is not None:
@@ -329,7 +327,12 @@ def extend_sample(
                 if not return_exceptions:
                     break
                 sample.results.append(sample.failures[-1][1])
-            if spent >= budget_seconds:
+            if until is not None:
+                if spent - asked >= _ASK_SECONDS:
+                    asked = spent
+                    if until():
+                        break
+            elif spent >= budget_seconds or _is_clear(sample, spent, gil):
                 break
     except BaseException as error:  # told by the caller's events, then raised again by it
         sample.interrupted = error
@@ -338,6 +341,20 @@ def extend_sample(
             gil.stop()
             sample.gil_share = gil.share()
     sample.peak_growth_bytes += max(0, clocks.peak_bytes() - peak_before)
+
+
+_ASK_SECONDS = 1e-3
+
+
+def _is_clear(sample: Sample, spent: float, gil: GilProbe | None) -> bool:
+    calls = sample.item_seconds
+    return (
+        spent >= CLEAR_SECONDS
+        and len(calls) >= 2
+        and max(calls) < 2 * min(calls)
+        and gil is not None
+        and gil.window() >= WINDOW_SECONDS
+    )
 
 
 def _traceback_text(error: BaseException) -> str:

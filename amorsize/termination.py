@@ -33,6 +33,7 @@ _pending: type[Terminated | KeyboardInterrupt] | None = None
 
 _TELLING = (
     "amorsize.exporters.",
+    "amorsize.failures",
     "amorsize.hooks.",
     "amorsize.reporting",
     "amorsize.run",

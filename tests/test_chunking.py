@@ -219,18 +219,31 @@ def test_sizes_settle_where_a_chunk_takes_the_target(item_seconds: float) -> Non
     """Long enough to be worth its way, short enough to show progress."""
     it = sizer(first=1, limit=10**9)
     for _ in range(20):
-        size = it.next_size(None)
+        size = it.next_size(10**12)
         it.learn(size, size * item_seconds)
-    assert it.next_size(None) == pytest.approx(max(1, 0.2 / item_seconds), rel=0.01, abs=1)
+    assert it.next_size(10**12) == pytest.approx(max(1, 0.2 / item_seconds), rel=0.01, abs=1)
 
 
 def test_a_size_shrinks_at_once_when_items_turn_slow() -> None:
     """Growth is careful, shrinking is not: the newest chunk counts most."""
     it = sizer(first=1000)
     it.learn(1000, 0.2)
-    assert it.next_size(None) == 1000
+    assert it.next_size(10**12) == 1000
     it.learn(1000, 20.0)
-    assert it.next_size(None) < 20
+    assert it.next_size(10**12) < 20
+
+
+@pytest.mark.parametrize("n_jobs", [2, 8])
+def test_where_the_end_is_not_known_a_chunk_is_a_small_share_of_the_past(n_jobs: int) -> None:
+    """Any may be the last, which all other workers wait for."""
+    it = sizer(first=1, limit=10**9, n_jobs=n_jobs)
+    worked = 0.0
+    for _ in range(500 * n_jobs):
+        size = it.next_size(None)
+        it.learn(size, size * 1e-3)
+        worked += size * 1e-3
+        assert it.next_size(None) * 1e-3 <= max(0.05 * worked / n_jobs, 0.002) + 0.001
+    assert it.next_size(None) == pytest.approx(200, abs=1)
 
 
 def test_chunks_that_take_no_measurable_time_grow_to_the_limit() -> None:
@@ -255,11 +268,14 @@ def test_towards_the_end_no_chunk_is_more_than_a_worker_s_share(left: int, n_job
     assert it.next_size(left) <= math.ceil(left / n_jobs)
 
 
-def test_the_tail_is_not_cut_below_two_milliseconds() -> None:
-    """Shorter chunks would cost more on their way than they save."""
+def test_the_tail_is_not_cut_below_what_a_chunk_s_way_costs() -> None:
+    """Shorter chunks would cost more on their way than they save; slow items go one by one."""
     it = sizer(first=1000, n_jobs=4)
     it.learn(1000, 0.01)
-    assert it.next_size(8) == 200
+    assert it.next_size(8) == 20
+    it = sizer(first=1000, n_jobs=4)
+    it.learn(1000, 0.4)
+    assert it.next_size(8) == 1
 
 
 def test_one_worker_alone_has_no_tail() -> None:

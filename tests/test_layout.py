@@ -58,12 +58,14 @@ LAYERS = {
         "tracing": "",
         "chunk_trace": "tracing",
         "collecting": "chunk_trace tracing user_metrics",
-        "sampling": "collecting errors",
+        "gil_probe": "",
+        "sampling": "collecting errors gil_probe",
     },
     "decision": {
         "cost": "",
         "explanation": "cost",
-        "optimizer": "arguments collecting cost engine explanation sampling system",
+        "chooser": "cost explanation gil_probe sampling system",
+        "optimizer": ("arguments chooser collecting cost engine explanation sampling system"),
     },
     # A worker process imports process_worker and what that needs; all of it is to stay light.
     "execution": {
@@ -102,9 +104,11 @@ LAYERS = {
             "backends.base backends.dask backends.futures backends.process backends.serial "
             "backends.thread plan"
         ),
+        "failures": "backends.base errors termination worker",
+        "head_start": "backends.base backends.factory engine errors plan sampling worker",
         "run": (
-            "backends.base backends.factory chunking errors log_records plan reporting sinks "
-            "termination worker"
+            "backends.base backends.factory chunking errors failures head_start log_records plan "
+            "reporting sinks termination worker"
         ),
         "progress": "errors hooks",
     },
@@ -175,14 +179,15 @@ LAYERS = {
     "the way in": {
         "environment": ("errors exporters.base exporters.registry hooks.config hooks.manager"),
         "call": (
-            "arguments backends.base chunking collecting engine environment errors "
-            "hooks.manager optimizer plan progress reporting run sampling sinks system worker"
+            "arguments backends.base chunking collecting engine environment errors explanation "
+            "head_start hooks.manager optimizer plan progress reporting run sampling sinks system "
+            "worker"
         ),
         "driving": "backends.process_pool call errors sinks",
         "executor": (
-            "backends.process_pool call driving hooks.manager optimizer sinks termination"
+            "backends.process_pool call driving explanation hooks.manager sinks termination"
         ),
-        "aio": "call driving hooks.manager optimizer sinks termination",
+        "aio": "call driving explanation hooks.manager sinks termination",
     },
     # These use amorsize as anybody would, through its public names.
     "programs": {
@@ -202,9 +207,11 @@ LAYERS = {
 }
 
 TYPES_ONLY = {
+    "plan": "backends.base",
     "amorsize": (
-        "aio errors executor exporters.cloudwatch exporters.datadog exporters.opentelemetry "
-        "exporters.prometheus exporters.registry hooks optimizer user_metrics"
+        "aio errors executor explanation exporters.cloudwatch exporters.datadog "
+        "exporters.opentelemetry exporters.prometheus exporters.registry hooks optimizer "
+        "user_metrics"
     ),
     "hooks.config": "hooks.manager",
     "cost": "sampling system",

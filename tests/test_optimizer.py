@@ -115,7 +115,7 @@ def test_releasing_the_gil_gets_threads(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_tiny_work_is_serial_and_the_machine_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten additions."""
-    monkeypatch.setattr("amorsize.optimizer.read_system", lambda **_: pytest.fail("looked"))
+    monkeypatch.setattr("amorsize.chooser.read_system", lambda **_: pytest.fail("looked"))
     result, sample = chosen(increment, range(10), 10, system=None)
     assert (result.executor_type, result.n_jobs, result.estimated_speedup) == ("serial", 1, 1.0)
     assert sample is not None
@@ -302,8 +302,8 @@ def test_explain_shows_the_arithmetic() -> None:
     for part in (
         "4 usable cores",
         "8.59 GB of 17.2 GB memory available",
-        "5 items, 10 ms a call",
-        "995 items, 9.95 s one after the other",
+        "2 items, 10 ms a call",
+        "998 items, 9.98 s one after the other",
         "start-up",
         "compute",
         "pickling",
@@ -345,7 +345,8 @@ def test_a_long_run_measures_the_start_of_processes(monkeypatch: pytest.MonkeyPa
     measured: list[str] = []
     costs = StartupCosts()
     monkeypatch.setattr("amorsize.optimizer.STARTUP", costs)
-    monkeypatch.setattr("amorsize.optimizer.measure_startup", measured.append)
+    monkeypatch.setattr("amorsize.chooser.STARTUP", costs)
+    monkeypatch.setattr("amorsize.chooser.measure_startup", measured.append)
     clocks, func = ticking(0.01)
     for again, expected in ((False, []), (True, ["process"])):
         chosen(func, range(1000), 1000, clocks=clocks, startup=None, again=again)

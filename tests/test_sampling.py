@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amorsize.gil_probe import GilProbe
 from amorsize.sampling import (
     Clocks,
-    GilProbe,
     Sample,
     draw_sample,
     extend_sample,
@@ -189,7 +189,8 @@ def test_waiting_is_seen() -> None:
     """A function that sleeps gives up the CPU, at least once a call."""
     sample = draw_sample(time.sleep, iter([0.01] * 3), 3)
     assert sample.cpu_seconds < 0.5 * sample.seconds
-    assert sample.voluntary_switches is None or sample.voluntary_switches >= 3
+    switches = sample.voluntary_switches
+    assert switches is None or switches >= len(sample.items) >= 2
 
 
 def burn(rounds: int) -> int:
@@ -241,7 +242,8 @@ def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> int:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("amorsize.sampling._thread.start_new_thread", refuse)
+    monkeypatch.setattr("amorsize.gil_probe._thread.start_new_thread", refuse)
+    monkeypatch.setattr("amorsize.gil_probe._idle", [])
     sample = draw_sample(time.sleep, iter([0.003] * 3), 3)
     assert (sample.gil_share, len(sample.results)) == (None, 3)
 

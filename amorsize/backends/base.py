@@ -116,6 +116,18 @@ class Backend(ABC):
     def open(self, task: Task) -> None:
         """Get ready to run chunks of ``task``; raise TransportError when it cannot travel."""
 
+    def start_workers(self) -> None:
+        """Start workers ahead of their first chunks, where starting them takes time."""
+        return
+
+    def is_ready(self) -> bool:
+        """Say whether a worker could begin with a chunk at once."""
+        return True
+
+    def use_workers(self, n_jobs: int) -> None:
+        """Change how many workers are used at most; called before the run begins."""
+        return
+
     @abstractmethod
     def has_room(self) -> bool:
         """Say whether a chunk can be submitted now."""

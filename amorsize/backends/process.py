@@ -95,6 +95,16 @@ class ProcessBackend(Backend):
             self._start_environment = self._start_environment | _NO_EXPORTERS
         self._function = wire.dump_function(task.func)
 
+    def start_workers(self) -> None:
+        while len(self._seats) < self._n_jobs:
+            process = self._member.acquire(self._start_environment)
+            if process is None:
+                break
+            self._seat(process)
+
+    def is_ready(self) -> bool:
+        return any(seat.loaded for seat in self._seats.values())
+
     def has_room(self) -> bool:
         return self._waiting is None and (
             (len(self._seats) < self._n_jobs and not self._denied)

@@ -72,6 +72,9 @@ class ThreadBackend(Backend):
         self._task = task
         self._context = contextvars.copy_context()
 
+    def use_workers(self, n_jobs: int) -> None:
+        self._n_jobs = n_jobs
+
     def has_room(self) -> bool:
         return self._in_flight < self._n_jobs * (2 if self._short else 1)
 

@@ -1,0 +1,325 @@
+"""One choice in the making: looks further as long as that can change it.
+
+::
+
+    sampling -> cost -> explanation
+    system  ------^
+
+Looking costs time as well, so it goes as far as it can change the answer: the sample first; the
+machine only where enough work is left; pickling and memory only where processes would win if they
+were free.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from amorsize import cost
+from amorsize.explanation import NAMES, OptimizationResult, details_of, say_reason, say_warnings
+from amorsize.gil_probe import GilProbe
+from amorsize.sampling import Clocks, Sample, extend_sample, measure_payload
+from amorsize.system import (
+    ENGINES,
+    STARTUP,
+    StartupCosts,
+    SystemFacts,
+    measure_startup,
+    read_system,
+)
+
+logger = logging.getLogger(__name__)
+
+SECOND_LOOK_ITEMS = 32
+"""A single slow call tells neither whether it holds the GIL nor whether it was a warm-up. Where so
+many items remain, another one alone costs at most 3 % of a serial run."""
+
+MEASURE_STARTUP_SECONDS = 2.0
+"""``optimize()`` measures the start of an interpreter (0.1 s) for serial work of this length."""
+
+MEANWHILE_SECONDS = 0.025
+"""Calls shorter than this, about, go on in the caller's thread while workers start: half of the 50
+ms that it may take to hear of them."""
+
+UNTRIED_SECONDS = 0.25
+"""Once the first call of a function has taken so long, processes begin with further items before it
+is known whether its results can be sent home."""
+
+FIRST_THREADS_PER_CORE = 4
+"""Threads that begin while the first call is in progress: more of them once it has told all."""
+
+
+class Ahead(Protocol):
+    """Where workers begin while the sample runs; see :class:`amorsize.head_start.HeadStart`."""
+
+    engine: str | None
+    n_jobs: int
+    dispatched: int
+    may_work: bool
+
+    @property
+    def may_dispatch(self) -> bool: ...
+    @property
+    def travels(self) -> bool: ...
+    def looking(self, look: Callable[[], bool]) -> bool: ...
+    def settle(self) -> None: ...
+    def begin(self, engine: str, n_jobs: int) -> None: ...
+    def dispatch(self, sample: Sample, chunks: int) -> bool: ...
+    def is_up(self) -> bool: ...
+
+
+@dataclass(slots=True, eq=False, repr=False)
+class Chooser:
+    """One choice; the arguments are those of :func:`amorsize.optimizer.choose`."""
+
+    func: Callable[[Any], Any]
+    iterator: Iterator[Any]
+    total: int | None
+    sample: Sample
+    sample_size: int
+    return_exceptions: bool
+    n_jobs: int | None
+    chunksize: int | None
+    target_chunk_duration: float
+    allowed: tuple[str, ...]
+    warm_workers: int
+    again: bool
+    system: SystemFacts | None
+    startup: StartupCosts
+    clocks: Clocks | None
+    ahead: Ahead | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def looker(self) -> Callable[[GilProbe], bool] | None:
+        """Return what looks at a call in progress; None where nothing may be begun."""
+        ahead = self.ahead
+        cpu_clock = _cpu_clock_of_this_thread()
+        if ahead is None or cpu_clock is None or (self.total is not None and self.total < 2):
+            return None
+        return lambda probe: ahead.looking(lambda: self._look(ahead, probe, cpu_clock))
+
+    def _look(self, ahead: Ahead, probe: GilProbe, cpu_clock: Callable[[], float]) -> bool:
+        """Begin ahead what a call in progress already warrants; say whether to look no more.
+
+        A call so far counts as a call of that length: it can only get longer.
+        """
+        sample = self.sample.so_far(time.perf_counter(), cpu_clock(), time.process_time())
+        if sample is None or (share := probe.share()) is None:
+            return False
+        sample.gil_share = share
+        workload = cost.describe(sample, self.total)
+        if self._hopeless(workload):
+            return False
+        cores = self.system or read_system(memory=False)
+        plan = self._plan(workload, cores)
+        if plan.chosen.engine == "process":
+            workload = workload._replace(payload=measure_payload(sample, self.func))
+            plan = self._plan(workload, cores)
+        engine, n_jobs = plan.chosen.engine, plan.chosen.n_jobs
+        if engine == "serial":
+            return False
+        if engine == "process":
+            ahead.begin(engine, n_jobs)
+            # Whether results travel is known where they did before; else the first one tells, and
+            # only where it is long in coming the others begin without that.
+            if not ahead.travels and sample.item_seconds[-1] < UNTRIED_SECONDS:
+                return False
+            # This thread's call has one of the cores.
+            ahead.dispatch(self.sample, n_jobs - 1)
+        elif len(sample.items) > 0 and ahead.may_dispatch:
+            ahead.begin(engine, n_jobs)
+            ahead.dispatch(
+                self.sample, min(n_jobs - 1, FIRST_THREADS_PER_CORE * cores.usable_cores)
+            )
+        return True
+
+    def choose(self) -> OptimizationResult:
+        if self.ahead is not None:
+            self.ahead.settle()
+        if (stopped := self._stopped()) is not None:
+            return stopped
+        workload = cost.describe(self.sample, self.total, again=self.again)
+        if self.ahead is not None and self.ahead.dispatched:
+            return self._go_on(self.ahead, workload)
+        if self._hopeless(workload):
+            serial = cost.serial_candidate(workload, self.target_chunk_duration, self.chunksize)
+            return self._result(cost.Plan(serial, (serial,)), workload, None)
+
+        cores = self.system or read_system(memory=False)
+        plan = self._plan(workload, cores)
+        many = self.total is None or workload.remaining >= SECOND_LOOK_ITEMS
+        if many and plan.chosen.engine != "serial" and self._look_again(workload):
+            if (stopped := self._stopped()) is not None:
+                return stopped
+            workload = cost.describe(self.sample, self.total, again=self.again)
+            plan = self._plan(workload, cores)
+        system = cores
+        if plan.chosen.engine == "process" or workload.working_bytes > 1 << 20:
+            system = self.system or read_system()
+        if plan.chosen.engine == "process":
+            workload = workload._replace(payload=measure_payload(self.sample, self.func))
+            if self._worth_measuring_startup(workload):
+                measure_startup("process")
+        if system is not cores or workload.payload is not None:
+            plan = self._plan(workload, system)
+        if plan.chosen.engine == "process" and self.ahead is not None:
+            missing = plan.chosen.n_jobs - self.warm_workers
+            if missing > 0 and self._work_meanwhile(self.ahead, plan.chosen.n_jobs, workload):
+                if (stopped := self._stopped()) is not None:
+                    return stopped
+                payload = workload.payload
+                workload = cost.describe(self.sample, self.total, payload=payload)
+                plan = self._plan(workload, system)
+        # Payloads that are dear to move: whether the GIL is free now decides.
+        heavy = workload.payload is not None and plan.chosen.engine == "serial"
+        if heavy and workload.remaining >= 4 and self._look_again(workload):
+            if (stopped := self._stopped()) is not None:
+                return stopped
+            workload = cost.describe(
+                self.sample, self.total, payload=workload.payload, again=self.again
+            )
+            plan = self._plan(workload, system)
+        return self._result(plan, workload, system)
+
+    def _work_meanwhile(self, ahead: Ahead, n_jobs: int, workload: cost.Workload) -> bool:
+        """Start workers, and go on with the sample until one is up; say whether that was so."""
+        try:
+            ahead.begin("process", n_jobs)
+        except Exception:
+            logger.debug("No workers can be started ahead of the run", exc_info=True)
+            return False  # the run meets that again, and says so
+        self.warm_workers = n_jobs  # what they cost is spent
+        before = len(self.sample.items)
+        leave = 0 if self.total is None else n_jobs
+        if ahead.may_work and workload.item_seconds < MEANWHILE_SECONDS and not ahead.is_up():
+            extend_sample(
+                self.sample,
+                self.func,
+                self.iterator,
+                max(0, workload.remaining - leave),
+                return_exceptions=self.return_exceptions,
+                clocks=self.clocks,
+                probe=False,
+                until=ahead.is_up,
+            )
+        worked = len(self.sample.items) - before
+        if worked:
+            self.notes.append(f"{worked:,} items more were run here while the workers started")
+        return True
+
+    def _go_on(self, ahead: Ahead, workload: cost.Workload) -> OptimizationResult:
+        """Plan for what was begun while the first call was in progress."""
+        engine = str(ahead.engine)
+        system = self.system or read_system()
+        remaining = max(0, workload.remaining - ahead.dispatched)
+        workload = workload._replace(remaining=remaining)
+        if engine == "process":
+            self.n_jobs = ahead.n_jobs
+            self.warm_workers = ahead.n_jobs
+            workload = workload._replace(payload=measure_payload(self.sample, self.func))
+        self.allowed = (engine,)
+        plan = self._plan(workload, system)
+        begun = next((c for c in plan.candidates if c.engine == engine and not c.problem), None)
+        if begun is None:
+            begun = cost.Candidate(engine, ahead.n_jobs)
+        self.notes.append(
+            f"{ahead.dispatched:,} items were begun by workers while the first call was in progress"
+        )
+        return self._result(cost.Plan(begun, plan.candidates), workload, system)
+
+    def _hopeless(self, workload: cost.Workload) -> bool:
+        """Whether so little is left that not even looking at the machine pays."""
+        known = self.total is not None or self.sample.exhausted
+        little = workload.serial_seconds < cost.HOPELESS_SECONDS
+        return self.n_jobs is None and known and little
+
+    def _look_again(self, workload: cost.Workload) -> bool:
+        """Sample further where one slow call left open whether it holds the GIL."""
+        slow = len(self.sample.items) == 1 and not self.sample.exhausted
+        if not slow or workload.waits or workload.gil_known or self.sample_size < 2:
+            return False
+        extend_sample(
+            self.sample,
+            self.func,
+            self.iterator,
+            self.sample_size - 1,
+            return_exceptions=self.return_exceptions,
+            clocks=self.clocks,
+        )
+        self.notes.append("one slow call leaves too much open: sampled further")
+        return True
+
+    def _worth_measuring_startup(self, workload: cost.Workload) -> bool:
+        return (
+            self.again
+            and self.startup is STARTUP
+            and workload.serial_seconds >= MEASURE_STARTUP_SECONDS
+            and not STARTUP.model("process").measured
+        )
+
+    def _plan(self, workload: cost.Workload, system: SystemFacts) -> cost.Plan:
+        return cost.make_plan(
+            workload,
+            system,
+            {engine: self.startup.model(engine) for engine in ENGINES},
+            target_chunk_duration=self.target_chunk_duration,
+            n_jobs=self.n_jobs,
+            chunksize=self.chunksize,
+            allowed=self.allowed,
+            warm_workers=self.warm_workers,
+        )
+
+    def _result(
+        self, plan: cost.Plan, workload: cost.Workload, system: SystemFacts | None
+    ) -> OptimizationResult:
+        chosen = plan.chosen
+        return OptimizationResult(
+            n_jobs=chosen.n_jobs,
+            chunksize=chosen.chunksize,
+            executor_type=chosen.engine,
+            estimated_speedup=chosen.speedup,
+            reason=say_reason(plan, workload, n_jobs=self.n_jobs),
+            warnings=say_warnings(plan, workload, system) if system is not None else [],
+            details=details_of(
+                plan,
+                workload,
+                self.sample,
+                system,
+                {engine: self.startup.model(engine) for engine in ENGINES},
+                n_jobs=self.n_jobs,
+                chunksize=self.chunksize,
+                notes=self.notes,
+            ),
+        )
+
+    def _stopped(self) -> OptimizationResult | None:
+        """A result that only says why nothing more runs, where the sample came to a bad end."""
+        sample = self.sample
+        if sample.interrupted is not None:
+            what = f"{type(sample.interrupted).__name__} stopped the run while it was sampling"
+        elif sample.input_error is not None:
+            error = type(sample.input_error).__name__
+            what = f"the input raised {error} behind {len(sample.items)} items"
+        elif sample.failures and not self.return_exceptions:
+            index, failure, _ = sample.failures[0]
+            what = f"the function raised {type(failure).__name__} on item {index}"
+        else:
+            return None
+        if self.ahead is not None and self.ahead.dispatched:
+            begun, jobs = str(self.ahead.engine), self.ahead.n_jobs
+            reason = f"{NAMES[begun]} were begun while the first call was in progress; {what}."
+            return OptimizationResult(jobs, self.chunksize or 1, begun, 1.0, reason)
+        return OptimizationResult(1, self.chunksize or 1, "serial", 1.0, f"Serial, because {what}.")
+
+
+def _cpu_clock_of_this_thread() -> Callable[[], float] | None:
+    """Return a clock that other threads can read, too; None where the system has none."""
+    try:
+        clock = time.pthread_getcpuclockid(threading.get_ident())
+    except (AttributeError, OSError):
+        return None
+    return lambda: time.clock_gettime(clock)

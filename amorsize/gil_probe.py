@@ -1,0 +1,182 @@
+"""Learns, from a thread beside, whether a function lets go of the GIL while it runs."""
+
+from __future__ import annotations
+
+import _thread
+import os
+from collections.abc import Callable
+
+AFTER_SECONDS = 1e-3
+"""The probe begins once the calls have taken this long: trivial functions never pay for it."""
+
+WINDOW_SECONDS = 5e-3
+"""Below this the probe's ticks say nothing: the interpreter's switch interval is 5 ms."""
+
+LOOK_SECONDS = 1e-2
+"""A call in progress is looked at once it has taken this long, and whenever it has taken twice as
+long again."""
+
+
+_IDLE_SECONDS = 0.05
+"""How long a thread is kept for the next probe: programs that call in a loop start one, and what
+forks finds none of ours."""
+
+
+class _Thread:
+    """A thread that runs one thing after another, and ends where nothing comes for a moment.
+
+    Starting and ending a thread takes 0.1 ms under the GIL, waking one 10 µs.
+    """
+
+    __slots__ = ("_job", "_wake")
+
+    def __init__(self) -> None:
+        self._wake = _thread.allocate_lock()
+        self._wake.acquire()
+        self._job: Callable[[], None] | None = None
+
+    @staticmethod
+    def run(job: Callable[[], None]) -> None:
+        """Run ``job`` on a thread; raises RuntimeError where none can be started."""
+        try:
+            thread = _idle.pop()
+        except IndexError:
+            thread = _Thread()
+            # Not threading.Thread: its start() waits for the thread, 0.1 to 0.5 ms.
+            _thread.start_new_thread(thread._serve, ())
+        thread._job = job
+        thread._wake.release()
+
+    def _serve(self) -> None:
+        while True:
+            if not self._wake.acquire(timeout=_IDLE_SECONDS):
+                try:
+                    _idle.remove(self)
+                except ValueError:
+                    continue  # it was taken just now
+                return
+            job, self._job = self._job, None
+            if job is not None:
+                job()
+            del job
+            _idle.append(self)
+
+
+_idle: list[_Thread] = []
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.clear)
+
+
+class GilProbe:
+    """Learns whether the GIL is free while the function runs.
+
+    A second thread does nothing but wait :data:`TICK_SECONDS` at a time. Where the function
+    releases the GIL, or waits, it gets 0.5 to 0.8 of the ticks that fit; where the function holds
+    it, the interpreter lets the thread in every 5 ms, and it gets 0.06 or less. On a machine three
+    times overcommitted a free GIL gives no more than 0.1 to 0.3, but then the ticks come in quick
+    succession whenever the thread runs: 0.6 to 0.98 of them within 2.5 ms of the one before,
+    against none where the GIL is held. Measured on two cores, Python 3.11.
+
+    Args:
+        wall: seconds on a monotonic clock.
+        look: called from the probe's thread about the call in progress; when it returns true, it
+            has seen enough, and so has the probe. Needs the probe to be started before the first
+            call; it then waits :data:`AFTER_SECONDS` by itself.
+    """
+
+    TICK_SECONDS = 3e-4
+    ENOUGH_TICKS = 300
+    QUICK_SECONDS = 2.5e-3
+
+    __slots__ = (
+        "_began_at",
+        "_call_began",
+        "_ended_at",
+        "_intervals",
+        "_look",
+        "_quick",
+        "_stop",
+        "_ticks",
+        "_wall",
+    )
+
+    def __init__(self, wall: Callable[[], float], look: Callable[[], bool] | None = None) -> None:
+        self._wall = wall
+        self._look = look
+        self._began_at = 0.0 if look is None else float("inf")
+        self._ended_at: float | None = None
+        self._call_began: float | None = None
+        self._intervals: list[tuple[float, float]] = []
+        self._ticks = 0
+        self._quick = 0
+        self._stop = _thread.allocate_lock()
+        self._stop.acquire()
+
+    def start(self) -> bool:
+        """Start the thread; False where no thread can be started."""
+        try:
+            _Thread.run(self._run)
+        except RuntimeError:
+            return False
+        return True
+
+    def _run(self) -> None:
+        wait = LOOK_SECONDS
+        if self._look is not None and self._stop.acquire(timeout=AFTER_SECONDS):
+            return
+        before = self._began_at = self._wall()
+        look_at = before + wait
+        seen = False
+        while self._ticks < self.ENOUGH_TICKS and not seen:
+            if self._stop.acquire(timeout=self.TICK_SECONDS):
+                return
+            now = self._wall()
+            # Ticks between the calls, when the input is read, say nothing about the function.
+            if self._call_began is not None:
+                self._ticks += 1
+                self._quick += now - before < self.QUICK_SECONDS
+            before = now
+            if self._look is not None and now >= look_at:
+                seen = self._look()
+                wait *= 2
+                before, look_at = self._wall(), now + wait
+        self._ended_at = self._wall()
+        while self._look is not None and not seen:
+            if self._stop.acquire(timeout=wait):
+                return
+            seen = self._look()
+            wait *= 2
+
+    def enter(self, began: float) -> None:
+        """The function is about to be called."""
+        self._call_began = began
+
+    def leave(self, began: float, ended: float) -> None:
+        """The function was called from ``began`` to ``ended``."""
+        self._call_began = None
+        self._intervals.append((began, ended))
+
+    def stop(self) -> None:
+        """End the thread, at once and without waiting for it."""
+        self._call_began = None
+        if self._stop.locked():
+            self._stop.release()
+
+    def window(self) -> float:
+        """Seconds of calls that the ticks so far are from, the call in progress included."""
+        end = self._wall() if self._ended_at is None else self._ended_at
+        intervals = self._intervals
+        if (began := self._call_began) is not None:
+            intervals = [*intervals, (began, end)]
+        return sum(max(0.0, min(e, end) - max(b, self._began_at)) for b, e in intervals)
+
+    def share(self) -> float | None:
+        """The share of the ticks that fit, 0 to 1; None when there was too little to see."""
+        window = self.window()
+        if window < WINDOW_SECONDS:
+            return None
+        share = min(1.0, self._ticks * self.TICK_SECONDS / window)
+        if share >= 0.1 and self._ticks >= 5 and self._quick >= 0.6 * self._ticks:
+            share = max(share, 0.5 * self._quick / self._ticks)
+        return share

@@ -1,0 +1,154 @@
+"""Workers that start, and work, before the plan is final: while the sample still runs.
+
+The sample's calls run in the caller's thread, and tell what to do with the rest of the input. All
+other cores idle meanwhile, and where a single call takes minutes they idle for minutes. So the
+optimizer looks at a call in progress, from another thread, and lets the first workers begin once it
+is plain what kind of work it is; :class:`HeadStart` is what they begin in. No event is told before
+the caller's thread is back: then the run takes over what was begun.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakSet
+
+from amorsize.backends.base import Backend, Message, Task
+from amorsize.backends.factory import make_backend
+from amorsize.engine import Engine
+from amorsize.errors import AmorsizeError
+from amorsize.plan import Begun, Plan
+from amorsize.sampling import Sample
+from amorsize.worker import Chunk
+
+logger = logging.getLogger(__name__)
+
+_travelled: WeakSet[Any] = WeakSet()
+"""Functions whose results came home from worker processes."""
+
+
+class HeadStart:
+    """An engine that is opened ahead of the run. Used from one thread at a time.
+
+    Args:
+        task: what its chunks have in common.
+        sequence: the input, where any of its items can be had by its index; None otherwise.
+        may_work: whether the caller's thread may go on with the sample while workers start.
+
+    Attributes:
+        engine: what was begun, or None.
+        n_jobs: with how many workers.
+        dispatched: items that were handed to them.
+        may_work: as given.
+    """
+
+    def __init__(self, task: Task, sequence: Sequence[Any] | None, *, may_work: bool) -> None:
+        self._task = task
+        self._sequence = sequence
+        self._context = contextvars.copy_context()
+        self._backend: Backend | None = None
+        self._chunks: list[Chunk] = []
+        self._news: list[Message] = []
+        self._error: Exception | None = None
+        self._looking = threading.Lock()
+        self._settled = False
+        self.may_work = may_work
+        self.engine: str | None = None
+        self.n_jobs = 0
+        self.dispatched = 0
+
+    @property
+    def may_dispatch(self) -> bool:
+        """Whether items can be had beside the sample."""
+        return self._sequence is not None
+
+    @property
+    def travels(self) -> bool:
+        """Whether results of this function are known to come home from worker processes."""
+        try:
+            return self._task.func in _travelled
+        except TypeError:  # not hashable, or not to be referred to weakly
+            return False
+
+    def looking(self, look: Callable[[], bool]) -> bool:
+        """Call ``look``, from another thread, unless the sample is over; its mistakes end there."""
+        with self._looking:
+            if self._settled:
+                return True
+            try:
+                return look()
+            except Exception:
+                logger.debug("Nothing is begun ahead of the run", exc_info=True)
+                return True
+
+    def settle(self) -> None:
+        """The sample is over: wait for a look in progress, and allow no other."""
+        with self._looking:
+            self._settled = True
+
+    def begin(self, engine: str, n_jobs: int) -> None:
+        """Open an engine, and start workers that take time to start.
+
+        Raises:
+            TransportError: the function does not travel.
+            OSError: no process can be started.
+        """
+        if self._backend is None:
+            backend = make_backend(Plan(Engine(engine), n_jobs, 1, 1.0))
+            self._backend = backend  # from here on it is closed, whatever happens
+            self._context.run(backend.open, self._task)
+            self.engine, self.n_jobs = engine, n_jobs
+        self._backend.start_workers()
+
+    def dispatch(self, sample: Sample, chunks: int) -> bool:
+        """Have workers begin with the items behind the sample, one each; False where none can be.
+
+        The sample then takes no further item.
+        """
+        if self._backend is None or self._sequence is None or (start := sample.close()) is None:
+            return False
+        for at in range(start, min(start + chunks, len(self._sequence))):
+            # The sample is chunk 0.
+            chunk = Chunk(len(self._chunks) + 1, at, self._sequence[at : at + 1])
+            chunk.dispatched_at = time.time()
+            self._backend.submit(chunk)
+            self._chunks.append(chunk)
+            self.dispatched += 1
+        return True
+
+    def is_up(self) -> bool:
+        """Say whether a worker is ready to work, or will never be."""
+        if self._backend is None or self._error is not None:
+            return True
+        try:
+            self._news.extend(self._backend.wait(0))
+        except AmorsizeError as error:  # its function cannot be loaded: the run says so
+            self._error = error
+            return True
+        return self._backend.is_ready()
+
+    def hand_over(self, engine: str) -> Begun | None:
+        """Give what was begun to the run, which closes it; None where that is of no use to it."""
+        if self._backend is None or (engine != self.engine and not self._chunks):
+            self.abandon()
+            return None
+        backend, self._backend = self._backend, None
+        return Begun(backend, self._chunks, self._news, self._error)
+
+    def abandon(self) -> None:
+        """Close what nobody took over."""
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            backend.close(cancel=True)
+
+
+def has_travelled(func: Any) -> None:
+    """Take note that results of a function came home from a worker process."""
+    try:
+        _travelled.add(func)
+    except TypeError:
+        pass
