@@ -113,7 +113,7 @@ class Call:
         self._progress = _progress_manager(self._cleanup) if progress else None
         self.result: OptimizationResult
         self.run: Run | None = None
-        self._told: tuple[str, list[HookManager]] = "", []
+        self._told: tuple[Reporter, list[HookManager]]
 
     def begin(self) -> None:
         """Start the clocks."""
@@ -141,7 +141,7 @@ class Call:
             function=self._name or _name_of(self._func),
             progress_interval=self._progress_interval,
         )
-        self._told = reporter.execution_id, managers
+        self._told = reporter, managers
         self._cleanup.callback(reporter.forget_trace)
         collect = Collect(reporter.takes_user_metrics(), reporter.begin_trace())
         iterator = iter(self._data)
@@ -190,6 +190,7 @@ class Call:
             n_jobs=self.result.n_jobs,
             chunksize=self.result.chunksize,
             estimated_speedup=self.result.estimated_speedup,
+            reason=self.result.reason,
             n_jobs_named=self._n_jobs is not None,
             interruptible=interruptible,
         )
@@ -223,9 +224,15 @@ class Call:
         )
         return self.run
 
-    def drain_hooks(self) -> None:
-        """Wait, each manager's ``drain_timeout`` at most, for the hooks in the background."""
-        execution_id, managers = self._told
+    def conclude(self) -> None:
+        """Note what the run corrected; wait for the hooks in the background.
+
+        That takes each manager's ``drain_timeout`` at most.
+        """
+        reporter, managers = self._told
+        self.result.corrections = reporter.corrections
+        self.result.final_chunksize = reporter.final_chunksize
+        execution_id = reporter.execution_id
         with ExitStack() as drains:  # a Ctrl-C in one of them does not spare the others
             for manager in reversed(managers):
                 drains.callback(manager.drain, execution_id)

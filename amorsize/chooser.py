@@ -41,10 +41,6 @@ many items remain, another one alone costs at most 3 % of a serial run."""
 MEASURE_STARTUP_SECONDS = 2.0
 """``optimize()`` measures the start of an interpreter (0.1 s) for serial work of this length."""
 
-MEANWHILE_SECONDS = 0.025
-"""Calls shorter than this, about, go on in the caller's thread while workers start: half of the 50
-ms that it may take to hear of them."""
-
 UNTRIED_SECONDS = 0.25
 """Once the first call of a function has taken so long, processes begin with further items before it
 is known whether its results can be sent home."""
@@ -120,7 +116,9 @@ class Chooser:
             workload = workload._replace(payload=measure_payload(sample, self.func))
             plan = self._plan(workload, cores)
         engine, n_jobs = plan.chosen.engine, plan.chosen.n_jobs
-        if engine == "serial":
+        # With n_jobs named, the lesser evil is chosen: that is for the whole sample to say.
+        gains = plan.chosen.seconds * cost.MINIMUM_GAIN <= workload.serial_seconds
+        if engine == "serial" or not gains:
             return False
         if engine == "process":
             ahead.begin(engine, n_jobs)
@@ -195,7 +193,7 @@ class Chooser:
         self.warm_workers = n_jobs  # what they cost is spent
         before = len(self.sample.items)
         leave = 0 if self.total is None else n_jobs
-        if ahead.may_work and workload.item_seconds < MEANWHILE_SECONDS and not ahead.is_up():
+        if ahead.may_work and workload.item_seconds < cost.MEANWHILE_SECONDS and not ahead.is_up():
             extend_sample(
                 self.sample,
                 self.func,
@@ -271,6 +269,7 @@ class Chooser:
             chunksize=self.chunksize,
             allowed=self.allowed,
             warm_workers=self.warm_workers,
+            meanwhile=self.ahead is not None and self.ahead.may_work,
         )
 
     def _result(

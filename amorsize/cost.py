@@ -50,6 +50,12 @@ HYPERTHREAD_YIELD = 0.3
 """What the second hardware thread of a core adds (Intel gives up to 30 %: Marr et al.,
 "Hyper-Threading Technology Architecture and Microarchitecture", 2002)."""
 
+MEANWHILE_SECONDS = 0.025
+"""Calls shorter than this, about, go on in the caller's thread while workers start: half of the 50
+ms that it may take to hear of them."""
+MEANWHILE_SHARE = 0.8
+"""What it gets done in that time, of what it would alone: workers that start need cores, too."""
+
 MINIMUM_GAIN = 1.1
 """A serial run is left only for a speedup of at least this much."""
 MINIMUM_SAVING_SECONDS = 5e-4
@@ -65,6 +71,7 @@ WAITING_CPU_SHARE = 0.8
 TAKEN_PER_GIVEN = 3
 """More involuntary context switches than this for each voluntary one: the CPU is taken away (10 and
 more for a computing function on an overcommitted machine, 0 to 2 for one that waits)."""
+CPU_SHARE_FLOOR = 0.2
 GIL_FREE_SHARE = 0.25
 """Ticks of the probe above which the GIL is free: between 0.06 (held) and 0.32 (free, with every
 core busy elsewhere)."""
@@ -176,6 +183,10 @@ def describe(
         wait = max(0.0, item - cpu)
     else:
         cpu, wait = item * max(1.0, inner), 0.0
+        if free is not None:
+            # While the CPU is taken away from the function, the probe runs whoever holds the GIL.
+            away = max(0.0, 1.0 - cpu_share)
+            free = max(0.0, free - away) / max(CPU_SHARE_FLOOR, 1.0 - away)
         held = 1.0 if free is None else (0.5 - free) / (0.5 - 0.06)
         gil = item * min(1.0, max(0.0, held))
     input_seconds = _typical(sample.input_seconds)
@@ -289,8 +300,12 @@ def predict(
     target_chunk_duration: float,
     chunksize: int | None = None,
     warm_workers: int = 0,
+    meanwhile: bool = False,
 ) -> Candidate:
-    """Predict what an engine with ``n_jobs`` workers takes for the remaining items."""
+    """Predict what an engine with ``n_jobs`` workers takes for the remaining items.
+
+    With ``meanwhile`` the caller's thread goes on while worker processes start.
+    """
     remaining = workload.remaining
     cores = effective_cores(system, n_jobs)
     payload = workload.payload if engine == "process" else None
@@ -326,7 +341,10 @@ def predict(
     start = startup.seconds(new, cores=system.usable_cores)
     if payload is not None:
         start += payload.function_seconds + n_jobs * payload.function_bytes / BYTES_PER_SECOND
-    seconds = start + max(workers, parent)
+    ahead = 0.0
+    if meanwhile and engine == "process" and 0 < workload.item_seconds < MEANWHILE_SECONDS:
+        ahead = min(start * MEANWHILE_SHARE / workload.item_seconds, max(0, remaining - n_jobs))
+    seconds = start + max(workers, parent) * (1 - ahead / max(1, remaining))
     moving = remaining * move
     return Candidate(
         engine=engine,
@@ -387,6 +405,7 @@ def make_plan(
     chunksize: int | None = None,
     allowed: Iterable[str] = ("serial", "thread", "process"),
     warm_workers: int = 0,
+    meanwhile: bool = False,
 ) -> Plan:
     """Compare the engines and take one.
 
@@ -399,6 +418,7 @@ def make_plan(
         chunksize: as the caller gave it; None to choose.
         allowed: engines that may be taken.
         warm_workers: worker processes that are up already.
+        meanwhile: whether the caller's thread goes on while worker processes start.
     """
     serial = serial_candidate(workload, target_chunk_duration, chunksize)
     candidates = [serial]
@@ -421,6 +441,7 @@ def make_plan(
                 target_chunk_duration=target_chunk_duration,
                 chunksize=chunksize,
                 warm_workers=warm_workers,
+                meanwhile=meanwhile,
             )
             for count in counts
         ]

@@ -83,7 +83,7 @@ class Driver:
                 try:
                     run.drive()
                 finally:
-                    call.drain_hooks()
+                    call.conclude()
         except BaseException as caught:
             self.error = caught
         finally:

@@ -146,7 +146,7 @@ def execute(
         try:
             run.drive()
         finally:
-            call.drain_hooks()
+            call.conclude()
     if return_optimization_result:
         return collector.results, call.result
     return collector.results

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,7 +61,10 @@ class OptimizationResult:
         estimated_speedup: predicted, over a serial run; 1.0 for a serial run.
         reason: why, in a sentence.
         warnings: what you may want to change.
-        data: an iterable of every item, the sampled ones too; None in a result of ``execute()``.
+        data: an iterable of every item, the sampled ones too.
+        corrections: how often the size of the chunks was corrected by half or more while running;
+            of a result of ``execute()``, once it is over.
+        final_chunksize: what it was corrected to at last; None where it was not.
 
     >>> result = OptimizationResult(4, 10, "process", 3.6, "Processes, because they are faster.")
     >>> print(result)
@@ -76,6 +79,8 @@ class OptimizationResult:
     warnings: list[str] = field(default_factory=list)
     data: Any = field(default=None, repr=False, compare=False)
     details: Details | None = field(default=None, repr=False, compare=False)
+    corrections: int = field(default=0, repr=False, compare=False)
+    final_chunksize: int | None = field(default=None, repr=False, compare=False)
 
     def explain(self) -> str:
         """The arithmetic: facts, sample, what each engine would take, which was taken and why.
@@ -87,7 +92,7 @@ class OptimizationResult:
         No sample was taken: the first chunks show how long a call takes.
         """
         if self.details is not None:
-            return render(self.details, self.reason, self.warnings)
+            return render(self.details, self.reason, self.warnings, self._corrected())
         workers = "1 worker" if self.n_jobs == 1 else f"{self.n_jobs} workers"
         items = "1 item" if self.chunksize == 1 else f"{self.chunksize} items"
         lines = [
@@ -95,9 +100,17 @@ class OptimizationResult:
             f"estimated speedup {self.estimated_speedup:.1f}",
             self.reason,
             "No sample was taken: the first chunks show how long a call takes.",
+            *self._corrected(),
             *(f"warning: {warning}" for warning in self.warnings),
         ]
         return "\n".join(lines)
+
+    def _corrected(self) -> list[str]:
+        if not self.corrections:
+            return []
+        times = "once" if self.corrections == 1 else f"{self.corrections} times"
+        to = _count(self.final_chunksize or 1, "item")
+        return [f"The size of the chunks was corrected {times} while running, at last to {to}."]
 
     def __str__(self) -> str:
         return (
@@ -252,8 +265,10 @@ def say_warnings(plan: Plan, workload: Workload, system: SystemFacts) -> list[st
     return warnings
 
 
-def render(details: Details, reason: str, warnings: list[str]) -> str:
-    """The arithmetic as text of several lines, for people."""
+def render(
+    details: Details, reason: str, warnings: list[str], corrected: Sequence[str] = ()
+) -> str:
+    """The arithmetic as text of several lines, for people; ``corrected`` comes of the run."""
     plan, workload = details.plan, details.workload
     chosen = plan.chosen
     lines = [
@@ -265,8 +280,8 @@ def render(details: Details, reason: str, warnings: list[str]) -> str:
         *_labelled("sample", _sample_lines(details)),
         *_labelled("to do", _work(workload)),
     ]
-    if details.notes:
-        lines += _labelled("on the way", details.notes)
+    if notes := [*details.notes, *corrected]:
+        lines += _labelled("on the way", notes)
     header = ("engine", "workers", "chunk", "start-up", "compute", "pickling", "round trips")
     rows = [(*header, "total", "speedup")]
     footnotes = []

@@ -19,6 +19,7 @@ class Plan(NamedTuple):
         n_jobs: workers at most.
         chunksize: items in the first chunks.
         estimated_speedup: over a serial run.
+        reason: why, in a sentence.
         n_jobs_named: whether the caller said how many workers.
         interruptible: a serial run must answer to time limits or to the consumer of a stream,
             so that it runs on a thread of its own.
@@ -28,6 +29,7 @@ class Plan(NamedTuple):
     n_jobs: int
     chunksize: int
     estimated_speedup: float
+    reason: str = ""
     n_jobs_named: bool = False
     interruptible: bool = False
 

@@ -6,8 +6,9 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from amorsize import tracing
@@ -63,12 +64,15 @@ class Reporter:
         self._planning_seconds = 0.0
         self._busy_seconds = 0.0
         self._results_bytes = 0
+        self._decided: dict[str, Any] = {}
         self._percent = 0.0
         self._finished = False
         self._telling = threading.Lock()
         self._open = False  # from PRE_EXECUTE to POST_EXECUTE
         self.n_jobs = 0
         self.chunksize = 0
+        self.corrections = 0
+        self.final_chunksize: int | None = None
         self.total_items: int | None = None
         self.items_completed = 0
 
@@ -110,8 +114,10 @@ class Reporter:
         total_items: int | None,
         executor_type: str,
         estimated_speedup: float,
+        decided: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """Tell that the plan is made."""
+        """Tell that the plan is made; ``decided`` is what ``POST_EXECUTE`` says of it."""
+        self._decided = dict(decided)
         self.n_jobs = n_jobs
         self.chunksize = chunksize
         self.total_items = total_items
@@ -169,6 +175,9 @@ class Reporter:
     ) -> None:
         """Take a chunk's results into account, and tell of them."""
         carried = self._take_carried(outcome)
+        if corrected_chunksize is not None:
+            self.corrections += 1
+            self.final_chunksize = corrected_chunksize
         # From here to the hooks no signal comes between: see `termination`.
         self.items_completed += outcome.size
         self._results_bytes += outcome.results_bytes
@@ -247,6 +256,9 @@ class Reporter:
                 "status": status,
                 "planning_time": self._planning_seconds,
                 "measured_speedup": self._busy_seconds / elapsed if elapsed > 0 else 0.0,
+                "corrections": self.corrections,
+                "final_chunksize": self.final_chunksize or self.chunksize,
+                **self._decided,
             },
             results_count=self.items_completed,
             results_size_bytes=self._results_bytes,

@@ -96,6 +96,13 @@ class Run:
                 total_items=self._total,
                 executor_type=self._plan.engine.type,
                 estimated_speedup=self._plan.estimated_speedup,
+                decided={
+                    "reason": self._plan.reason,
+                    "sampled_items": len(self._sampled.items),
+                    "head_start_items": sum(
+                        len(chunk.items) for chunk in (self._begun.chunks if self._begun else ())
+                    ),
+                },
             )
             self._take_sample()
             self._take_over()
