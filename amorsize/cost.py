@@ -42,9 +42,13 @@ MEMORY_SHARE = 0.8
 MAX_CHUNK_ITEMS = 1 << 16
 """So that a stream of trivial items keeps a bounded number of them in flight."""
 MAX_CHUNK_BYTES = 32 << 20
-CHUNKS_PER_WORKER = 4
-"""Chunks a worker gets at least, where there are enough items: the slack that evens out items of
-different length."""
+CHUNKS_PER_WORKER = 16
+"""Chunks a worker gets, where they are not too short for that: the slack that evens out items of
+different length, and workers that begin at different times."""
+FEWEST_CHUNKS_PER_WORKER = 4
+"""Where they would be: so many at least."""
+SHORT_CHUNK_SECONDS = 5e-3
+"""Too short: a hundred times what a chunk's way to a worker and back costs."""
 
 HYPERTHREAD_YIELD = 0.3
 """What the second hardware thread of a core adds (Intel gives up to 30 %: Marr et al.,
@@ -283,7 +287,10 @@ def choose_chunksize(
     size = target_chunk_duration / call_seconds if call_seconds > 0 else MAX_CHUNK_ITEMS
     size = min(size, MAX_CHUNK_ITEMS)
     if n_jobs > 1 and workload.total is not None:
-        size = min(size, workload.remaining / (n_jobs * CHUNKS_PER_WORKER))
+        most = workload.remaining / (n_jobs * FEWEST_CHUNKS_PER_WORKER)
+        short = SHORT_CHUNK_SECONDS / call_seconds if call_seconds > 0 else most
+        even = workload.remaining / (n_jobs * CHUNKS_PER_WORKER)
+        size = min(size, most, max(even, short))
     payload = workload.payload
     if payload is not None and n_jobs > 1:
         size = min(size, MAX_CHUNK_BYTES / max(1, payload.item_bytes, payload.result_bytes))

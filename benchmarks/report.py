@@ -42,13 +42,26 @@ def rows(result: Result) -> list[tuple[str, ...]]:
     return laid
 
 
+def laid_out(
+    lines: Sequence[tuple[str, ...]], *, words: Sequence[int], markdown: bool = False
+) -> str:
+    """Lay out a table whose first line is its head, for a terminal or as Markdown."""
+    if not markdown:
+        return aligned(lines, words=words)
+    rule = tuple("---" if at in words else "---:" for at in range(len(lines[0])))
+    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
+
+
+def verdict(title: str, value: float, at_most: float) -> str:
+    """Say whether a figure that is to be reached is."""
+    reached = "reached" if value <= at_most else "NOT reached"
+    return f"{title}: {value:.2f}, at most {at_most:.2f}: {reached}"
+
+
 def table(results: Sequence[Result], *, markdown: bool = False) -> str:
     """Lay out all results as a table, for a terminal or as Markdown."""
     lines = [COLUMNS, *(row for result in results for row in rows(result))]
-    if markdown:
-        lines.insert(1, ("---", *["---:", "---"] * 3))
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return aligned(lines)
+    return laid_out(lines, words=(0, 2, 6), markdown=markdown)
 
 
 def aligned(lines: Sequence[tuple[str, ...]], *, words: Sequence[int] = (0, 2, 6)) -> str:

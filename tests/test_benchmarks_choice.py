@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks.choice import table
+from benchmarks.choice import picture, sweep, table
 from benchmarks.choice.__main__ import main
 from benchmarks.choice.contenders import CONTENDERS
+from benchmarks.choice.sweep import Setting, Swept
 from benchmarks.choice.table import Row
 from benchmarks.choice.workloads import WORKLOADS
 
@@ -42,7 +45,7 @@ def test_ratios_are_to_the_best_peer_of_the_row() -> None:
 def test_a_cell_that_fails_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a cell could not do ends the benchmark, with its name."""
     monkeypatch.setattr(table, "CONTENDERS", {"nobody": None})
-    with pytest.raises(RuntimeError, match="nobody on too-small ended with exit code 1"):
+    with pytest.raises(RuntimeError, match="call too-small nobody ended with exit code 1"):
         list(table.run(["too-small"], 1))
 
 
@@ -51,3 +54,34 @@ def test_an_unknown_workload_is_refused(capsys: pytest.CaptureFixture[str]) -> N
     with pytest.raises(SystemExit, match="2"):
         main(["--only", "nonsense"])
     assert f"there are {', '.join(WORKLOADS)}" in capsys.readouterr().err
+
+
+def test_the_regret_is_of_what_was_chosen_to_the_best_of_the_sweep() -> None:
+    """Each round's choice is taken at its own time in that round."""
+    best, chosen = Setting("process", 2, 5), Setting("process", 2, 25)
+    swept = Swept("cpu-5ms", [chosen, chosen, best], {best: [1.0, 1.0, 1.2], chosen: [1.4, 1.1, 9]})
+    assert swept.best == best
+    assert swept.regret == pytest.approx(1.2)
+    shown = sweep.render([swept])
+    assert "process, 2 workers, chunks of 5" in shown
+    assert "regret of optimize(), worst: 1.20, at most 1.15: NOT reached" in shown
+
+
+def test_a_sweep_tries_every_engine(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each setting in a process of its own, the chosen one marked."""
+    assert sweep.main(["--only", "too-small", "--rounds", "1", "--all"]) == 0
+    shown = capsys.readouterr().out
+    for part in ("serial", "thread, 64 workers", "process, 2 workers", "chosen", "regret"):
+        assert part in shown
+
+
+def test_the_picture_has_all_rows(tmp_path: Path) -> None:
+    """And the number of what stands beyond its edge."""
+    seconds = {name: {"first": [4.0], "later": [4.0]} for name in CONTENDERS}
+    seconds["amorsize"] = {"first": [99.0], "later": [1.0]}
+    again = {"first": ("joblib", [4.0]), "later": ("joblib", [4.0])}
+    rows = [Row(name, seconds, again) for name in ("cpu-5ms", "trivial")]
+    picture.draw(rows, tmp_path / "choice.svg", caption="a machine")
+    drawn = (tmp_path / "choice.svg").read_text(encoding="utf-8")
+    for text in (WORKLOADS["cpu-5ms"].title, "A later call", "a machine", "amorsize", "25"):
+        assert f"<!-- {text} -->" in drawn  # matplotlib says so beside the glyphs

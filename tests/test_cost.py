@@ -162,8 +162,10 @@ def test_only_what_is_allowed() -> None:
 
 
 def test_chunks_leave_slack_at_the_end() -> None:
-    """Each worker gets four chunks at least, as long as there are items."""
-    assert plan(work(0.005, remaining=160)).chosen.chunksize == 10
+    """Each worker gets sixteen chunks, if they are not too short, and four at least."""
+    assert plan(work(0.005, remaining=160)).chosen.chunksize == 2
+    warm = plan(work(0.001, remaining=32), warm_workers=4)
+    assert (warm.chosen.engine, warm.chosen.chunksize) == ("process", 2)
     assert plan(work(0.5, remaining=160)).chosen.chunksize == 1
     assert plan(work(0.0, remaining=10**9)).chosen.chunksize == cost.MAX_CHUNK_ITEMS
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from benchmarks import report
-from benchmarks.choice import table
+from benchmarks.choice import picture, table
 from benchmarks.choice.workloads import WORKLOADS
 
 _DESCRIPTION = """\
@@ -23,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--only", metavar="NAME", action="append", help="only this workload; may be repeated"
     )
     parser.add_argument("--list", action="store_true", help="list the workloads and stop")
+    parser.add_argument(
+        "--picture", metavar="FILE", type=Path, help="draw them into FILE too (.png, .svg)"
+    )
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
@@ -35,10 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in chosen:
             print(f"{name:<20}{WORKLOADS[name].title}")
         return 0
-    print(report.machine(), end="\n\n", flush=True)
+    machine = report.machine()
+    print(machine, end="\n\n", flush=True)
     rows = list(table.run(chosen, options.rounds, say=report.say))
     report.say("")
     print(table.render(rows, markdown=options.markdown))
+    if options.picture is not None:
+        picture.draw(rows, options.picture, caption=machine)
     return 0
 
 

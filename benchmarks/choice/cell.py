@@ -1,6 +1,8 @@
-"""One contender on one workload, in the process that runs this module: a first call, a later one.
+"""One measurement, in the process that runs this module; what it finds is printed as JSON.
 
-``python -m benchmarks.choice.cell WORKLOAD CONTENDER`` prints ``{"first": s, "later": s, ...}``.
+``python -m benchmarks.choice.cell call WORKLOAD CONTENDER`` times a first call, its import
+included, and the median of some later ones; ``plan WORKLOAD`` says what ``optimize()`` chooses;
+``setting WORKLOAD ENGINE N_JOBS CHUNKSIZE`` times a first ``execute()`` that is told how to run.
 """
 
 from __future__ import annotations
@@ -11,24 +13,26 @@ import os
 import statistics
 import sys
 import time
+from typing import Any
 
 from benchmarks.choice.contenders import CONTENDERS
-from benchmarks.choice.workloads import WORKLOADS, Workload
+from benchmarks.choice.workloads import WORKLOADS
 
 _LATER_SECONDS = 0.3
 _LATER_CALLS = 5
 
 
-def measure(workload: Workload, contender: str) -> dict[str, float]:
+def measure_calls(workload: str, contender: str) -> dict[str, Any]:
     """Time a first call and the median of some later ones; check every result's length."""
+    work = WORKLOADS[workload]
 
     def call() -> float:
-        data = workload.make()
+        data = work.make()
         gc.collect()
         began = time.perf_counter()
-        results = CONTENDERS[contender](workload.func, data, workload.items)
+        results = CONTENDERS[contender](work.func, data, work.items)
         seconds = time.perf_counter() - began
-        assert len(results) == workload.items, (contender, len(results))
+        assert len(results) == work.items, (contender, len(results))
         return seconds
 
     first = call()
@@ -38,7 +42,35 @@ def measure(workload: Workload, contender: str) -> dict[str, float]:
     return {"first": first, "later": statistics.median(later)}
 
 
+def ask_for_plan(workload: str) -> dict[str, Any]:
+    """Say what ``optimize()`` chooses."""
+    from amorsize import optimize
+
+    work = WORKLOADS[workload]
+    plan = optimize(work.func, work.make())
+    return {"engine": plan.executor_type, "n_jobs": plan.n_jobs, "chunksize": plan.chunksize}
+
+
+def measure_setting(workload: str, engine: str, n_jobs: str, chunksize: str) -> dict[str, Any]:
+    """Time a first call that is told how to run; the import is left out."""
+    from amorsize import execute
+
+    work = WORKLOADS[workload]
+    data = work.make()
+    gc.collect()
+    began = time.perf_counter()
+    results = execute(
+        work.func, data, executor=engine, n_jobs=int(n_jobs), chunksize=int(chunksize)
+    )
+    seconds = time.perf_counter() - began
+    assert len(results) == work.items, (engine, len(results))
+    return {"seconds": seconds}
+
+
+WHAT = {"call": measure_calls, "plan": ask_for_plan, "setting": measure_setting}
+
+
 if __name__ == "__main__":
-    print(json.dumps(measure(WORKLOADS[sys.argv[1]], sys.argv[2])), flush=True)
+    print(json.dumps(WHAT[sys.argv[1]](*sys.argv[2:])), flush=True)
     # Without waiting for pools that are still open: some peers hang at exit, or warn.
     os._exit(0)

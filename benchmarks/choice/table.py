@@ -13,18 +13,20 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import amorsize
 import benchmarks
+from benchmarks import report
 from benchmarks.choice.contenders import CONTENDERS
 from benchmarks.choice.workloads import WORKLOADS
-from benchmarks.report import aligned
 
 CELL_SECONDS = 120.0
 """A cell that takes longer has hung."""
 
 OURS = "amorsize"
-CALLS = ("first", "later")
+TITLES = {"first": "First call in a process", "later": "A later call"}
+CALLS = tuple(TITLES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ def run(
 ) -> Iterator[Row]:
     """Measure workload after workload; within one, round after round, each begun by another."""
     names = list(CONTENDERS)
-    _compile()
+    compile_packages()
     for at, workload in enumerate(workloads, 1):
         row = Row(workload, {name: {call: [] for call in CALLS} for name in names}, {})
         for turn in range(rounds):
@@ -75,17 +77,17 @@ def run(
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 say(f"{progress}, {name}")
-                for call, taken in _measure(workload, name).items():
+                for call, taken in run_cell("call", workload, name).items():
                     row.seconds[name][call].append(taken)
             if not row.again:
                 row.again.update({call: (row.best_peer(call), []) for call in CALLS})
             for call, (peer, again) in row.again.items():
                 say(f"{progress}, {peer} again")
-                again.append(_measure(workload, peer)[call])
+                again.append(run_cell("call", workload, peer)[call])
         yield row
 
 
-def _compile() -> None:
+def compile_packages() -> None:
     """Write the bytecode of this checkout, as installing does: that of the peers is there."""
     for package in (amorsize, benchmarks):
         folder = str(Path(str(package.__file__)).parent)
@@ -93,9 +95,9 @@ def _compile() -> None:
             raise RuntimeError(f"{folder} does not compile")
 
 
-def _measure(workload: str, contender: str) -> dict[str, float]:
-    """Run one cell; give its seconds by call."""
-    command = [sys.executable, "-m", "benchmarks.choice.cell", workload, contender]
+def run_cell(what: str, *words: str) -> dict[str, Any]:
+    """Run one cell in a fresh process; see :mod:`benchmarks.choice.cell` for what it gives."""
+    command = [sys.executable, "-m", "benchmarks.choice.cell", what, *words]
     # Into a file: workers that outlive the cell would hold a pipe open.
     with tempfile.TemporaryFile("w+") as out:
         process = subprocess.Popen(command, stdout=out, start_new_session=True)
@@ -111,16 +113,16 @@ def _measure(workload: str, contender: str) -> dict[str, float]:
         out.seek(0)
         text = out.read()
     if code != 0:
-        raise RuntimeError(f"{contender} on {workload} ended with exit code {code}: {text}")
-    seconds: dict[str, float] = json.loads(text)
-    return seconds
+        raise RuntimeError(f"{' '.join((what, *words))} ended with exit code {code}: {text}")
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def render(rows: Sequence[Row], *, markdown: bool = False) -> str:
     """Lay out the ratios, with the geometric mean and the worst cell of each contender."""
     parts = []
     for call in CALLS:
-        title = {"first": "First call in a process", "later": "A later call"}[call]
+        title = TITLES[call]
         lines = [("workload", "best peer", "takes", *rows[0].seconds, "noise")]
         for row in rows:
             best = row.best_peer(call)
@@ -132,11 +134,7 @@ def render(rows: Sequence[Row], *, markdown: bool = False) -> str:
         worst = [f"{max(row.ratio(name, call) for row in rows):.2f}" for name in rows[0].seconds]
         lines.append(("geometric mean", "", "", *means, ""))
         lines.append(("worst cell", "", "", *worst, ""))
-        if markdown:
-            rule = ("---", "---", *["---:"] * (len(lines[0]) - 2))
-            text = "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
-        else:
-            text = aligned(lines, words=(0, 1))
+        text = report.laid_out(lines, words=(0, 1), markdown=markdown)
         parts.append(f"{title}: times as long as the best peer of the row\n\n{text}")
     return "\n\n".join([*parts, "\n".join(judge(rows))])
 
@@ -157,18 +155,11 @@ def judge(rows: Sequence[Row]) -> list[str]:
         ("worst cell, first calls (1 s and more of work)", worst_first, 1.20),
         ("worst cell, later calls", max(row.ratio(OURS, "later") for row in rows), 1.15),
     ]
-    lines = [
-        f"{title}: {value:.2f}, at most {limit:.2f}: {_verdict(value <= limit)}"
-        for title, value, limit in figures
-    ]
+    lines = [report.verdict(title, value, limit) for title, value, limit in figures]
     third = len(rows) / 3
     lines += [
         f"ahead of every peer, {call} calls: {count} of {len(rows)} rows, at least a third: "
-        f"{_verdict(count >= third)}"
+        f"{'reached' if count >= third else 'NOT reached'}"
         for call, count in zip(CALLS, ahead, strict=True)
     ]
     return lines
-
-
-def _verdict(reached: bool) -> str:
-    return "reached" if reached else "NOT reached"

@@ -1,0 +1,171 @@
+"""``python -m benchmarks.choice.sweep``: every engine, n_jobs and chunksize, beside the choice.
+
+The regret of ``optimize()`` is how many times as long its choice takes as the best of the sweep:
+first calls in fresh processes, the import left out, because that is what it predicts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import cores, report
+from benchmarks.choice.table import compile_packages, run_cell
+from benchmarks.choice.workloads import WORKLOADS, Workload
+
+THREADS = (2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One point of the sweep."""
+
+    engine: str
+    n_jobs: int
+    chunksize: int
+
+    def __str__(self) -> str:
+        if self.engine == "serial":
+            return "serial"
+        return f"{self.engine}, {self.n_jobs} workers, chunks of {self.chunksize:,}"
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep found.
+
+    Attributes:
+        workload: its name.
+        chosen: what ``optimize()`` chose, one for each round.
+        seconds: of each setting, one for each round; the chosen ones among them.
+    """
+
+    workload: str
+    chosen: list[Setting]
+    seconds: dict[Setting, list[float]]
+
+    def median(self, setting: Setting) -> float:
+        """Return the median over the rounds."""
+        return statistics.median(self.seconds[setting])
+
+    @property
+    def best(self) -> Setting:
+        """The setting with the lowest median."""
+        return min(self.seconds, key=self.median)
+
+    @property
+    def regret(self) -> float:
+        """The median, over the rounds, of what was chosen in it, to the best setting."""
+        taken = [self.seconds[chosen][turn] for turn, chosen in enumerate(self.chosen)]
+        return statistics.median(taken) / self.median(self.best)
+
+
+def settings(workload: Workload) -> list[Setting]:
+    """List what is tried: chunks of one item, of a share, and of all that a worker gets."""
+    found = {Setting("serial", 1, workload.items): None}
+    processes = range(2, cores() + 2)  # one more than there are cores, too
+    for engine, counts in (("thread", THREADS), ("process", processes)):
+        for n_jobs in counts:
+            if n_jobs > workload.items:
+                continue
+            # Chunks of one item, of trivial items by the hundred thousand, would take minutes.
+            least = max(1, workload.items // 2000)
+            for chunks in (workload.items // least, 16 * n_jobs, 4 * n_jobs, n_jobs):
+                size = max(1, -(-workload.items // chunks))
+                found[Setting(engine, n_jobs, size)] = None
+    return list(found)
+
+
+def sweep(name: str, rounds: int, *, say: Callable[[str], None] = lambda text: None) -> Swept:
+    """Measure all settings of one workload, round after round, and what is chosen in each."""
+    tried = settings(WORKLOADS[name])
+    swept = Swept(name, [], {setting: [] for setting in tried})
+    for turn in range(rounds):
+        plan = run_cell("plan", name)
+        chosen = Setting(plan["engine"], plan["n_jobs"], plan["chunksize"])
+        swept.chosen.append(chosen)
+        for at, setting in enumerate(dict.fromkeys([*swept.seconds, chosen])):
+            say(f"{name}, round {turn + 1} of {rounds}, setting {at + 1}: {setting}")
+            taken = swept.seconds.setdefault(setting, [])
+            while len(taken) <= turn:  # also the earlier rounds of one that is chosen only now
+                taken.append(_measure(name, setting))
+    return swept
+
+
+def _measure(name: str, setting: Setting) -> float:
+    found = run_cell("setting", name, setting.engine, str(setting.n_jobs), str(setting.chunksize))
+    return float(found["seconds"])
+
+
+def render(swept: Sequence[Swept], *, markdown: bool = False) -> str:
+    """Lay out the regrets, with their geometric mean and the worst."""
+    lines = [("workload", "chosen", "takes", "best of the sweep", "takes", "settings", "regret")]
+    for each in swept:
+        chosen = each.chosen[-1]
+        lines.append(
+            (
+                WORKLOADS[each.workload].title,
+                str(chosen),
+                f"{each.median(chosen) * 1e3:,.3g} ms",
+                str(each.best),
+                f"{each.median(each.best) * 1e3:,.3g} ms",
+                str(len(each.seconds)),
+                f"{each.regret:.2f}",
+            )
+        )
+    text = report.laid_out(lines, words=(0, 1, 3), markdown=markdown)
+    return "\n".join([text, "", *judge(swept)])
+
+
+def judge(swept: Sequence[Swept]) -> Iterator[str]:
+    """Say of each figure that is to be reached whether it is."""
+    regrets = [each.regret for each in swept]
+    mean = statistics.geometric_mean(regrets)
+    yield report.verdict("regret of optimize(), geometric mean", mean, 1.05)
+    yield report.verdict("regret of optimize(), worst", max(regrets), 1.15)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.choice.sweep", description=__doc__.partition("\n\n")[2]
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="of each setting (default: 3)")
+    parser.add_argument(
+        "--only", metavar="NAME", action="append", help="only this workload; may be repeated"
+    )
+    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    parser.add_argument("--all", action="store_true", help="show every setting that was tried")
+    options = parser.parse_args(arguments)
+    if options.rounds < 1:
+        parser.error(f"--rounds is {options.rounds}; give 1 or more")
+    chosen = options.only or list(WORKLOADS)
+    for name in chosen:
+        if name not in WORKLOADS:
+            parser.error(f"no workload is called {name}; there are {', '.join(WORKLOADS)}")
+    print(report.machine(), end="\n\n", flush=True)
+    compile_packages()
+    swept = [sweep(name, options.rounds, say=report.say) for name in chosen]
+    report.say("")
+    if options.all:
+        print("\n\n".join(map(_render_all, swept)), end="\n\n")
+    print(render(swept, markdown=options.markdown))
+    return 0
+
+
+def _render_all(swept: Swept) -> str:
+    best = swept.median(swept.best)
+    lines: list[tuple[Any, ...]] = [(WORKLOADS[swept.workload].title, "takes", "to the best", "")]
+    for setting in sorted(swept.seconds, key=swept.median):
+        seconds = swept.median(setting)
+        mark = "chosen" if setting in swept.chosen else ""
+        lines.append((str(setting), f"{seconds * 1e3:,.3g} ms", f"{seconds / best:.2f}", mark))
+    return report.aligned(lines, words=(0, 3))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
