@@ -31,6 +31,7 @@ from amorsize.system import (
     measure_startup,
     read_system,
 )
+from amorsize.workload import Workload, describe
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class Chooser:
         if sample is None or (share := probe.share()) is None:
             return False
         sample.gil_share = share
-        workload = cost.describe(sample, self.total)
+        workload = describe(sample, self.total)
         if self._hopeless(workload):
             return False
         cores = self.system or read_system(memory=False)
@@ -140,7 +141,7 @@ class Chooser:
             self.ahead.settle()
         if (stopped := self._stopped()) is not None:
             return stopped
-        workload = cost.describe(self.sample, self.total, again=self.again)
+        workload = describe(self.sample, self.total, again=self.again)
         if self.ahead is not None and self.ahead.dispatched:
             return self._go_on(self.ahead, workload)
         if self._hopeless(workload):
@@ -153,7 +154,7 @@ class Chooser:
         if many and plan.chosen.engine != "serial" and self._look_again(workload):
             if (stopped := self._stopped()) is not None:
                 return stopped
-            workload = cost.describe(self.sample, self.total, again=self.again)
+            workload = describe(self.sample, self.total, again=self.again)
             plan = self._plan(workload, cores)
         system = cores
         if plan.chosen.engine == "process" or workload.working_bytes > 1 << 20:
@@ -170,20 +171,18 @@ class Chooser:
                 if (stopped := self._stopped()) is not None:
                     return stopped
                 payload = workload.payload
-                workload = cost.describe(self.sample, self.total, payload=payload)
+                workload = describe(self.sample, self.total, payload=payload)
                 plan = self._plan(workload, system)
         # Payloads that are dear to move: whether the GIL is free now decides.
         heavy = workload.payload is not None and plan.chosen.engine == "serial"
         if heavy and workload.remaining >= 4 and self._look_again(workload):
             if (stopped := self._stopped()) is not None:
                 return stopped
-            workload = cost.describe(
-                self.sample, self.total, payload=workload.payload, again=self.again
-            )
+            workload = describe(self.sample, self.total, payload=workload.payload, again=self.again)
             plan = self._plan(workload, system)
         return self._result(plan, workload, system)
 
-    def _work_meanwhile(self, ahead: Ahead, n_jobs: int, workload: cost.Workload) -> bool:
+    def _work_meanwhile(self, ahead: Ahead, n_jobs: int, workload: Workload) -> bool:
         """Start workers, and go on with the sample until one is up; say whether that was so."""
         try:
             ahead.begin("process", n_jobs)
@@ -209,7 +208,7 @@ class Chooser:
             self.notes.append(f"{worked:,} items more were run here while the workers started")
         return True
 
-    def _go_on(self, ahead: Ahead, workload: cost.Workload) -> OptimizationResult:
+    def _go_on(self, ahead: Ahead, workload: Workload) -> OptimizationResult:
         """Plan for what was begun while the first call was in progress."""
         engine = str(ahead.engine)
         system = self.system or read_system()
@@ -229,13 +228,13 @@ class Chooser:
         )
         return self._result(cost.Plan(begun, plan.candidates), workload, system)
 
-    def _hopeless(self, workload: cost.Workload) -> bool:
+    def _hopeless(self, workload: Workload) -> bool:
         """Whether so little is left that not even looking at the machine pays."""
         known = self.total is not None or self.sample.exhausted
         little = workload.serial_seconds < cost.HOPELESS_SECONDS
         return self.n_jobs is None and known and little
 
-    def _look_again(self, workload: cost.Workload) -> bool:
+    def _look_again(self, workload: Workload) -> bool:
         """Sample further where one slow call left open whether it holds the GIL."""
         slow = len(self.sample.items) == 1 and not self.sample.exhausted
         if not slow or workload.waits or workload.gil_known or self.sample_size < 2:
@@ -251,7 +250,7 @@ class Chooser:
         self.notes.append("one slow call leaves too much open: sampled further")
         return True
 
-    def _worth_measuring_startup(self, workload: cost.Workload) -> bool:
+    def _worth_measuring_startup(self, workload: Workload) -> bool:
         return (
             self.again
             and self.startup is STARTUP
@@ -259,7 +258,7 @@ class Chooser:
             and not STARTUP.model("process").measured
         )
 
-    def _plan(self, workload: cost.Workload, system: SystemFacts) -> cost.Plan:
+    def _plan(self, workload: Workload, system: SystemFacts) -> cost.Plan:
         return cost.make_plan(
             workload,
             system,
@@ -273,7 +272,7 @@ class Chooser:
         )
 
     def _result(
-        self, plan: cost.Plan, workload: cost.Workload, system: SystemFacts | None
+        self, plan: cost.Plan, workload: Workload, system: SystemFacts | None
     ) -> OptimizationResult:
         chosen = plan.chosen
         return OptimizationResult(

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from amorsize.cost import ONE_CORE
 
 if TYPE_CHECKING:
-    from amorsize.cost import Candidate, Plan, Workload
+    from amorsize.cost import Candidate, Plan
     from amorsize.sampling import Sample
     from amorsize.system import StartupModel, SystemFacts
+    from amorsize.workload import Workload
 
 LABEL_WIDTH = 11
 

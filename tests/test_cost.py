@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amorsize import cost
-from amorsize.cost import Plan, Workload, describe, effective_cores, make_plan
+from amorsize.cost import Plan, effective_cores, make_plan
 from amorsize.sampling import Payload, Sample
 from amorsize.system import PRIORS, SystemFacts
+from amorsize.workload import STREAM_ITEMS, Workload, describe
 
 FOUR = SystemFacts.of(4, total_bytes=16 << 30, available_bytes=8 << 30)
 SMALL = Payload(function_bytes=300, item_bytes=10, item_seconds=1e-6, result_bytes=10)
@@ -264,7 +265,7 @@ def test_describe_parallel_inside() -> None:
 def test_describe_stream_and_its_end() -> None:
     """An unknown length is taken for long, unless the sample saw the end."""
     assert describe(sample([0.001]), None).remaining == 10_000
-    assert describe(sample([10.0]), None).remaining == cost.STREAM_ITEMS
+    assert describe(sample([10.0]), None).remaining == STREAM_ITEMS
     assert describe(sample([0.001], exhausted=True), None).remaining == 0
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from amorsize.cost import Workload, make_plan
+from amorsize.cost import make_plan
 from amorsize.explanation import format_bytes, format_seconds, say_reason, say_warnings
 from amorsize.sampling import Payload
 from amorsize.system import PRIORS, SystemFacts
+from amorsize.workload import Workload
 
 FOUR = SystemFacts.of(4, total_bytes=16 << 30, available_bytes=8 << 30)
 SMALL = Payload(function_bytes=300, item_bytes=10, item_seconds=1e-6, result_bytes=10)

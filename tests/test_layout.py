@@ -62,9 +62,10 @@ LAYERS = {
         "sampling": "collecting errors gil_probe",
     },
     "decision": {
-        "cost": "",
+        "workload": "",
+        "cost": "workload",
         "explanation": "cost",
-        "chooser": "cost explanation gil_probe sampling system",
+        "chooser": "cost explanation gil_probe sampling system workload",
         "optimizer": ("arguments chooser collecting cost engine explanation sampling system"),
     },
     # A worker process imports process_worker and what that needs; all of it is to stay light.
@@ -214,7 +215,8 @@ TYPES_ONLY = {
         "user_metrics"
     ),
     "hooks.config": "hooks.manager",
-    "cost": "sampling system",
+    "cost": "system",
+    "workload": "sampling",
     "aio": "engine",
     "executor": "engine",
     "explanation": "cost sampling system",
