@@ -219,7 +219,7 @@ TYPES_ONLY = {
     "workload": "sampling",
     "aio": "engine",
     "executor": "engine",
-    "explanation": "cost sampling system",
+    "explanation": "cost sampling system workload",
 }
 
 THIRD_PARTY = {
