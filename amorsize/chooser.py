@@ -42,7 +42,7 @@ many items remain, another one alone costs at most 3 % of a serial run."""
 MEASURE_STARTUP_SECONDS = 2.0
 """``optimize()`` measures the start of an interpreter (0.1 s) for serial work of this length."""
 
-UNTRIED_SECONDS = 0.25
+UNTRIED_SECONDS = 0.1
 """Once the first call of a function has taken so long, processes begin with further items before it
 is known whether its results can be sent home."""
 

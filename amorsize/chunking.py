@@ -77,6 +77,11 @@ class Input:
         self.exhausted = False
         self.error: Exception | None = None
 
+    @property
+    def instant(self) -> bool:
+        """Whether drawing runs none of the user's code, so that it never waits for anything."""
+        return self._sequence is not None
+
     def draw(self, size: int) -> Sequence[Any]:
         """Take up to ``size`` items; none at all only at the end."""
         items: list[Any] = []

@@ -190,7 +190,11 @@ class Run:
 
     def _fill(self) -> None:
         """Dispatch what there is room for."""
-        while self._backend is None or self._backend.has_room():
+        while (
+            self._backend is None
+            or self._backend.has_room()
+            or (self._input.instant and self._backend.can_hold())
+        ):
             if self._again:
                 chunk = self._again.popleft()
             elif self._input.exhausted or not self._sink.has_room(len(self._in_flight)):
@@ -222,7 +226,6 @@ class Run:
             self._backend = make_backend(self._plan)
             self._backend.open(self._task)
         self._in_flight[chunk.id] = chunk
-        chunk.dispatched_at = time.time()
         try:
             self._backend.submit(chunk)
         except UnpicklableItemError as error:

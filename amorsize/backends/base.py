@@ -132,9 +132,13 @@ class Backend(ABC):
     def has_room(self) -> bool:
         """Say whether a chunk can be submitted now."""
 
+    def can_hold(self) -> bool:
+        """Say whether a chunk can be submitted that waits here, ready to leave, for a worker."""
+        return False
+
     @abstractmethod
     def submit(self, chunk: Chunk) -> None:
-        """Hand over a chunk; call only after ``has_room()`` said so.
+        """Hand over a chunk, noting when; call only after ``has_room()`` or ``can_hold()`` said so.
 
         Raises TransportError, with nothing handed over, when the items cannot travel.
         """

@@ -131,6 +131,7 @@ class ForeignBackend(Backend):
     def submit(self, chunk: Chunk) -> None:
         if self.failed is not None:
             raise self.failed
+        chunk.dispatched_at = time.time()
         flight = self.flights[chunk.id] = Flight(chunk)
         try:
             self.send(flight)

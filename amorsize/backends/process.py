@@ -112,6 +112,9 @@ class ProcessBackend(Backend):
             or (self._short and any(seat.may_queue() for seat in self._seats.values()))
         )
 
+    def can_hold(self) -> bool:
+        return self._waiting is None
+
     def submit(self, chunk: Chunk) -> None:
         self._waiting = (chunk, wire.dump_items(chunk))
         self._place()
@@ -198,6 +201,7 @@ class ProcessBackend(Backend):
             return
         self._waiting = None
         seat.in_flight.append(chunk)
+        chunk.dispatched_at = time.time()
         header = ("chunk", self._key, chunk.id, chunk.start, len(chunk.items))
         try:
             wire.send(seat.process.connection, header, payload)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Sequence
 
 from amorsize.backends.base import Backend, ChunkDone, Message, Task, WorkerEnded, WorkerStarted
@@ -25,6 +26,7 @@ class SerialBackend(Backend):
         return self._chunk is None
 
     def submit(self, chunk: Chunk) -> None:
+        chunk.dispatched_at = time.time()
         self._chunk = chunk
 
     def wait(self, timeout: float | None) -> Sequence[Message]:

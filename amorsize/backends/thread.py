@@ -80,6 +80,7 @@ class ThreadBackend(Backend):
 
     def submit(self, chunk: Chunk) -> None:
         self._in_flight += 1
+        chunk.dispatched_at = time.time()
         self._chunks.put(chunk)
         if len(self._workers) < min(self._n_jobs, self._in_flight):
             self._start_worker()
