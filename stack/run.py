@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -164,8 +165,8 @@ def _print_where(
 ) -> None:
     rows = [
         ("The app", f"http://{addresses.app}/metrics"),
-        ("Prometheus", f"http://{addresses.prometheus}/graph"),
-        ("alerts", f"http://{addresses.prometheus}/alerts"),
+        ("Prometheus", f"http://{addresses.prometheus}/"),
+        ("alerts", _page(addresses.prometheus, "/alerts", "/classic/alerts", "/api/v1/alerts")),
         ("Alertmanager", f"http://{addresses.alertmanager}/api/v2/alerts"),
         ("Pushgateway", f"http://{addresses.pushgateway}/"),
         ("logs, data", f"{directory}{'' if kept else '  (removed at the end)'}"),
@@ -187,6 +188,18 @@ Try, in another terminal:
     tail -f {directory / "app.log"}
 
 docs/stack.md tells more, and how to get Grafana and traces. Ctrl-C ends all of it.""")
+
+
+def _page(address: str, *paths: str) -> str:
+    """The first page that is there: Debian's packages come without some, or under other names."""
+    for path in paths:
+        url = f"http://{address}{path}"
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return url
+        except OSError:
+            continue
+    return f"http://{address}/"
 
 
 def _write_json(addresses: Addresses, running: list[ServerProcess], options: Options) -> None:
@@ -228,6 +241,8 @@ def _stop_on_signals() -> Iterator[threading.Event]:
     before = {
         number: signal.signal(number, stop)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # What is ignored stays so: a shell has its background jobs ignore Ctrl-C.
+        if signal.getsignal(number) not in (None, signal.SIG_IGN)
     }
     try:
         yield stopping

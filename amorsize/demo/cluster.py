@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from amorsize.errors import AmorsizeError, MissingExtraError
 
-CONNECT_SECONDS = 60.0
+CONNECT_SECONDS = 30.0
 """How long to wait for the scheduler, and then for its first worker: they may still be starting."""
 
 
