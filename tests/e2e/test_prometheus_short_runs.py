@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from stack import servers
 
-from .backends import free_port, require_program
+from .backends import free_port, require_binary, require_program
 
 pytestmark = pytest.mark.e2e
 

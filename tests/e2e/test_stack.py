@@ -226,6 +226,8 @@ def test_it_stops_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     temporary.mkdir()
     environment = os.environ | {"TMPDIR": str(temporary)}
     with running(tmp_path, "--free-ports", environment=environment) as started:
+        [pushgateway] = [each for each in started.descendants() if "push" in each.name()]
+        assert any(str(temporary) in word for word in pushgateway.cmdline())
         [data] = temporary.glob("amorsize-stack-*")
         processes = started.descendants()
         assert len(processes) >= 4
