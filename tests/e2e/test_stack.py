@@ -315,18 +315,19 @@ def test_wrong_usage(arguments: list[str], said: str) -> None:
     assert said in done.stderr
 
 
-def test_kill_worker_says_when_there_is_nobody(
-    unused_port: int,
-) -> None:
+@pytest.mark.parametrize("piped", [False, True], ids=["as a module", "piped, as into a container"])
+def test_kill_worker_says_when_there_is_nobody(unused_port: int, piped: bool) -> None:
     """Instead of waiting for it."""
     url = f"http://127.0.0.1:{unused_port}/metrics"
-    done = subprocess.run(
-        [sys.executable, "-m", "stack.kill_worker", url],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    with (ROOT / "stack" / "kill_worker.py").open() as program:
+        done = subprocess.run(
+            [sys.executable, *(["-"] if piped else ["-m", "stack.kill_worker"]), url],
+            cwd=ROOT,
+            stdin=program,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
     assert done.returncode == 1
     assert f"no program of this user listens on port {unused_port}" in done.stderr
 
