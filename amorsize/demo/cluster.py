@@ -32,7 +32,7 @@ class Cluster:
         """Check that the cluster is still there.
 
         Raises:
-            AmorsizeError: the client has lost its scheduler for good.
+            AmorsizeError: the client has no connection to its scheduler.
         """
         if self.client.status != "running":
             raise AmorsizeError(
