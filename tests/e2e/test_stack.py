@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ import pytest
 
 from amorsize.demo.run import PUSH_JOB
 from stack import servers
+from stack.compose import Stack
 from stack.run import push_command
 
 from .backends import PrometheusApi, poll, require_program
@@ -203,6 +205,20 @@ def test_a_push_is_scraped(stack: Running) -> None:
     assert f"as the job '{PUSH_JOB}'" in pushed.stdout
     totals = f'sum(amorsize_items_processed_total{{job="{PUSH_JOB}",function="measure"}})'
     poll(lambda: stack.prometheus.value(totals), lambda value: value == 75, WAIT_SECONDS, totals)
+
+
+@pytest.mark.parametrize("service", ["prometheus", "alertmanager"])
+def test_a_servers_health_check_tells_life_from_death(
+    stack: Running, unused_port: int, service: str
+) -> None:
+    """By the tool that its image has, with the words of the compose file."""
+    words = Stack(ROOT).services[service]["healthcheck"]["test"]
+    assert words[0] == "CMD"
+    here = stack.addresses[service].rpartition(":")[2]
+    for port, healthy in ((here, True), (str(unused_port), False)):
+        command = [re.sub(r"(?<=127\.0\.0\.1:)\d+", port, word) for word in words[1:]]
+        asked = subprocess.run(command, capture_output=True, timeout=60)
+        assert (asked.returncode == 0) == healthy
 
 
 def test_everything_listens_on_the_loopback_interface_alone(stack: Running) -> None:

@@ -138,14 +138,14 @@ BROKEN = {
     ),
     "a health check is missing": (
         COMPOSE,
-        '    healthcheck:\n      <<: *check\n      test: [CMD, promtool, check, ready, "--url=http:'
-        '//127.0.0.1:9090"]\n',
+        "    healthcheck:\n      <<: *check\n      test: [CMD, promtool, query, instant, "
+        '"http://127.0.0.1:9090", vector(1)]\n',
         "",
         r"prometheus: no health check",
     ),
     "a health check is turned off": (
         COMPOSE,
-        'test: [CMD, wget, -q, -O, /dev/null, "http://127.0.0.1:9093/-/ready"]',
+        'test: [CMD, amtool, config, show, "--alertmanager.url=http://127.0.0.1:9093"]',
         "disable: true",
         r"alertmanager: no health check",
     ),
