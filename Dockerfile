@@ -1,5 +1,5 @@
-# amorsize with all extras, for the stack of docker-compose.yml; the tag of Python stands in .env:
-#   docker build --build-arg PYTHON_TAG=3.13.7-slim-bookworm .
+# amorsize with all extras, for the stack of docker-compose.yml: docker compose build app
+# The tag of Python stands in .env, with all others; it has no default here.
 ARG PYTHON_TAG
 
 FROM python:${PYTHON_TAG} AS build
