@@ -70,10 +70,10 @@ class Running:
 
 
 @contextmanager
-def running(
-    folder: Path, *arguments: str, environment: Mapping[str, str] | None = None
-) -> Iterator[Running]:
+def running(folder: Path, *arguments: str) -> Iterator[Running]:
     """Start a stack that scrapes every half second, and end it if the test has not."""
+    temporary = folder / "tmp"
+    temporary.mkdir()
     for program in servers.ALL:
         require_program(program)
     printed, summary = folder / "printed", folder / "summary.json"
@@ -83,7 +83,7 @@ def running(
             cwd=ROOT,
             stdout=output,
             stderr=output,
-            env=environment,
+            env=os.environ | {"TMPDIR": str(temporary)},
         )
     try:
         poll(
@@ -238,10 +238,8 @@ def test_everything_listens_on_the_loopback_interface_alone(stack: Running) -> N
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_stops_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     """Ctrl-C and SIGTERM end every process that was started, and remove what was written."""
-    temporary = tmp_path / "tmp"
-    temporary.mkdir()
-    environment = os.environ | {"TMPDIR": str(temporary)}
-    with running(tmp_path, "--free-ports", environment=environment) as started:
+    with running(tmp_path, "--free-ports") as started:
+        temporary = tmp_path / "tmp"
         [pushgateway] = [each for each in started.descendants() if "push" in each.name()]
         assert any(str(temporary) in word for word in pushgateway.cmdline())
         [data] = temporary.glob("amorsize-stack-*")
