@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from . import check_configuration
-from .compose import COMPOSE_FILE, ENV_FILE, Stack, environment_of, is_secret
+from .compose import COMPOSE_FILE, ENV_FILE, Stack, environment_of, is_secret, strings
 
 WITHOUT_HEALTH_CHECK = {
     "otel-collector": "its image has no shell and no client",
@@ -26,6 +26,10 @@ JOBS = {"push-job"}
 
 _LOOPBACK = "127.0.0.1"
 _WHOLE_VERSION = re.compile(r"v?\d+\.\d+\.\d+([-.+][\w.+-]+)?")
+_SECRET_OPTION = re.compile(
+    r"""([\w.-]*(?:password|token|secret|api[_-]?key))[= ]["']?[\w/+-]""", re.I
+)
+"""An option or an assignment with a value that is written out; ``$`` begins none."""
 _RESTARTS = ("unless-stopped", "always", "on-failure")
 
 
@@ -144,6 +148,9 @@ def secrets(stack: Stack) -> Iterator[str]:
         for variable, value in environment_of(service).items():
             if is_secret(variable) and value is not None:
                 yield f"{name}: {variable} has a value in {COMPOSE_FILE}; leave it empty there"
+        for text in strings([service.get("command") or [], service.get("entrypoint") or []]):
+            if match := _SECRET_OPTION.search(text):
+                yield f"{name}: {match[1]} has a value on the command line"
     for variable in stack.env:
         if is_secret(variable):
             yield f"{ENV_FILE}: {variable} is a secret; it belongs into the shell's environment"

@@ -15,12 +15,16 @@ from urllib.parse import urlsplit
 import pytest
 from exporters.dogstatsd import Agent
 
+from stack.compose import Stack
+
 from .backends import SCRAPE_SECONDS, PrometheusServer, free_port, poll
 from .otlp import OtlpReceiver
 
 pytestmark = pytest.mark.e2e
 
 READY = "until Ctrl-C"
+EXPORTERS = Stack(Path(__file__).parents[2]).env["AMORSIZE_EXPORTERS"]
+"""Those that the compose stack turns on."""
 
 
 @contextmanager
@@ -85,7 +89,7 @@ def test_the_demo_tells_all_backends_at_once(
     """As in the compose stack: by the environment; exemplars lead to traces that arrived."""
     with Agent() as agent:
         environment = otlp_receiver.environment() | {
-            "AMORSIZE_EXPORTERS": "opentelemetry,datadog",
+            "AMORSIZE_EXPORTERS": EXPORTERS,
             "OTEL_SERVICE_NAME": "amorsize-demo",
             "OTEL_METRIC_EXPORT_INTERVAL": "500",
             "DD_AGENT_HOST": "127.0.0.1",
@@ -121,7 +125,7 @@ def test_backends_that_are_away_cost_the_demo_nothing(tmp_path: Path) -> None:
     with Agent() as closed:
         pass
     environment = {
-        "AMORSIZE_EXPORTERS": "opentelemetry,datadog",
+        "AMORSIZE_EXPORTERS": EXPORTERS,
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{free_port()}",
         "DD_AGENT_HOST": "127.0.0.1",
         "DD_DOGSTATSD_PORT": str(closed.port),

@@ -210,6 +210,12 @@ BROKEN = {
         "      DD_API_KEY: 0123456789abcdef0123456789abcdef",
         r"datadog-agent: DD_API_KEY has a value in docker-compose\.yml",
     ),
+    "a secret stands on a command line": (
+        COMPOSE,
+        '["--persistence.file=/pushgateway/metrics"]',
+        '["--persistence.file=/pushgateway/metrics", "--web.token=hunter2"]',
+        r"pushgateway: --web\.token has a value on the command line",
+    ),
     "a secret is put into a value": (
         COMPOSE,
         "dogstatsd${DD_API_KEY:+-datadog}",
