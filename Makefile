@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check dashboards pictures bench soak clean
+.PHONY: help demo stack test lint types check dashboards pictures bench soak clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,15 +22,22 @@ $(VENV)/.demo: $(BIN)/python pyproject.toml
 	@$(BIN)/python -m pip install --quiet -e ".[prometheus,progress]"
 	@touch $@
 
+$(VENV)/.stack: $(VENV)/.demo
+	@$(BIN)/python -m pip install --quiet --group stack
+	@touch $@
+
 $(VENV)/.dev: $(BIN)/python pyproject.toml
 	@echo "Installing amorsize with the development tools into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet -e . --group dev
 	@$(PYTHON) -m venv --without-pip $(VENV)/otlp-receiver
 	@$(BIN)/python -m pip --python $(VENV)/otlp-receiver/bin/python install --quiet --group otlp-receiver
-	@touch $@ $(VENV)/.demo
+	@touch $@ $(VENV)/.demo $(VENV)/.stack
 
 demo: $(VENV)/.demo  ## Run the main job on real input, in about 30 seconds
 	@$(BIN)/amorsize demo
+
+stack: $(VENV)/.stack  ## The demo with Prometheus, alerts and a Pushgateway, without Docker
+	@$(BIN)/python -m stack
 
 test: $(VENV)/.dev  ## Run the tests
 	@$(BIN)/python -m pytest

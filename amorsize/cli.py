@@ -72,6 +72,8 @@ def _demo(options: argparse.Namespace) -> int:
             port=options.port,
             addr=options.addr,
             json_path=options.json,
+            pushgateway=options.pushgateway,
+            dask=options.dask,
         )
     )
 
@@ -131,6 +133,17 @@ def _parser() -> argparse.ArgumentParser:
         default="127.0.0.1",
         metavar="A",
         help="serve on this address (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--pushgateway",
+        metavar="URL",
+        help="push the metrics to this Pushgateway as well, as a short job does",
+    )
+    demo.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="run on the Dask cluster of this scheduler, such as tcp://127.0.0.1:8786; its "
+        "workers need amorsize and the same Python",
     )
     demo.add_argument("--quick", action="store_true", help="work on a tenth of the input")
     demo.add_argument(

@@ -196,9 +196,10 @@ LAYERS = {
         "demo.sources": "errors",
         "demo.stages": "demo.sources",
         "demo.service": "demo.sources",
+        "demo.cluster": "errors",
         "demo.report": "amorsize",
         "demo.run": (
-            "amorsize demo.report demo.service demo.sources demo.stages errors "
+            "amorsize demo.cluster demo.report demo.service demo.sources demo.stages errors "
             "exporters.listening exporters.prometheus hooks"
         ),
         "dashboards": "errors",
@@ -228,6 +229,7 @@ THIRD_PARTY = {
     "sampling": "cloudpickle",
     "backends.dask": "distributed",
     "backends.wire": "cloudpickle",
+    "demo.cluster": "distributed",
     "engine": "distributed",
     "progress": "tqdm",
     "exporters.execution_traces": "opentelemetry",

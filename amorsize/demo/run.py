@@ -9,12 +9,12 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import amorsize
@@ -35,12 +35,21 @@ from amorsize.exporters.listening import PORT_VARIABLE
 from amorsize.exporters.prometheus import PrometheusExporter
 from amorsize.hooks import HookContext, HookEvent, HookManager
 
+if TYPE_CHECKING:
+    from amorsize.demo.cluster import Cluster
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 QUICK_FILES = 75
 PAUSE_SECONDS = 5.0
 """Between two rounds of ``--forever``."""
+
+PUSH_JOB = "amorsize-demo-push"
+"""What a Pushgateway keeps the metrics under: not the job that scrapes a demo that goes on."""
+
+PUSH_SECONDS = 10.0
+"""How long the last push may take."""
 
 REFUSE_EVERY_ROUNDS = 3
 REFUSE_ONE_IN = 40
@@ -57,6 +66,8 @@ class Options:
     port: int | None = None
     addr: str = "127.0.0.1"
     json_path: Path | None = None
+    pushgateway: str | None = None
+    dask: str | None = None
 
 
 def run_demo(options: Options) -> int:
@@ -67,23 +78,30 @@ def run_demo(options: Options) -> int:
         after its report.
 
     Raises:
-        AmorsizeError: prometheus-client is missing, the port is taken, or a result is wrong.
+        AmorsizeError: prometheus-client is missing, the port is taken, a result is wrong, the
+            Pushgateway did not take the metrics, or there is no cluster at the given address.
         KeyboardInterrupt: Ctrl-C before the report.
     """
     sources = find_sources(max_files=QUICK_FILES if options.quick else MAX_FILES)
     exporter = _open_exporter(options)
-    with exporter, _stop_on_signals(options.serve or options.forever) as stopping:
+    with (
+        exporter,
+        _stop_on_signals(options.serve or options.forever) as stopping,
+        _connect(sources, options) as cluster,
+    ):
         _print_header(sources, exporter)
         if options.forever:
             try:
-                _repeat(sources, exporter, options, stopping)
+                _repeat(sources, exporter, options, stopping, cluster)
             except KeyboardInterrupt:
                 pass
             print("\nStopped.")
             return 0
-        reports = run_round(sources, progress=_can_show_progress())
+        reports = run_round(sources, progress=_can_show_progress(), cluster=cluster)
         _print_report(reports, sources, exporter, options)
         _write_json(reports, sources, exporter, options, rounds=1)
+        if options.pushgateway is not None:
+            _push(exporter, options.pushgateway)
         if not options.serve:
             _print_next_steps(exporter)
             return 0
@@ -102,6 +120,7 @@ def run_round(
     progress: bool = False,
     refuse_one_in: int = 0,
     wait_seconds: tuple[float, float] | None = None,
+    cluster: Cluster | None = None,
 ) -> list[StageReport]:
     """Run the three stages on ``sources`` and check their results against each other.
 
@@ -111,21 +130,25 @@ def run_round(
         refuse_one_in: have the service refuse one request in so many; 0 refuses none, and then
             a failing item ends the round.
         wait_seconds: the service's shortest and longest wait; None means its default.
+        cluster: where all stages are to run; None has amorsize choose an engine for each.
 
     Raises:
         AmorsizeError: a result is wrong.
     """
     paths = [sources.path(name) for name in sources.sizes]
     measured = _Stage("measure", measure, paths)
-    measured.run(progress=progress)
+    executor = cluster and cluster.client
+    measured.run(progress=progress, executor=executor)
 
     compressed = _Stage("compress", compress, list(sources.bundles()))
-    compressed.run(progress=progress)
+    compressed.run(progress=progress, executor=executor)
 
-    waits = {} if wait_seconds is None else {"wait_seconds": wait_seconds}
-    with FactsService(sources, refuse_one_in=refuse_one_in, **waits) as service:
+    settings: dict[str, Any] = {} if cluster is None else {"host": cluster.host}
+    if wait_seconds is not None:
+        settings["wait_seconds"] = wait_seconds
+    with FactsService(sources, refuse_one_in=refuse_one_in, **settings) as service:
         fetched = _Stage("fetch", fetch, [service.url(name) for name in sources.sizes])
-        fetched.run(progress=progress, return_exceptions=refuse_one_in > 0)
+        fetched.run(progress=progress, executor=executor, return_exceptions=refuse_one_in > 0)
 
     return [
         measured.report(_check_measures(measured.results, sources)),
@@ -143,7 +166,7 @@ class _Stage:
         self.results: list[Any] = []
         self._func = func
 
-    def run(self, *, progress: bool, return_exceptions: bool = False) -> None:
+    def run(self, *, progress: bool, executor: Any, return_exceptions: bool = False) -> None:
         ends: list[HookContext] = []
         hooks = HookManager()
         hooks.register(HookEvent.POST_EXECUTE, ends.append)
@@ -152,6 +175,7 @@ class _Stage:
             self.items,
             hooks=hooks,
             name=self.name,
+            executor=executor,
             progress=progress,
             return_exceptions=return_exceptions,
             return_optimization_result=True,
@@ -221,16 +245,23 @@ def _require(stage: str, result: object, expected: object) -> None:
 
 
 def _repeat(
-    sources: Sources, exporter: PrometheusExporter, options: Options, stopping: threading.Event
+    sources: Sources,
+    exporter: PrometheusExporter,
+    options: Options,
+    stopping: threading.Event,
+    cluster: Cluster | None,
 ) -> None:
     reported = False
     for number in itertools.count(1):
+        if cluster is not None:
+            cluster.require()
         refuse_one_in = REFUSE_ONE_IN if number % REFUSE_EVERY_ROUNDS == 0 else 0
         try:
             reports = run_round(
                 sources,
                 progress=not reported and _can_show_progress(),
                 refuse_one_in=refuse_one_in,
+                cluster=cluster,
             )
         except Exception as error:
             # A dashboard is there to show failures: a worker killed by hand must not end it.
@@ -247,7 +278,31 @@ def _repeat(
             return
 
 
+def _connect(sources: Sources, options: Options) -> AbstractContextManager[Cluster | None]:
+    if options.dask is None:
+        return nullcontext()
+    from amorsize.demo.cluster import connected
+
+    return connected(options.dask, sources.path(next(iter(sources.sizes))))
+
+
+def _push(exporter: PrometheusExporter, pushgateway: str) -> None:
+    if not exporter.flush(PUSH_SECONDS) or exporter.counts()[0]:
+        raise AmorsizeError(
+            f"the Pushgateway at {pushgateway} did not take the metrics; is it there?"
+        )
+    print(f"\nPushed to {pushgateway} as the job {PUSH_JOB!r}.")
+
+
 def _open_exporter(options: Options) -> PrometheusExporter:
+    if options.pushgateway is not None:
+        # Its own page is for the report; a second demo may have the default port.
+        return amorsize.enable_prometheus(
+            port=options.port or 0,
+            addr=options.addr,
+            pushgateway=options.pushgateway,
+            job=PUSH_JOB,
+        )
     try:
         return amorsize.enable_prometheus(port=options.port, addr=options.addr)
     except PortInUseError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import socketserver
 import threading
 import time
@@ -21,10 +22,11 @@ WAIT_SECONDS = (0.15, 0.45)
 class FactsService:
     """Answers ``/<name>`` with the size and the lines of a source file, as JSON.
 
-    It listens on a free port of 127.0.0.1 while its ``with`` block runs.
+    It listens on a free port while its ``with`` block runs.
 
     Args:
         sources: the files it knows; all other names are 404.
+        host: the address that it listens on; one that other machines reach, for their workers.
         wait_seconds: the shortest and the longest wait before an answer.
         refuse_one_in: refuse about one file in so many with status 503; 0 refuses none.
     """
@@ -33,10 +35,12 @@ class FactsService:
         self,
         sources: Sources,
         *,
+        host: str = "127.0.0.1",
         wait_seconds: tuple[float, float] = WAIT_SECONDS,
         refuse_one_in: int = 0,
     ) -> None:
-        self._server = _Server(sources, wait_seconds, refuse_one_in)
+        self._host = f"[{host}]" if ":" in host else host
+        self._server = _Server(sources, host, wait_seconds, refuse_one_in)
         self._thread = threading.Thread(
             target=self._server.serve_forever,
             kwargs={"poll_interval": 0.05},
@@ -46,7 +50,7 @@ class FactsService:
 
     def url(self, name: str) -> str:
         """The address to ask about a file."""
-        return f"http://127.0.0.1:{self._server.server_port}/{quote(name)}"
+        return f"http://{self._host}:{self._server.server_port}/{quote(name)}"
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -68,17 +72,18 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128  # more than clients: the default of 5 makes them retry after a second
 
     def __init__(
-        self, sources: Sources, wait_seconds: tuple[float, float], refuse_one_in: int
+        self, sources: Sources, host: str, wait_seconds: tuple[float, float], refuse_one_in: int
     ) -> None:
         self.sources = sources
         self.wait_seconds = wait_seconds
         self.refuse_one_in = refuse_one_in
-        super().__init__(("127.0.0.1", 0), _Handler)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, 0), _Handler)
 
     def server_bind(self) -> None:
-        # HTTPServer would ask DNS for the name of 127.0.0.1, which some machines wait for.
+        # HTTPServer would ask DNS for the name of the address, which some machines wait for.
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = "127.0.0.1", self.server_address[1]
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: the client went away, because its run was stopped."""

@@ -11,6 +11,7 @@ import bz2
 import io
 import json
 import lzma
+import threading
 import tokenize
 import warnings
 import zlib
@@ -24,6 +25,10 @@ from urllib.parse import urlsplit
 from amorsize.demo.sources import count_lines
 
 _TIMEOUT_SECONDS = 30.0
+
+_PARSER = threading.Lock()
+"""Python 3.11 miscounts its depth when two threads parse (gh-106905), as they do on Dask workers.
+Nothing is lost: the parser holds the GIL."""
 
 
 @dataclass(slots=True)
@@ -81,7 +86,8 @@ def measure(path: str) -> Measures:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # outdated escapes in old modules are not our topic
-            tree = ast.parse(data, path)
+            with _PARSER:
+                tree = ast.parse(data, path)
         _measure_tokens(data, found)
     except (SyntaxError, ValueError):
         return found  # a template, or a sample of what Python does not read

@@ -15,9 +15,28 @@ TRACES_UID = "amorsize-jaeger"
 SCRAPE_INTERVAL = "15s"
 """Grafana makes ``$__rate_interval`` four times as long."""
 
+JAEGER_URL = "http://localhost:16686"
+"""Where a browser finds Jaeger. Grafana's own link opens its Explore, which viewers cannot see."""
+
+TRACES_TO_METRICS = {
+    "Chunks a second": "sum by (function) (rate(amorsize_chunk_duration_seconds_count{%s}[5m]))",
+    "95th percentile of chunks": (
+        "histogram_quantile(0.95, sum by (le, function) "
+        "(rate(amorsize_chunk_duration_seconds_bucket{%s}[5m])))"
+    ),
+    "Errors, a minute": "60 * sum by (function, error_type) (rate(amorsize_errors_total{%s}[5m]))",
+}
+"""What a span links to, by title: queries of its function, which goes where ``%s`` stands."""
+
+SPAN_TAGS = "$__tags"
+"""Grafana puts the labels here that ``tags`` makes of a span's attributes."""
+
 
 def data_sources() -> dict[str, Any]:
-    """Describe Prometheus, with exemplars that open traces, and Jaeger."""
+    """Describe Prometheus, with exemplars that open traces, and Jaeger, whose spans open metrics.
+
+    Provisioning takes ``$`` for a variable of its environment: ``$$`` stands for one.
+    """
     return {
         "apiVersion": 1,
         "datasources": [
@@ -32,7 +51,12 @@ def data_sources() -> dict[str, Any]:
                     "timeInterval": SCRAPE_INTERVAL,
                     "httpMethod": "POST",
                     "exemplarTraceIdDestinations": [
-                        {"name": "trace_id", "datasourceUid": TRACES_UID}
+                        {"name": "trace_id", "datasourceUid": TRACES_UID},
+                        {
+                            "name": "trace_id",
+                            "url": f"{JAEGER_URL}/trace/$${{__value.raw}}",
+                            "urlDisplayLabel": "Open in Jaeger",
+                        },
                     ],
                 },
             },
@@ -42,6 +66,18 @@ def data_sources() -> dict[str, Any]:
                 "type": "jaeger",
                 "access": "proxy",
                 "url": "http://jaeger:16686",
+                "jsonData": {
+                    "tracesToMetrics": {
+                        "datasourceUid": PROMETHEUS_UID,
+                        "spanStartTimeShift": "-15m",
+                        "spanEndTimeShift": "15m",
+                        "tags": [{"key": "code.function.name", "value": "function"}],
+                        "queries": [
+                            {"name": name, "query": query % f"${SPAN_TAGS}"}
+                            for name, query in TRACES_TO_METRICS.items()
+                        ],
+                    },
+                },
             },
         ],
     }

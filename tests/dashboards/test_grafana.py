@@ -287,13 +287,34 @@ def test_the_generator_refuses_a_series_that_the_table_has_not() -> None:
 # --- provisioning ----
 
 
+def provisioned() -> dict[str, dict[str, Any]]:
+    """The data sources as they are committed, by uid."""
+    path = COMMITTED / "grafana" / "provisioning" / "datasources" / "amorsize.yml"
+    return {source["uid"]: source for source in yaml.safe_load(path.read_text())["datasources"]}
+
+
 def test_the_provisioned_data_sources_link_exemplars_to_traces() -> None:
     """The uid that exemplars lead to is a data source's, and so is the label's name."""
-    folder = COMMITTED / "grafana" / "provisioning"
-    sources = yaml.safe_load((folder / "datasources" / "amorsize.yml").read_text())["datasources"]
-    by_uid = {source["uid"]: source for source in sources}
-    links = by_uid["amorsize-prometheus"]["jsonData"]["exemplarTraceIdDestinations"]
-    assert [link["name"] for link in links] == ["trace_id"]
-    assert all(by_uid[link["datasourceUid"]]["type"] == "jaeger" for link in links)
-    providers = yaml.safe_load((folder / "dashboards" / "amorsize.yml").read_text())["providers"]
+    by_uid = provisioned()
+    internal, external = by_uid["amorsize-prometheus"]["jsonData"]["exemplarTraceIdDestinations"]
+    assert internal["name"] == external["name"] == "trace_id"
+    assert by_uid[internal["datasourceUid"]]["type"] == "jaeger"
+    assert external["url"].endswith("/trace/$${__value.raw}")  # one $ would be a variable's
+    path = COMMITTED / "grafana" / "provisioning" / "dashboards" / "amorsize.yml"
+    providers = yaml.safe_load(path.read_text())["providers"]
     assert providers[0]["options"]["path"] == provisioning.DASHBOARDS_PATH
+
+
+def test_the_provisioned_data_sources_link_traces_to_metrics() -> None:
+    """By an attribute that spans have, to queries whose names and labels are in the table."""
+    by_uid = provisioned()
+    link = by_uid["amorsize-jaeger"]["jsonData"]["tracesToMetrics"]
+    assert by_uid[link["datasourceUid"]]["type"] == "prometheus"
+    [tag] = link["tags"]
+    assert metrics.ATTRIBUTES[tag["value"]] == tag["key"]
+    assert len(link["queries"]) == len(provisioning.TRACES_TO_METRICS)
+    for query in link["queries"]:
+        assert query["query"].count("$$__tags") == 1
+        expr = query["query"].replace("$$__tags", f'{tag["value"]}="measure"')
+        place = lint.Place(query["name"], expr)
+        assert list(lint.check_query(place, lint.table())) == []

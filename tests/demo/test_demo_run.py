@@ -13,6 +13,7 @@ from amorsize.demo.sources import Sources, find_sources
 from amorsize.demo.stages import Answer, Measures, Packed
 from amorsize.errors import AmorsizeError, PortInUseError
 from amorsize.exporters import listening
+from amorsize.exporters.prometheus import PrometheusExporter
 
 NO_WAIT = (0.001, 0.002)
 
@@ -100,3 +101,14 @@ def test_the_report_is_made_of_what_its_own_metrics_say(monkeypatch, capsys, tmp
     assert 'sum(amorsize_items_processed_total{function="measure"}) == 30' in out
     assert "amorsize demo --serve" in out
     assert os.path.getsize(path) > 500
+
+
+def test_a_pushgateway_that_does_not_take_the_metrics_is_said(taken_port, monkeypatch):
+    """A short job whose push is lost has not done its work: it fails, and its log says why."""
+    monkeypatch.setattr(run, "PUSH_SECONDS", 0.2)
+    url = f"http://127.0.0.1:{taken_port}"  # listens, and never answers
+    with (
+        PrometheusExporter(port=0, pushgateway=url, job="test") as exporter,
+        pytest.raises(AmorsizeError, match=f"the Pushgateway at {url} did not take the metrics"),
+    ):
+        run._push(exporter, url)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import threading
-import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import pytest
+from stack import servers, settings
 
-from .backends import START_SECONDS, free_port, poll, require_binary
+from .backends import free_port, require_program
 
 
 class Webhook:
@@ -78,7 +76,7 @@ class Alertmanager:
     """
 
     def __init__(self, directory: Path, webhook_url: str) -> None:
-        binary = require_binary("prometheus-alertmanager", "prometheus-alertmanager")
+        require_program(servers.ALERTMANAGER)
         directory.mkdir(parents=True, exist_ok=True)
         config = {
             "route": {
@@ -89,27 +87,16 @@ class Alertmanager:
             },
             "receivers": [{"name": "test", "webhook_configs": [{"url": webhook_url}]}],
         }
-        (directory / "alertmanager.yml").write_text(json.dumps(config), encoding="utf-8")
-        self._log = directory / "alertmanager.log"
-        self.address = f"127.0.0.1:{free_port()}"
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [
-                    binary,
-                    f"--config.file={directory / 'alertmanager.yml'}",
-                    f"--storage.path={directory / 'data'}",
-                    f"--web.listen-address={self.address}",
-                    "--cluster.listen-address=",
-                ],
-                stdout=log,
-                stderr=log,
-            )
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
+        path = settings.write(directory / "alertmanager.yml", config)
+        self._process = servers.start_alertmanager(directory, path, port)
 
     def __enter__(self) -> Self:
         try:
-            poll(self._is_ready, bool, START_SECONDS, "alertmanager is ready")
+            self._process.wait_until_ready()
         except BaseException:
-            self._end()
+            self._process.stop()
             raise
         return self
 
@@ -119,21 +106,4 @@ class Alertmanager:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._end()
-
-    def _end(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def _is_ready(self) -> bool:
-        if self._process.poll() is not None:
-            pytest.fail(f"alertmanager ended: {self._log.read_text(encoding='utf-8')[-2000:]}")
-        try:
-            with urllib.request.urlopen(f"http://{self.address}/-/ready", timeout=5):
-                return True
-        except OSError:  # HTTPError is one
-            return False
+        self._process.stop()

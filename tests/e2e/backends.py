@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
-import subprocess
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +14,21 @@ from typing import Any, TypeVar
 
 import pytest
 
-START_SECONDS = 30.0
+from stack import servers, settings
+from stack.ports import free_port
+from stack.processes import START_SECONDS
+
+__all__ = [
+    "SCRAPE_SECONDS",
+    "START_SECONDS",
+    "PrometheusApi",
+    "PrometheusServer",
+    "free_port",
+    "poll",
+    "require_binary",
+    "require_program",
+]
+
 SCRAPE_SECONDS = 30.0
 _POLL_SECONDS = 0.05
 
@@ -35,12 +46,10 @@ def require_binary(name: str, package: str) -> str:
     return path
 
 
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+def require_program(program: servers.Program) -> None:
+    """The same for one of the servers, which have several names."""
+    if program.find() is None:
+        require_binary(program.names[0], program.package)
 
 
 def poll(probe: Callable[[], T], good: Callable[[T], bool], seconds: float, what: str) -> T:
@@ -55,66 +64,15 @@ def poll(probe: Callable[[], T], good: Callable[[T], bool], seconds: float, what
         time.sleep(_POLL_SECONDS)
 
 
-class PrometheusServer:
-    """A Prometheus server that scrapes each target every second.
+class PrometheusApi:
+    """What a Prometheus server knows.
 
     Args:
-        directory: for its configuration, its data and its log.
-        targets: what to scrape, each as ``host:port``.
-        arguments: further ones for its command line.
-        scrape: further settings of its one scrape config.
-        config: further sections of its configuration, beside ``global`` and ``scrape_configs``.
+        url: of the server.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        targets: Sequence[str],
-        *arguments: str,
-        scrape: Mapping[str, Any] | None = None,
-        config: Mapping[str, Any] | None = None,
-    ) -> None:
-        binary = require_binary("prometheus", "prometheus")
-        directory.mkdir(parents=True, exist_ok=True)
-        seconds = {
-            "scrape_interval": "1s",
-            "scrape_timeout": "1s",
-            "evaluation_interval": "1s",
-        }
-        whole = {
-            "global": seconds,
-            **(config or {}),
-            "scrape_configs": [
-                {
-                    "job_name": "amorsize",
-                    "static_configs": [{"targets": list(targets)}],
-                    **(scrape or {}),
-                }
-            ],
-        }
-        # JSON is YAML.
-        (directory / "prometheus.yml").write_text(json.dumps(whole), encoding="utf-8")
-        self._log = directory / "prometheus.log"
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [
-                    binary,
-                    f"--config.file={directory / 'prometheus.yml'}",
-                    f"--storage.tsdb.path={directory / 'data'}",
-                    f"--web.listen-address=127.0.0.1:{port}",
-                    "--enable-feature=exemplar-storage",
-                    *arguments,
-                ],
-                stdout=log,
-                stderr=log,
-            )
-        try:
-            poll(self._is_ready, bool, START_SECONDS, "prometheus is ready")
-        except BaseException:
-            self.close()
-            raise
+    def __init__(self, url: str) -> None:
+        self.url = url
 
     def query(self, promql: str) -> list[tuple[dict[str, str], float]]:
         """Evaluate an instant query to pairs of labels and value."""
@@ -150,23 +108,54 @@ class PrometheusServer:
         """Wait until a query gives a value, for as long as scrapes may take."""
         poll(lambda: self.value(promql), lambda value: value == expected, seconds, promql)
 
+
+class PrometheusServer(PrometheusApi):
+    """A Prometheus server that scrapes each target every second.
+
+    Args:
+        directory: for its configuration, its data and its log.
+        targets: what to scrape, each as ``host:port``.
+        arguments: further ones for its command line.
+        scrape: further settings of its one scrape config.
+        config: further sections of its configuration, beside ``global`` and ``scrape_configs``.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        targets: Sequence[str],
+        *arguments: str,
+        scrape: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        require_program(servers.PROMETHEUS)
+        directory.mkdir(parents=True, exist_ok=True)
+        seconds = {
+            "scrape_interval": "1s",
+            "scrape_timeout": "1s",
+            "evaluation_interval": "1s",
+        }
+        whole = {
+            "global": seconds,
+            **(config or {}),
+            "scrape_configs": [
+                {
+                    "job_name": "amorsize",
+                    "static_configs": [{"targets": list(targets)}],
+                    **(scrape or {}),
+                }
+            ],
+        }
+        port = free_port()
+        super().__init__(f"http://127.0.0.1:{port}")
+        path = settings.write(directory / "prometheus.yml", whole)
+        self._process = servers.start_prometheus(directory, path, port, arguments)
+        try:
+            self._process.wait_until_ready(START_SECONDS)
+        except BaseException:
+            self.close()
+            raise
+
     def close(self) -> None:
         """End the server's process."""
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def _is_ready(self) -> bool:
-        if self._process.poll() is not None:
-            pytest.fail(f"prometheus ended: {self._log.read_text(encoding='utf-8')[-2000:]}")
-        try:
-            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=5):
-                return True
-        except urllib.error.HTTPError as not_ready:
-            not_ready.close()
-            return False
-        except OSError:
-            return False
+        self._process.stop()

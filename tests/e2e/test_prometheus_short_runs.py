@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from .backends import START_SECONDS, free_port, poll, require_binary
+from stack import servers
+
+from .backends import free_port, require_binary, require_program
 
 pytestmark = pytest.mark.e2e
 
@@ -70,37 +72,27 @@ class Gateway:
     """A Pushgateway process."""
 
     def __init__(self, directory: Path) -> None:
-        binary = require_binary("prometheus-pushgateway", "prometheus-pushgateway")
-        self.url = f"http://127.0.0.1:{free_port()}"
-        log = (directory / "pushgateway.log").open("wb")
-        with log:
-            self._process = subprocess.Popen(
-                [binary, f"--web.listen-address={self.url.removeprefix('http://')}"],
-                stdout=log,
-                stderr=log,
-            )
+        require_program(servers.PUSHGATEWAY)
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._process = servers.start_pushgateway(directory, port)
 
-    def is_ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=5):
-                return True
-        except OSError:
-            return False
+    def wait_until_ready(self) -> None:
+        self._process.wait_until_ready()
 
     def samples(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as response:
             return samples(response.read().decode())
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait(10)
+        self._process.stop()
 
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[Gateway]:
     gateway = Gateway(tmp_path)
     try:
-        poll(gateway.is_ready, bool, START_SECONDS, "the Pushgateway is ready")
+        gateway.wait_until_ready()
         yield gateway
     finally:
         gateway.close()

@@ -1,0 +1,301 @@
+"""Rules for the configuration files: whatever one of them names is there, where it says.
+
+Prometheus' and Alertmanager's own tools check what is within their files (the tests run them);
+this is about what lies between the files: services, ports, mounts, data sources.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from .compose import Stack, environment_of, is_secret, strings
+
+PROMETHEUS, ALERTMANAGER, COLLECTOR, JAEGER, GRAFANA = (
+    "prometheus",
+    "alertmanager",
+    "otel-collector",
+    "jaeger",
+    "grafana",
+)
+"""Services of the compose file that read configuration files of ours."""
+
+PROVISIONING = "/etc/grafana/provisioning"
+
+_ENDPOINT = re.compile(r"^0\.0\.0\.0:(\d+)$")
+_PORT_OPTION = re.compile(r"^--port=(\d+)$")
+_ADDRESS = re.compile(r"^(?:--\w+=)?(?:https?|tcp)://([a-z][\w-]*):(\d+)")
+
+
+def problems(stack: Stack) -> list[str]:
+    """Find what is wrong; empty where all is well."""
+    return [
+        *configuration_files(stack),
+        *addresses(stack),
+        *prometheus(stack),
+        *collector(stack),
+        *jaeger(stack),
+        *data_sources(stack),
+        *dashboards(stack),
+    ]
+
+
+def configuration_files(stack: Stack) -> Iterator[str]:
+    """What a service is told to read is mounted, and holds no secret."""
+    for name, option in (
+        (PROMETHEUS, "--config.file="),
+        (ALERTMANAGER, "--config.file="),
+        (COLLECTOR, "--config="),
+        (JAEGER, "--config="),
+    ):
+        path = _configuration(stack, name, option)
+        if path is None:
+            yield f"{name}: reads {option}..., and no file is mounted there"
+            continue
+        for key, value in _pairs(_read(path)):
+            if is_secret(key) and value:
+                yield f"{path.name}: {key} has a value; name a file that holds it (..._file:)"
+
+
+def addresses(stack: Stack) -> Iterator[str]:
+    """Every address in commands and variables is a service that listens on that port."""
+    for name, service in stack.services.items():
+        told = [*environment_of(service).values(), *strings(service.get("command") or [])]
+        for text in filter(None, told):
+            match = _ADDRESS.match(text)
+            if match:
+                yield from _reachable(stack, f"{name}: {text}", match[1], int(match[2]))
+        host = environment_of(service).get("DD_AGENT_HOST")
+        port = environment_of(service).get("DD_DOGSTATSD_PORT")
+        if host:
+            yield from _reachable(stack, f"{name}: DD_AGENT_HOST", host, int(port or 8125))
+            # With an API key the name is another one: the agent's.
+            if f"{host}-datadog" not in stack.names:
+                yield f"{name}: nobody has the name {host}-datadog, for when there is an API key"
+
+
+def prometheus(stack: Stack) -> Iterator[str]:
+    """Targets, rule files, and what the dashboards rely on."""
+    path = _configuration(stack, PROMETHEUS, "--config.file=")
+    if path is None:
+        return
+    config = _read(path)
+    if "--enable-feature=exemplar-storage" not in stack.services[PROMETHEUS].get("command", ()):
+        yield f"{PROMETHEUS}: does not keep exemplars; add --enable-feature=exemplar-storage"
+    for rules in config.get("rule_files", ()):
+        file = stack.in_container(PROMETHEUS, rules)
+        if file is None or not file.is_file():
+            yield f"{path.name}: the rule file {rules} is not mounted"
+    for job in config["scrape_configs"]:
+        where = f"{path.name}: job {job['job_name']}"
+        for target in _targets(job):
+            host, _, port = target.rpartition(":")
+            if host != "127.0.0.1":
+                yield from _reachable(stack, where, host, int(port))
+        for discovery in job.get("dns_sd_configs", ()):
+            for host in discovery["names"]:
+                yield from _reachable(stack, where, host, discovery["port"])
+                if host == "pushgateway" and not job.get("honor_labels"):
+                    yield f"{where}: needs honor_labels: true, or all pushes have one job"
+    for manager in config.get("alerting", {}).get("alertmanagers", ()):
+        for target in _targets(manager):
+            host, _, port = target.rpartition(":")
+            yield from _reachable(stack, f"{path.name}: alerting", host, int(port))
+    interval = config["global"]["scrape_interval"]
+    for source in _sources(stack):
+        said = source.get("jsonData", {}).get("timeInterval")
+        if source["type"] == "prometheus" and said != interval:
+            yield (
+                f"{path.name}: scrapes every {interval}, and Grafana's {source['name']} is told "
+                f"{said}: $__rate_interval would be wrong"
+            )
+
+
+def collector(stack: Stack) -> Iterator[str]:
+    """Each pipeline has its parts, each part its pipeline, and each end somebody there."""
+    path = _configuration(stack, COLLECTOR, "--config=")
+    if path is None:
+        return
+    config = _read(path)
+    yield from _pipelines(path, config)
+    for name, exporter in config.get("exporters", {}).items():
+        endpoint = str((exporter or {}).get("endpoint", ""))
+        here = _ENDPOINT.match(endpoint)
+        if here is None:
+            host, _, port = endpoint.removeprefix("http://").rpartition(":")
+            yield from _reachable(stack, f"{path.name}: {name}", host, int(port or 0))
+        elif f"{COLLECTOR}:{here[1]}" not in _scraped(stack):
+            yield f"{path.name}: {name} listens on {here[1]}, and Prometheus does not scrape it"
+
+
+def jaeger(stack: Stack) -> Iterator[str]:
+    """Its pipelines, its extensions, and the storage that they share."""
+    path = _configuration(stack, JAEGER, "--config=")
+    if path is None:
+        return
+    config = _read(path)
+    yield from _pipelines(path, config)
+    extensions = config.get("extensions", {})
+    backends = (extensions.get("jaeger_storage") or {}).get("backends", {})
+    told = [extensions.get("jaeger_query", {}).get("storage", {}).get("traces")]
+    told += [each.get("trace_storage") for each in config.get("exporters", {}).values()]
+    for storage in told:
+        if storage not in backends:
+            yield f"{path.name}: the storage {storage} is not defined"
+
+
+def data_sources(stack: Stack) -> Iterator[str]:
+    """Data sources are reachable, and those that they link to exist and are of the right kind."""
+    sources = _sources(stack)
+    if not sources:
+        yield f"{GRAFANA}: no data sources are mounted below {PROVISIONING}"
+    types = {source["uid"]: source["type"] for source in sources}
+    if len(types) < len(sources):
+        yield "data sources: a uid stands twice"
+    for source in sources:
+        name, url = source["name"], urlsplit(source["url"])
+        yield from _reachable(
+            stack, f"data source {name}: {source['url']}", url.hostname or "", url.port or 80
+        )
+        if source.get("secureJsonData"):
+            yield f"data source {name}: has secrets in its file"
+        settings = source.get("jsonData", {})
+        links = [
+            ("exemplars", each["datasourceUid"], "jaeger")
+            for each in settings.get("exemplarTraceIdDestinations", ())
+            if "datasourceUid" in each
+        ]
+        if "tracesToMetrics" in settings:
+            links.append(("traces", settings["tracesToMetrics"]["datasourceUid"], "prometheus"))
+        for what, uid, kind in links:
+            if types.get(uid) != kind:
+                yield f"data source {name}: {what} lead to {uid}, which is no {kind} data source"
+        if source["type"] == "prometheus" and not any(what == "exemplars" for what, *_ in links):
+            yield f"data source {name}: exemplars lead nowhere"
+        if source["type"] == "jaeger" and not any(what == "traces" for what, *_ in links):
+            yield f"data source {name}: traces lead nowhere"
+
+
+def dashboards(stack: Stack) -> Iterator[str]:
+    """The dashboards are mounted where Grafana looks, and ask data sources that exist."""
+    uids = {source["uid"] for source in _sources(stack)}
+    folder = stack.in_container(GRAFANA, f"{PROVISIONING}/dashboards")
+    for provider in [each for file in _yaml_files(folder) for each in _read(file)["providers"]]:
+        path = provider["options"]["path"]
+        mounted = stack.in_container(GRAFANA, path)
+        found = sorted(mounted.glob("*.json")) if mounted is not None else []
+        if not found:
+            yield f"{GRAFANA}: provider {provider['name']} reads {path}, and no dashboard is there"
+        for file in found:
+            board = json.loads(file.read_text(encoding="utf-8"))
+            for uid in _asked(board):
+                if not uid.startswith("$") and uid not in uids:
+                    yield f"{file.name}: asks the data source {uid}, which does not exist"
+    home = environment_of(stack.services[GRAFANA]).get("GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH")
+    if home:
+        start = stack.in_container(GRAFANA, home)
+        if start is None or not start.is_file():
+            yield f"{GRAFANA}: its first page, {home}, is not mounted"
+
+
+def listening(stack: Stack, service: str) -> set[int]:
+    """The ports of a service, as far as files say so: published, configured, or on its command."""
+    found = set()
+    described = stack.services[service]
+    for port in described.get("ports", ()):
+        found.add(int(port["target"] if isinstance(port, dict) else str(port).rpartition(":")[2]))
+    for option in strings(described.get("command") or []):
+        if match := _PORT_OPTION.match(option):
+            found.add(int(match[1]))
+    for mount in stack.mounts(service):
+        file = stack.root / mount.source
+        if mount.is_bind and file.suffix == ".yml" and file.is_file():
+            found |= {int(m[1]) for text in strings(_read(file)) if (m := _ENDPOINT.match(text))}
+    if environment_of(described).get("DD_DOGSTATSD_NON_LOCAL_TRAFFIC") == "true":
+        found.add(8125)
+    return found
+
+
+def _reachable(stack: Stack, where: str, host: str, port: int) -> Iterator[str]:
+    service = stack.names.get(host)
+    if service is None:
+        yield f"{where}: {host!r} is no service of the stack"
+    elif port not in listening(stack, service):
+        yield f"{where}: {service} does not listen on {port}"
+
+
+def _pipelines(path: Path, config: dict[str, Any]) -> Iterator[str]:
+    used: dict[str, set[str]] = {"receivers": set(), "processors": set(), "exporters": set()}
+    for name, pipeline in config["service"]["pipelines"].items():
+        for kind in used:
+            parts = pipeline.get(kind, ())
+            used[kind].update(parts)
+            if not parts and kind != "processors":
+                yield f"{path.name}: pipeline {name} has no {kind}"
+    used["extensions"] = set(config["service"].get("extensions", ()))
+    for kind, names in used.items():
+        defined = set(config.get(kind) or {})
+        for name in sorted(names - defined):
+            yield f"{path.name}: {name} is used, and is not defined below {kind}"
+        for name in sorted(defined - names):
+            yield f"{path.name}: {name} is defined below {kind}, and used nowhere"
+
+
+def _configuration(stack: Stack, service: str, option: str) -> Path | None:
+    for word in stack.services[service].get("command", ()):
+        if word.startswith(option):
+            path = stack.in_container(service, word.removeprefix(option))
+            return path if path is not None and path.is_file() else None
+    return None
+
+
+def _scraped(stack: Stack) -> set[str]:
+    path = _configuration(stack, PROMETHEUS, "--config.file=")
+    jobs = _read(path)["scrape_configs"] if path is not None else []
+    return {target for job in jobs for target in _targets(job)}
+
+
+def _targets(job: dict[str, Any]) -> list[str]:
+    return [target for each in job.get("static_configs", ()) for target in each["targets"]]
+
+
+def _sources(stack: Stack) -> list[dict[str, Any]]:
+    folder = stack.in_container(GRAFANA, f"{PROVISIONING}/datasources")
+    return [each for file in _yaml_files(folder) for each in _read(file)["datasources"]]
+
+
+def _yaml_files(folder: Path | None) -> Iterable[Path]:
+    return sorted(folder.glob("*.yml")) if folder is not None else ()
+
+
+def _asked(value: Any) -> Iterator[str]:
+    """The uids of all data sources that a dashboard names."""
+    if isinstance(value, dict):
+        source = value.get("datasource")
+        if isinstance(source, dict) and source.get("type") != "grafana" and "uid" in source:
+            yield str(source["uid"])
+        for each in value.values():
+            yield from _asked(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _asked(each)
+
+
+def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield str(key), each
+            yield from _pairs(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _pairs(each)
+
+
+def _read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
