@@ -17,10 +17,13 @@ that a payload which does not unpickle never damages the header it came with.
 
 from __future__ import annotations
 
+import io
 import logging
 import pickle
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from amorsize.errors import RemoteError, TransportError, UnpicklableItemError
@@ -59,10 +62,32 @@ def dump(value: Any) -> bytes:
         else:
             if b"__main__" not in data:
                 return data
+    packed = io.BytesIO()
+    _pickler_by_value()(packed, 5).dump(value)
+    return packed.getvalue()
+
+
+@cache
+def _pickler_by_value() -> Any:
+    """Return cloudpickle's pickler, for code that keeps the name of its file.
+
+    Since 3.1.3 cloudpickle replaces that: tracebacks of a worker would not show the user's lines.
+    """
     import cloudpickle
 
-    by_value: bytes = cloudpickle.dumps(value, 5)
-    return by_value
+    reduce_code = cloudpickle.Pickler.dispatch_table[CodeType]
+
+    def reduce_named(code: CodeType) -> Any:
+        return _name_code, (*reduce_code(code), code.co_filename)
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+        dispatch_table = cloudpickle.Pickler.dispatch_table.new_child({CodeType: reduce_named})
+
+    return Pickler
+
+
+def _name_code(make: Callable[..., CodeType], arguments: tuple[Any, ...], file: str) -> CodeType:
+    return make(*arguments).replace(co_filename=file)
 
 
 def dump_function(func: Callable[[Any], Any]) -> bytes:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from types import CodeType
 from typing import Any
 
 import pytest
@@ -79,6 +80,17 @@ def test_receiving_from_who_is_gone_raises(pipe: tuple[Channel, Channel]) -> Non
 
 
 # --- the function and the items ----
+
+
+def test_code_keeps_the_name_of_its_file() -> None:
+    """A worker's traceback shows the lines of a function that travelled by value."""
+    sent = lambda x: [x for _ in range(3)]  # noqa: E731  # and the code in it
+    came = pickle.loads(wire.dump_function(sent))
+    assert came.__code__ is not sent.__code__
+    assert came(1) == [1, 1, 1]
+    codes = [came.__code__, *(c for c in came.__code__.co_consts if isinstance(c, CodeType))]
+    assert len(codes) == (2 if sys.version_info < (3, 12) else 1)  # comprehensions are inlined
+    assert {code.co_filename for code in codes} == {__file__}
 
 
 def test_lambdas_and_closures_travel() -> None:
