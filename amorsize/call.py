@@ -270,7 +270,7 @@ def _sampled(sample: Sample | None) -> Sampled:
         results=sample.results if len(sample.results) == len(items) else None,
         failures=failures,
         started_at=sample.started_at,
-        duration=sample.seconds,
+        duration=sample.all_seconds,
         pid=os.getpid(),
         hostname=HOSTNAME,
         thread_name=threading.current_thread().name,

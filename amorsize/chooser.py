@@ -22,7 +22,8 @@ from typing import Any, Protocol
 from amorsize import cost
 from amorsize.explanation import NAMES, OptimizationResult, details_of, say_reason, say_warnings
 from amorsize.gil_probe import GilProbe
-from amorsize.sampling import Clocks, Sample, extend_sample, measure_payload
+from amorsize.payload import measure_payload
+from amorsize.sampling import Clocks, Sample, extend_sample
 from amorsize.system import (
     ENGINES,
     STARTUP,
@@ -231,6 +232,8 @@ class Chooser:
     def _hopeless(self, workload: Workload) -> bool:
         """Whether so little is left that not even looking at the machine pays."""
         known = self.total is not None or self.sample.exhausted
+        if self.n_jobs is None and workload.item_seconds < cost.TRIVIAL_SECONDS:
+            return True
         little = workload.serial_seconds < cost.HOPELESS_SECONDS
         return self.n_jobs is None and known and little
 

@@ -19,7 +19,7 @@ from amorsize.chooser import Ahead, Chooser
 from amorsize.collecting import ChunkCollector
 from amorsize.engine import Engine, resolve
 from amorsize.explanation import NAMES, OptimizationResult
-from amorsize.sampling import Clocks, Sample, draw_sample
+from amorsize.sampling import Clocks, Sample, draw_sample, sample_together
 from amorsize.system import (
     ENGINES,
     STARTUP,
@@ -30,6 +30,9 @@ from amorsize.system import (
 )
 
 logger = logging.getLogger(__name__)
+
+TOGETHER_ITEMS = 64
+"""Where fewer remain, it does not matter what a very short call takes exactly."""
 
 DEFAULT_THREADS_PER_CORE = 4
 """Threads a core where the caller asks for threads and nothing was sampled: who names threads
@@ -188,6 +191,9 @@ def choose(
         look=chooser.looker(),
         sample=sample,
     )
+    many = total is None or total - len(sample.items) >= TOGETHER_ITEMS
+    if many and not again and not return_exceptions:
+        sample_together(sample, func, iterator, clocks=clocks)
     result = chooser.choose()
     _tell(result, verbose)
     return result, sample

@@ -36,9 +36,6 @@ CLEAR_SECONDS = 0.01
 """Nor once two calls or more have taken this long together, when they agree within a factor of two
 and the probe has seen enough: all other cores idle meanwhile."""
 
-PICKLE_LIMIT_BYTES = 64 << 20
-"""Pickling of one object stops here, and its size is extrapolated."""
-
 
 # Linux only
 _THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None) if HAS_RESOURCE else None
@@ -105,7 +102,7 @@ class Sample:
         input_error: what the iterator raised instead of an item.
         exhausted: whether the iterator was seen to end.
         started_at: seconds since the epoch at which the first call began.
-        seconds: wall time around the calls.
+        seconds: wall time around the calls that were timed one by one.
         item_seconds: the same, for each call.
         cpu_seconds: CPU time of the calling thread in the calls, and of child processes that
             ended in them.
@@ -116,6 +113,7 @@ class Sample:
         gil_share: see :class:`GilProbe`; None when not probed.
         peak_growth_bytes: how far the process' highest resident size rose.
         collector: keeps what the calls bring beside results; None where nobody listens.
+        together, together_seconds: calls that were timed as one, and how long they took.
         running: the call in progress, or None.
     """
 
@@ -136,9 +134,16 @@ class Sample:
     gil_share: float | None = None
     peak_growth_bytes: int = 0
     collector: ChunkCollector | None = None
+    together: int = 0
+    together_seconds: float = 0.0
     running: Running | None = None
     _closed: bool = False
     _taking: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def all_seconds(self) -> float:
+        """Wall time around all calls, those that were timed as one included."""
+        return self.seconds + self.together_seconds
 
     def so_far(self, wall: float, cpu: float, process_cpu: float) -> Sample | None:
         """Say what is known in the middle of a call, taken as one that ends now; else None.
@@ -343,6 +348,55 @@ def extend_sample(
     sample.peak_growth_bytes += max(0, clocks.peak_bytes() - peak_before)
 
 
+def sample_together(
+    sample: Sample,
+    func: Callable[[Any], Any],
+    iterator: Iterator[Any],
+    *,
+    clocks: Clocks | None = None,
+) -> None:
+    """Call ``func`` on further items with one look at the clock, where each call is very short.
+
+    The clock takes longer than a trivial call: only many of them together say what one takes.
+    Does nothing where calls or input are slow, or where the sample has come to an end.
+    """
+    ended = sample.failures or sample.exhausted or sample.interrupted or sample.input_error
+    if ended or sample._closed or len(sample.items) < 2:
+        return
+    each = sorted(sample.item_seconds)[len(sample.item_seconds) // 2]
+    if each > TOGETHER_SECONDS / 16 or max(sample.input_seconds) > TOGETHER_SECONDS:
+        return
+    wall = (clocks or Clocks()).wall
+    size = min(MAX_TOGETHER, int(TOGETHER_SECONDS / max(each, 1e-9)))
+    before = len(sample.items)
+    results = sample.results
+    began = wall()
+    try:
+        sample.items.extend(islice(iterator, size))
+        sample.exhausted = len(sample.items) < before + size
+        if sample.collector is not None:
+            sample.collector.enter()
+        began = wall()
+        try:
+            for item in islice(sample.items, before, None):
+                results.append(func(item))
+        except Exception as error:
+            sample.failures.append((len(results), error, _traceback_text(error)))
+        finally:
+            sample.together_seconds = max(0.0, wall() - began)
+            sample.together = len(results) - before
+            if sample.collector is not None:
+                sample.collector.leave()
+    except Exception as error:
+        sample.input_error = error
+    except BaseException as error:
+        sample.interrupted = error
+
+
+TOGETHER_SECONDS = 1e-3
+"""About so long a sample of very short calls goes on."""
+MAX_TOGETHER = 256
+
 _ASK_SECONDS = 1e-3
 
 
@@ -363,127 +417,3 @@ def _traceback_text(error: BaseException) -> str:
     # The first frame is extend_sample itself, which tells the user nothing.
     shown = error.__traceback__.tb_next if error.__traceback__ is not None else None
     return "".join(traceback.format_exception(type(error), error, shown or error.__traceback__))
-
-
-class Payload(NamedTuple):
-    """What crosses to a worker process and back, and whether it can.
-
-    Attributes:
-        function_bytes, function_seconds: size of the pickled function, time to pickle it.
-        item_bytes, item_seconds: the same for one item.
-        result_bytes, result_seconds: the same for one result.
-        problem: why it cannot be sent to another process, or None.
-    """
-
-    function_bytes: int = 0
-    function_seconds: float = 0.0
-    item_bytes: int = 0
-    item_seconds: float = 0.0
-    result_bytes: int = 0
-    result_seconds: float = 0.0
-    problem: str | None = None
-
-
-def measure_payload(
-    sample: Sample,
-    func: Callable[[Any], Any],
-    *,
-    wall: Callable[[], float] = time.perf_counter,
-    limit_bytes: int = PICKLE_LIMIT_BYTES,
-) -> Payload:
-    """Pickle the function and representatives of the sample's items and results.
-
-    Nothing is kept: the bytes are counted as they come. One object is pickled up to
-    ``limit_bytes``; the other items of a sample only where the first was small.
-
-    >>> payload = measure_payload(draw_sample(abs, iter([b"x" * 1000]), 1), len)
-    >>> payload.problem is None, payload.item_bytes > 1000
-    (True, True)
-    """
-    try:
-        what, named = "the function", getattr(func, "__qualname__", type(func).__name__)
-        function = _pickled(func, wall, limit_bytes)
-        failed = {index for index, _, _ in sample.failures}
-        what, named = "an item", _type_name(sample.items)
-        item = _representative(sample.items, wall, limit_bytes)
-        results = [r for i, r in enumerate(sample.results) if i not in failed]
-        what, named = "a result", _type_name(results)
-        result = _representative(results, wall, limit_bytes)
-    except Exception as error:  # pickling runs the objects' own code, which may raise anything
-        return Payload(
-            problem=f"{what} ({named}) cannot be pickled: {type(error).__name__}: {error}"
-        )
-    return Payload(*function, *item, *result)
-
-
-def _type_name(objects: list[Any]) -> str:
-    return type(objects[0]).__qualname__ if objects else "none"
-
-
-def _representative(
-    objects: list[Any], wall: Callable[[], float], limit_bytes: int
-) -> tuple[int, float]:
-    """Size and time of one object: of the first, or the mean of a few where the first is small."""
-    if not objects:
-        return 0, 0.0
-    size, seconds = _pickled(objects[0], wall, limit_bytes)
-    if len(objects) == 1 or size > 1 << 20 or seconds > 2e-3:
-        return size, seconds
-    count = min(len(objects), 8)
-    size, seconds = _pickled(objects[:count], wall, limit_bytes)
-    return size // count, seconds / count
-
-
-class _TooMuch(Exception):
-    """Enough was pickled to know."""
-
-
-class _Meter:
-    """A file that counts what is written to it, and keeps nothing."""
-
-    __slots__ = ("limit", "names_main", "size")
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.size = 0
-        self.names_main = False
-
-    def write(self, data: Any) -> int:
-        length = memoryview(data).nbytes
-        self.size += length
-        if not self.names_main and length < 1 << 20:
-            self.names_main = b"__main__" in bytes(data)
-        if self.size > self.limit:
-            raise _TooMuch
-        return length
-
-
-def _pickled(obj: Any, wall: Callable[[], float], limit_bytes: int) -> tuple[int, float]:
-    """Bytes and seconds of pickling an object; raises where it cannot be pickled."""
-    import pickle  # not needed where everything runs here
-
-    meter = _Meter(limit_bytes)
-    # The interpreter's own pickler first: it is right for nearly everything, and importing
-    # cloudpickle costs some 10 ms. What belongs to __main__ must travel by value, though.
-    began = wall()
-    try:
-        pickle.Pickler(meter, pickle.HIGHEST_PROTOCOL).dump(obj)
-        plain = not meter.names_main
-    except _TooMuch:
-        plain = True
-    except Exception:  # as in measure_payload
-        plain = False
-    if not plain:
-        import cloudpickle
-
-        meter = _Meter(limit_bytes)
-        began = wall()
-        try:
-            cloudpickle.Pickler(meter, pickle.HIGHEST_PROTOCOL).dump(obj)
-        except _TooMuch:
-            pass
-    seconds = max(0.0, wall() - began)
-    if meter.size <= limit_bytes:
-        return meter.size, seconds
-    size = max(meter.size, sys.getsizeof(obj))
-    return size, seconds * size / meter.size

@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from amorsize.sampling import Payload, Sample
+    from amorsize.payload import Payload
+    from amorsize.sampling import Sample
 
 SHORT_CALL_SECONDS = 20e-6
 CLOCK_SECONDS = 2e-6
@@ -105,6 +106,8 @@ def describe(
         total = taken
     warming = len(calls) >= 3 and calls[0] > 10 * _typical(calls[1:])
     item = _typical(calls[1:] if warming else calls)
+    if sample.together:
+        item = sample.together_seconds / sample.together
     # CPU times have no finer reading than the calls around the sample: shares of it.
     cpu_share = sample.cpu_seconds / sample.seconds if sample.seconds > 0 else 1.0
     inner = sample.process_cpu_seconds / sample.seconds if sample.seconds > 1e-3 else 1.0
@@ -143,7 +146,7 @@ def describe(
         total=total,
         sampled=taken,
         remaining=remaining,
-        sample_seconds=0.0 if again else sample.seconds + sum(sample.input_seconds),
+        sample_seconds=0.0 if again else sample.all_seconds + sum(sample.input_seconds),
         item_seconds=item,
         cpu_seconds=cpu,
         gil_seconds=gil,

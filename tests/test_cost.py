@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from amorsize import cost
 from amorsize.cost import Plan, effective_cores, make_plan
-from amorsize.sampling import Payload, Sample
+from amorsize.payload import Payload
+from amorsize.sampling import Sample
 from amorsize.system import PRIORS, SystemFacts
 from amorsize.workload import STREAM_ITEMS, Workload, describe
 

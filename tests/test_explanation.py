@@ -8,7 +8,7 @@ import pytest
 
 from amorsize.cost import make_plan
 from amorsize.explanation import format_bytes, format_seconds, say_reason, say_warnings
-from amorsize.sampling import Payload
+from amorsize.payload import Payload
 from amorsize.system import PRIORS, SystemFacts
 from amorsize.workload import Workload
 

@@ -60,12 +60,13 @@ LAYERS = {
         "collecting": "chunk_trace tracing user_metrics",
         "gil_probe": "",
         "sampling": "collecting errors gil_probe",
+        "payload": "sampling",
     },
     "decision": {
         "workload": "",
         "cost": "workload",
         "explanation": "cost",
-        "chooser": "cost explanation gil_probe sampling system workload",
+        "chooser": "cost explanation gil_probe payload sampling system workload",
         "optimizer": ("arguments chooser collecting cost engine explanation sampling system"),
     },
     # A worker process imports process_worker and what that needs; all of it is to stay light.
@@ -217,7 +218,7 @@ TYPES_ONLY = {
     ),
     "hooks.config": "hooks.manager",
     "cost": "system",
-    "workload": "sampling",
+    "workload": "payload sampling",
     "aio": "engine",
     "executor": "engine",
     "explanation": "cost sampling system workload",
@@ -226,7 +227,7 @@ TYPES_ONLY = {
 THIRD_PARTY = {
     "system": "psutil",
     "chunk_trace": "opentelemetry",
-    "sampling": "cloudpickle",
+    "payload": "cloudpickle",
     "backends.dask": "distributed",
     "backends.wire": "cloudpickle",
     "demo.cluster": "distributed",

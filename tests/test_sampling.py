@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amorsize.gil_probe import GilProbe
+from amorsize.payload import measure_payload
 from amorsize.sampling import (
     Clocks,
     Sample,
     draw_sample,
     extend_sample,
-    measure_payload,
+    sample_together,
 )
 
 
@@ -341,3 +342,83 @@ def test_ticks_in_quick_succession_are_a_free_gil() -> None:
     assert probe.share() == pytest.approx(0.144)
     probe._ticks, probe._quick = 2, 2
     assert probe.share() == pytest.approx(0.012)
+
+
+def test_very_short_calls_are_timed_together() -> None:
+    """The clock takes longer than they do; nothing is lost, and nothing runs twice."""
+    calls: list[int] = []
+    numbers = count()
+    sample = draw_sample(calls.append, numbers, 5)
+    sample_together(sample, calls.append, numbers)
+    assert sample.together > 100
+    assert calls == sample.items == list(range(5 + sample.together))
+    assert next(numbers) == len(sample.items) == len(sample.results)
+    assert 0 < sample.together_seconds < sample.all_seconds
+    assert len(sample.item_seconds) == 5
+
+
+def test_slow_calls_are_not_timed_together() -> None:
+    """They tell enough, one by one."""
+    fake = FakeTime()
+
+    def slow(item: int) -> None:
+        fake.now += 1e-4
+
+    numbers = count()
+    sample = draw_sample(slow, numbers, 5, clocks=fake.clocks())
+    sample_together(sample, slow, numbers, clocks=fake.clocks())
+    assert (sample.together, next(numbers)) == (0, 5)
+
+
+def test_a_failure_among_calls_that_are_timed_together_is_kept() -> None:
+    """With its index; the results before it stay."""
+
+    def func(item: int) -> int:
+        if item == 50:
+            raise KeyError(item)
+        return item
+
+    numbers = count()
+    sample = draw_sample(func, numbers, 5)
+    sample_together(sample, func, numbers)
+    [(index, error, text)] = sample.failures
+    assert (index, type(error), sample.results) == (50, KeyError, list(range(50)))
+    assert "in func" in text
+    assert "sample_together" not in text
+
+
+def test_a_call_in_progress_is_taken_as_one_that_ends_now() -> None:
+    """What another thread sees of it; and it can have no further item taken."""
+    sample = Sample()
+    seen: list[Sample | None] = []
+
+    def func(item: int) -> int:
+        running = sample.running
+        assert running is not None
+        seen.append(sample.so_far(running.began + 2.0, running.cpu + 1.5, running.process_cpu))
+        assert sample.close() == 1
+        return item
+
+    assert sample.so_far(1.0, 1.0, 1.0) is None
+    numbers = count()
+    draw_sample(func, numbers, 5, sample=sample)
+    [snapshot] = seen
+    assert snapshot is not None
+    assert (snapshot.items, snapshot.item_seconds) == ([0], [2.0])
+    assert (snapshot.seconds, snapshot.cpu_seconds) == (2.0, 1.5)
+    assert (sample.items, next(numbers)) == ([0], 1)
+
+
+def test_the_sample_ends_where_the_answer_is_clear() -> None:
+    """Two slow calls that agree are enough: all other cores idle meanwhile."""
+    sample = draw_sample(time.sleep, iter([0.02] * 5), 5)
+    assert len(sample.items) <= 3
+    fake = FakeTime()
+
+    def differing(item: float) -> None:
+        fake.now += item
+
+    sample = draw_sample(
+        differing, iter([0.004, 0.016, 0.004, 0.016, 0.004]), 5, clocks=fake.clocks()
+    )
+    assert len(sample.items) == 5
