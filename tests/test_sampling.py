@@ -405,7 +405,7 @@ def test_a_call_in_progress_is_taken_as_one_that_ends_now() -> None:
     [snapshot] = seen
     assert snapshot is not None
     assert (snapshot.items, snapshot.item_seconds) == ([0], [2.0])
-    assert (snapshot.seconds, snapshot.cpu_seconds) == (2.0, 1.5)
+    assert (snapshot.seconds, snapshot.cpu_seconds) == pytest.approx((2.0, 1.5))
     assert (sample.items, next(numbers)) == ([0], 1)
 
 
