@@ -191,6 +191,13 @@ class Call:
             chunksize=self.result.chunksize,
             estimated_speedup=self.result.estimated_speedup,
             reason=self.result.reason,
+            may_change=(
+                sample is not None
+                and engine.type in ("thread", "process")
+                and not interruptible
+                and self._n_jobs is None
+                and self._chunksize is None
+            ),
             n_jobs_named=self._n_jobs is not None,
             interruptible=interruptible,
         )

@@ -189,6 +189,15 @@ class ChunkSizer:
         share = math.ceil(remaining / (2 * self._n_jobs))
         return max(1, min(self._size, max(share, self._items_in(self._shortest_seconds))))
 
+    def go_on_alone(self) -> None:
+        """Say how large chunks are for one worker, from now on."""
+        self._n_jobs = 1
+
+    @property
+    def item_seconds(self) -> float | None:
+        """What an item has taken lately; None where nothing was measured."""
+        return self._seconds / self._items if self._items > 0 else None
+
     def _items_in(self, seconds: float) -> int:
         if self._seconds <= 0:
             return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amorsize.engine import Engine
@@ -9,6 +10,10 @@ from amorsize.worker import Chunk, ChunkOutcome
 
 if TYPE_CHECKING:
     from amorsize.backends.base import Backend, Message
+
+LONGEST_WAIT_SECONDS = 0.5
+"""A signal that comes just before the loop begins to wait does not interrupt the wait: Python runs
+its handler when the wait is over."""
 
 
 class Plan(NamedTuple):
@@ -20,6 +25,8 @@ class Plan(NamedTuple):
         chunksize: items in the first chunks.
         estimated_speedup: over a serial run.
         reason: why, in a sentence.
+        may_change: whether the run may go on without workers where they turn out to gain nothing:
+            nobody named them, and nothing needs them.
         n_jobs_named: whether the caller said how many workers.
         interruptible: a serial run must answer to time limits or to the consumer of a stream,
             so that it runs on a thread of its own.
@@ -30,6 +37,7 @@ class Plan(NamedTuple):
     chunksize: int
     estimated_speedup: float
     reason: str = ""
+    may_change: bool = False
     n_jobs_named: bool = False
     interruptible: bool = False
 
@@ -70,3 +78,12 @@ class TimeLimits(NamedTuple):
     timeout: float | None = None
     item_timeout: float | None = None
     deadline: float | None = None
+
+    def patience(self) -> float:
+        """Return how long the run loop may sleep before it must look at a limit again."""
+        waits = [LONGEST_WAIT_SECONDS]
+        if self.deadline is not None:
+            waits.append(max(0.0, self.deadline - time.monotonic()))
+        if self.item_timeout is not None:
+            waits.append(min(self.item_timeout / 4, 0.25))
+        return min(waits)

@@ -127,6 +127,10 @@ class Reporter:
         self._open = True
         self._tell(HookEvent.PRE_EXECUTE)
 
+    def changed_engine(self, executor_type: str) -> None:
+        """Note that the run goes on with another engine."""
+        self._decided["changed_to"] = executor_type
+
     def worker_started(self, message: WorkerStarted) -> None:
         """Tell that a worker takes its first chunk."""
         record = _WorkerRecord(

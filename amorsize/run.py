@@ -28,6 +28,7 @@ from amorsize.backends.base import (
 )
 from amorsize.backends.factory import make_backend
 from amorsize.chunking import ChunkSizer, Input
+from amorsize.engine import Engine
 from amorsize.errors import (
     ExecutionCancelledError,
     ExecutionError,
@@ -42,9 +43,8 @@ from amorsize.worker import Chunk, ChunkOutcome, Failure, add_note
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_WAIT_SECONDS = 0.5
-"""A signal that comes just before the loop begins to wait does not interrupt the wait: Python runs
-its handler when the wait is over."""
+CHEAP_SECONDS = 5e-7
+"""An item that takes less is done sooner than it is handed to a worker and back."""
 
 
 class Run:
@@ -82,6 +82,7 @@ class Run:
         self._told: BaseException | None = None
         self._progress_due = False
         self._drawing = False
+        self._leaving = False
         self._handover = threading.Lock()
         self._abandoned = False
 
@@ -179,14 +180,31 @@ class Run:
             elif self._backend is not None:
                 # Failures last: they may end the run, and what came with them counts.
                 for message in sorted(
-                    self._backend.wait(self._patience()), key=failures.is_failure
+                    self._backend.wait(self._limits.patience()), key=failures.is_failure
                 ):
                     self._handle(message)
+            self._leave_workers()
             self._fill()
             self._tell_progress()
         if self._input.error is not None:
             add_note(self._input.error, f"Raised by the input, after {self._input.drawn} items.")
             raise self._input.error
+
+    def _leave_workers(self) -> None:
+        """Go on in this thread where items turn out to be cheaper than their way to workers."""
+        item_seconds = self._sizer.item_seconds
+        if self._plan.may_change and item_seconds is not None:
+            self._leaving = self._leaving or item_seconds < CHEAP_SECONDS
+        if not self._leaving or self._in_flight or self._again or self._unsendable:
+            return
+        self._leaving = False
+        self._close_backend(cancel=False)
+        self._plan = self._plan._replace(engine=Engine("serial"), n_jobs=1, may_change=False)
+        self._backend = make_backend(self._plan)
+        self._backend.open(self._task)
+        self._sizer.go_on_alone()
+        self._report.changed_engine("serial")
+        logger.debug("Items take %.3g s: going on without workers", item_seconds)
 
     def _fill(self) -> None:
         """Dispatch what there is room for."""
@@ -197,7 +215,11 @@ class Run:
         ):
             if self._again:
                 chunk = self._again.popleft()
-            elif self._input.exhausted or not self._sink.has_room(len(self._in_flight)):
+            elif (
+                self._leaving
+                or self._input.exhausted
+                or not self._sink.has_room(len(self._in_flight))
+            ):
                 break
             else:
                 start = self._input.drawn
@@ -443,15 +465,6 @@ class Run:
             f"the run was cancelled by its consumer, after {self._report.items_completed} "
             "completed items"
         )
-
-    def _patience(self) -> float | None:
-        """Return how long the loop may sleep before it must look at a time limit again."""
-        waits = []
-        if self._limits.deadline is not None:
-            waits.append(max(0.0, self._limits.deadline - time.monotonic()))
-        if self._limits.item_timeout is not None:
-            waits.append(min(self._limits.item_timeout / 4, 0.25))
-        return min(waits) if waits else _LONGEST_WAIT_SECONDS
 
     def _is_over(self) -> bool:
         return self._input.exhausted and not (self._in_flight or self._again or self._unsendable)

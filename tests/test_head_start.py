@@ -251,3 +251,36 @@ def test_a_result_that_does_not_travel_is_named(tmp_path: Path, hooks: HookManag
 
     with pytest.raises(TransportError, match=r"result of item 1, a lock, cannot be sent back"):
         amorsize.execute(work, range(6), n_jobs=2, hooks=hooks)
+
+
+@pytest.mark.parametrize("engine", ["process", "thread"])
+def test_items_that_turn_out_trivial_are_taken_back(
+    hooks: HookManager, recorder: RecordingHook, engine: str
+) -> None:
+    """The first were slow, and chose workers; the others cost less than their way there."""
+
+    def work(item: int) -> int:
+        if 0 < item <= 5:
+            if engine == "thread":
+                time.sleep(0.02)
+            else:
+                sum(range(item * 0 + 800_000))
+        return item
+
+    data = [1, 2, 3, 4, 5] * 3 + [0] * 400_000
+    assert amorsize.execute(work, data, hooks=hooks) == data
+    assert_contract(recorder.contexts)
+    metadata = posted(recorder)
+    assert metadata["executor_type"] == engine
+    assert metadata["changed_to"] == "serial"
+    starts = recorder.of(HookEvent.ON_WORKER_START)
+    assert starts[-1].metadata["pid"] == os.getpid()
+    ends = [each.metadata["exit_reason"] for each in recorder.of(HookEvent.ON_WORKER_END)]
+    assert ends == ["finished"] * len(starts)
+
+
+def test_workers_that_were_asked_for_are_kept(hooks: HookManager, recorder: RecordingHook) -> None:
+    """Who names them wants them, trivial items or not."""
+    assert amorsize.execute(abs, range(100_000), executor="thread", hooks=hooks)
+    assert "changed_to" not in posted(recorder)
+    assert_contract(recorder.contexts)

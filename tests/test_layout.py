@@ -109,8 +109,8 @@ LAYERS = {
         "failures": "backends.base errors termination worker",
         "head_start": "backends.base backends.factory engine errors plan sampling worker",
         "run": (
-            "backends.base backends.factory chunking errors failures head_start log_records plan "
-            "reporting sinks termination worker"
+            "backends.base backends.factory chunking engine errors failures head_start "
+            "log_records plan reporting sinks termination worker"
         ),
         "progress": "errors hooks",
     },
