@@ -133,6 +133,7 @@ class Run:
         return True
 
     def _end(self, status: str, failed: BaseException | None) -> None:
+        on_processes = self._plan.engine.type == "process" and self._backend is not None
         try:
             self._close_backend(cancel=failed is not None)
         except BaseException as error:
@@ -142,7 +143,7 @@ class Run:
             raise
         finally:
             self._report.post_execute(status, failed)
-        if self._plan.engine.type == "process" and self._backend is not None and failed is None:
+        if on_processes and failed is None:
             has_travelled(self._task.func)
 
     def wake(self) -> None:
@@ -470,12 +471,13 @@ class Run:
         return self._input.exhausted and not (self._in_flight or self._again or self._unsendable)
 
     def _close_backend(self, *, cancel: bool) -> None:
+        backend, self._backend = self._backend, None  # once, also where a signal comes between
         try:
             for message in () if self._begun is None else self._begun.news:
                 if isinstance(message, WorkerStarted):  # what it was at ends with the run
                     self._report.worker_started(message)
-            if self._backend is not None:
-                for message in self._backend.close(cancel=cancel):
+            if backend is not None:
+                for message in backend.close(cancel=cancel):
                     if isinstance(message, WorkerLost):
                         self._report.worker_ended(message.worker, "died", message.exit_code)
                     else:
