@@ -171,8 +171,14 @@ class Chooser:
             if missing > 0 and self._work_meanwhile(self.ahead, plan.chosen.n_jobs, workload):
                 if (stopped := self._stopped()) is not None:
                     return stopped
-                payload = workload.payload
-                workload = describe(self.sample, self.total, payload=payload)
+                # How long a call takes is known from before: now workers were starting beside.
+                after = describe(self.sample, self.total)
+                workload = workload._replace(
+                    total=after.total,
+                    sampled=after.sampled,
+                    remaining=after.remaining if after.total is not None else workload.remaining,
+                    sample_seconds=after.sample_seconds,
+                )
                 plan = self._plan(workload, system)
         # Payloads that are dear to move: whether the GIL is free now decides.
         heavy = workload.payload is not None and plan.chosen.engine == "serial"

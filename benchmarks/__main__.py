@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import figures, report
+from benchmarks import compile_packages, figures, report
 from benchmarks.harness import FIGURES, FULL, QUICK, Budget, Figure, run
 
 _DESCRIPTION = "Measure what amorsize costs, side by side with its peers."
@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None, *, budget: Budget | None = None
         return 0
 
     print(report.machine(), end="\n\n", flush=True)
+    compile_packages()
     began = time.perf_counter()
     results = []
     for at, each in enumerate(chosen, 1):

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks import cores, report
-from benchmarks.choice.table import compile_packages, run_cell
+from benchmarks import compile_packages, cores, report
+from benchmarks.choice.table import run_cell
 from benchmarks.choice.workloads import WORKLOADS, Workload
 
 THREADS = (2, 4, 8, 16, 32, 64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import compileall
 import json
 import os
 import signal
@@ -12,12 +11,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import amorsize
-import benchmarks
-from benchmarks import report
+from benchmarks import compile_packages, report
 from benchmarks.choice.contenders import CONTENDERS
 from benchmarks.choice.workloads import WORKLOADS
 
@@ -85,14 +81,6 @@ def run(
                 say(f"{progress}, {peer} again")
                 again.append(run_cell("call", workload, peer)[call])
         yield row
-
-
-def compile_packages() -> None:
-    """Write the bytecode of this checkout, as installing does: that of the peers is there."""
-    for package in (amorsize, benchmarks):
-        folder = str(Path(str(package.__file__)).parent)
-        if not compileall.compile_dir(folder, quiet=1):
-            raise RuntimeError(f"{folder} does not compile")
 
 
 def run_cell(what: str, *words: str) -> dict[str, Any]:
