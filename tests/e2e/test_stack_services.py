@@ -135,7 +135,11 @@ def test_the_command_line_takes_what_a_service_says(service: str) -> None:
 def test_make_stack_is_this_program() -> None:
     """``make stack`` installs what it needs, and runs it."""
     done = subprocess.run(
-        ["make", "--dry-run", "stack"], cwd=ROOT, capture_output=True, text=True, timeout=60
+        ["make", "--no-print-directory", "--dry-run", "stack"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.stdout.splitlines()[-1].strip() == ".venv/bin/python -m stack"
 
