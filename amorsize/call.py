@@ -173,18 +173,19 @@ class Call:
             ahead=head_start,
         )
         self.result.data = self._data
+        if engine is None:
+            engine = Engine(self.result.executor_type)
         source = Input(
             iterator,
             patient=total is not None,
             drawn=0 if sample is None else len(sample.items) + head_start.dispatched,
             sequence=sequence,
+            copies=engine.type != "serial" or interruptible,
         )
         if sample is not None:
             source.exhausted = sample.exhausted
             if isinstance(sample.input_error, Exception):
                 source.exhausted, source.error = True, sample.input_error
-        if engine is None:
-            engine = Engine(self.result.executor_type)
         plan = Plan(
             engine=engine,
             n_jobs=self.result.n_jobs,

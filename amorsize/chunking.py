@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from amorsize.worker import Span
+
 MAX_CHUNK_ITEMS = 100_000
 """A bound on items that are held at once; chunks of trivial items could be millions long."""
 
@@ -50,6 +52,7 @@ class Input:
         drawn: items already taken from the iterator.
         sequence: what the iterator goes over, where slices of it say the same: nothing is then
             copied item by item.
+        copies: whether a piece of the sequence is a copy of it, as it must be that goes elsewhere.
 
     Attributes:
         drawn: items taken so far.
@@ -69,10 +72,12 @@ class Input:
         patient: bool,
         drawn: int = 0,
         sequence: Sequence[Any] | None = None,
+        copies: bool = True,
     ) -> None:
         self._iterator = iterator
         self._patient = patient
         self._sequence = sequence
+        self._copies = copies
         self.drawn = drawn
         self.exhausted = False
         self.error: Exception | None = None
@@ -88,8 +93,12 @@ class Input:
         if self.exhausted:
             return items
         if self._sequence is not None:
-            piece = self._sequence[self.drawn : self.drawn + size]
-            self.drawn += len(piece)
+            stop = min(self.drawn + size, len(self._sequence))
+            if self._copies:
+                piece = self._sequence[self.drawn : stop]
+            else:
+                piece = Span(self._sequence, self.drawn, stop)
+            self.drawn = stop
             self.exhausted = self.drawn >= len(self._sequence)
             return piece
         pieces = islice(self._iterator, size)

@@ -13,15 +13,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
 from amorsize.collecting import Collect
 from amorsize.errors import FunctionExitError, TransportError
 
 HOSTNAME = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
-
-_COUNTED = (list, tuple, range)
-"""Types whose iterators say how many items are left."""
 
 CHUNK, ITEM, ITEM_STARTED = 0, 1, 2
 """Slots of a board: chunk in progress (-1 for none), index of the item (the end of the chunk once
@@ -38,6 +36,49 @@ class Board(Protocol):
 
     def __getitem__(self, slot: int, /) -> int: ...
     def __setitem__(self, slot: int, value: int, /) -> None: ...
+
+
+class Span(Sequence[Any]):
+    """A stretch of a list, a tuple or a range that is not copied.
+
+    What runs here goes over it once; copying a stretch of trivial items, and freeing the copy,
+    takes a fifth of the time that calls on them take.
+
+    >>> span = Span([10, 20, 30, 40], 1, 3)
+    >>> len(span), list(span), span[1], span[1:]
+    (2, [20, 30], 30, [30])
+    """
+
+    __slots__ = ("_sequence", "_start", "_stop")
+
+    def __init__(self, sequence: Sequence[Any], start: int, stop: int) -> None:
+        self._sequence = sequence
+        self._start = start
+        self._stop = stop
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._sequence[self._start : self._stop][at]
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.up_to_its_end(self.iterator())
+
+    def up_to_its_end(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        """Bound an :meth:`iterator`, where the sequence goes on behind this stretch."""
+        # islice() costs as much an item as a trivial call.
+        return iterator if self._stop == len(self._sequence) else islice(iterator, len(self))
+
+    def iterator(self) -> Iterator[Any]:
+        """Return an iterator over the sequence that stands at the first item, and goes on."""
+        iterator = iter(self._sequence)
+        iterator.__setstate__(self._start)  # type: ignore[attr-defined]  # of these three it has
+        return iterator
+
+    def taken(self, iterator: Iterator[Any]) -> int:
+        """Return how many items were taken from an :meth:`iterator`."""
+        return len(self._sequence) - operator.length_hint(iterator) - self._start
 
 
 @dataclass(slots=True)
@@ -104,6 +145,10 @@ class ChunkOutcome:
     extras: dict[str, Any] = field(default_factory=dict)
 
 
+_COUNTED = (Span, list, tuple, range)
+"""Types whose iterators say how many items are left."""
+
+
 def run_chunk(
     func: Callable[[Any], Any],
     chunk: Chunk,
@@ -146,12 +191,14 @@ def run_chunk(
     try:
         if board is None and not return_exceptions and type(items) in _COUNTED:
             # A comprehension is what a trivial function is compared with.
-            remaining = iter(items)
+            span = items if isinstance(items, Span) else Span(chunk.items, 0, len(chunk.items))
+            iterator = span.iterator()
             try:
-                results = [func(item) for item in remaining]
+                results = [func(item) for item in span.up_to_its_end(iterator)]
+                if len(results) != len(span):
+                    _check_input(results, len(span))
             except caught as error:
-                done = len(chunk.items) - operator.length_hint(remaining) - 1
-                failures.append(_failure(chunk.start + done, error))
+                failures.append(_failure(chunk.start + span.taken(iterator) - 1, error))
         else:
             for item in items:
                 try:
@@ -227,6 +274,13 @@ def add_note(error: BaseException, note: str) -> None:
         error.add_note(note)
     except Exception:
         pass
+
+
+def _check_input(results: list[Any], expected: int) -> None:
+    """Keep to the input that there was, where the function has changed the list meanwhile."""
+    if len(results) < expected:
+        raise RuntimeError("the input, a list, lost items while the function went over it")
+    del results[expected:]
 
 
 def _marked(

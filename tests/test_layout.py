@@ -71,9 +71,9 @@ LAYERS = {
     },
     # A worker process imports process_worker and what that needs; all of it is to stay light.
     "execution": {
-        "chunking": "errors",
         "sinks": "",
         "worker": "collecting errors",
+        "chunking": "worker",
         "log_records": "tracing",
         "backends": "",
         "backends.base": "collecting errors worker",

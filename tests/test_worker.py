@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from amorsize.errors import FunctionExitError
-from amorsize.worker import BOARD_SLOTS, CHUNK, ITEM, ITEM_STARTED, Chunk, run_chunk
+from amorsize.worker import BOARD_SLOTS, CHUNK, ITEM, ITEM_STARTED, Chunk, Span, run_chunk
 
 
 def chunk(*items: Any, start: int = 10, id: int = 4) -> Chunk:
@@ -244,3 +244,47 @@ def test_the_fast_path_names_the_item_that_failed(kind: type, failing: int) -> N
     assert (outcome.results, failure.index, failure.error.args) == (None, 100 + failing, (failing,))
     assert "in check" in failure.traceback
     assert "run_chunk" not in failure.traceback
+
+
+# --- stretches that are not copied ----
+
+
+@pytest.mark.parametrize("kind", [list, tuple, range])
+@pytest.mark.parametrize("bounds", [(0, 10), (0, 4), (3, 7), (6, 10), (5, 5)])
+def test_a_span_is_what_its_slice_is(kind: type, bounds: tuple[int, int]) -> None:
+    """Of each kind of input that is not copied."""
+    sequence = range(100, 110) if kind is range else kind(range(100, 110))
+    start, stop = bounds
+    span, piece = Span(sequence, start, stop), list(sequence[start:stop])
+    assert (len(span), list(span)) == (len(piece), piece)
+    assert list(span[1:3]) == piece[1:3]
+    outcome = run_chunk(str, Chunk(0, start, span))
+    assert outcome.results == list(map(str, piece))
+
+
+@pytest.mark.parametrize("failing", [0, 2, 3])
+@pytest.mark.parametrize("stop", [7, 10])
+def test_the_item_that_fails_in_a_span_is_named(failing: int, stop: int) -> None:
+    """By its index in the input."""
+
+    def func(item: int) -> int:
+        if item == 103 + failing:
+            raise KeyError(item)
+        return item
+
+    outcome = run_chunk(func, Chunk(0, 3, Span(list(range(100, 110)), 3, stop)))
+    assert outcome.results is None
+    assert [failure.index for failure in outcome.failures] == [3 + failing]
+
+
+def test_a_list_that_the_function_changes_gives_what_it_held_or_an_error() -> None:
+    """Nothing is left out in silence."""
+    grows = [1, 2, 3]
+    outcome = run_chunk(
+        lambda x: grows.append(x) if len(grows) < 5 else x, Chunk(0, 0, Span(grows, 0, 3))
+    )
+    assert outcome.results == [None, None, 3]
+    shrinks = [1, 2, 3, 4]
+    outcome = run_chunk(lambda x: shrinks.pop(), Chunk(0, 0, Span(shrinks, 0, 4)))
+    assert outcome.results is None
+    assert "lost items while the function went over it" in str(outcome.failures[0].error)
