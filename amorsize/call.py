@@ -228,7 +228,7 @@ class Call:
                 item_timeout=self._item_timeout,
                 deadline=(None if self._timeout is None else self._began_monotonic + self._timeout),
             ),
-            begun=head_start.hand_over(engine.type),
+            begun=head_start.hand_over(engine.type, plan.n_jobs),
         )
         return self.run
 

@@ -118,6 +118,8 @@ class HeadStart:
             return False
         with _switching_often():
             for at in range(start, min(start + chunks, len(self._sequence))):
+                if not self._backend.has_room():
+                    break
                 # The sample is chunk 0.
                 chunk = Chunk(len(self._chunks) + 1, at, self._sequence[at : at + 1])
                 self._backend.submit(chunk)
@@ -136,12 +138,18 @@ class HeadStart:
             return True
         return self._backend.is_ready()
 
-    def hand_over(self, engine: str) -> Begun | None:
-        """Give what was begun to the run, which closes it; None where that is of no use to it."""
+    def hand_over(self, engine: str, n_jobs: int) -> Begun | None:
+        """Give what was begun to the run, which closes it; None where that is of no use to it.
+
+        Args:
+            engine: what the run goes on with.
+            n_jobs: with how many workers; it may have been begun with another number.
+        """
         if self._backend is None or (engine != self.engine and not self._chunks):
             self.abandon()
             return None
         backend, self._backend = self._backend, None
+        backend.use_workers(n_jobs)
         return Begun(backend, self._chunks, self._news, self._error)
 
     def abandon(self) -> None:
@@ -158,7 +166,8 @@ def _switching_often() -> Iterator[None]:
     Beside it, whatever reads a file or starts a process waits for the GIL each time: opening an
     engine takes 0.1 s instead of 10 ms.
     """
-    if threading.current_thread() is threading.main_thread():
+    # Not current_thread(): that would list the probe's thread among the program's for good.
+    if threading.get_ident() == threading.main_thread().ident:
         yield  # nobody computes beside
         return
     with _switching:

@@ -82,6 +82,8 @@ def test_processes_begin_with_other_items_while_a_first_call_computes(
     assert begun.worker_id is not None
     assert begun.metadata["started_at"] < sampled.metadata["started_at"] + sampled.chunk_time
     assert plan.executor_type == "process"
+    # The thread that looked at the first call is not listed among the program's.
+    assert not [each for each in threading.enumerate() if each.name.startswith("Dummy")]
     assert "1 items were begun by workers while the first call was in progress" in plan.explain()
 
 

@@ -102,6 +102,12 @@ class ProcessBackend(Backend):
                 break
             self._seat(process)
 
+    def use_workers(self, n_jobs: int) -> None:
+        self._n_jobs = n_jobs
+        idle = [seat for seat in self._seats.values() if not seat.in_flight]
+        for seat in idle[: max(0, len(self._seats) - n_jobs)]:
+            self._dismiss(seat)
+
     def is_ready(self) -> bool:
         return any(seat.loaded for seat in self._seats.values())
 

@@ -1,0 +1,62 @@
+"""The probe's thread: what it looks at, and that none of it is left behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from amorsize import gil_probe
+from amorsize.gil_probe import GilProbe, _Thread
+
+DEADLINE_SECONDS = 30.0
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_a_call_in_progress_is_looked_at_until_enough_is_seen() -> None:
+    """From the probe's thread, and no more once the look has said so."""
+    looks: list[int] = []
+    enough = threading.Event()
+
+    def look() -> bool:
+        looks.append(threading.get_ident())
+        if len(looks) == 3:
+            enough.set()
+        return len(looks) == 3
+
+    probe = GilProbe(time.perf_counter, look)
+    assert probe.start()
+    probe.enter(time.perf_counter())
+    assert enough.wait(DEADLINE_SECONDS)
+    probe.leave(0.0, time.perf_counter())
+    probe.stop()
+    assert len(looks) == 3
+    assert set(looks).isdisjoint({threading.get_ident()})
+
+
+def test_a_probe_that_is_stopped_at_once_never_looks() -> None:
+    """Trivial calls are over before it begins."""
+    probe = GilProbe(time.perf_counter, lambda: pytest.fail("looked"))
+    assert probe.start()
+    probe.stop()
+    wait_until(lambda: any(True for _ in gil_probe._idle))
+    assert probe.share() is None
+
+
+def test_threads_are_used_again_and_end_when_nothing_comes() -> None:
+    """A program that calls in a loop starts one; what forks later finds none of ours."""
+    ran: list[int] = []
+    for turn in range(3):
+        _Thread.run(lambda: ran.append(threading.get_ident()))
+        wait_until(lambda turn=turn: len(ran) > turn and bool(gil_probe._idle))  # type: ignore[misc]
+    assert len(set(ran)) == 1
+    wait_until(lambda: not gil_probe._idle)
+    assert threading.active_count() == len(threading.enumerate())
