@@ -21,16 +21,6 @@ from amorsize.testing import RecordingHook, assert_contract
 DEADLINE_SECONDS = 60.0
 
 
-@pytest.fixture
-def hooks() -> HookManager:
-    return HookManager()
-
-
-@pytest.fixture
-def recorder(hooks: HookManager) -> RecordingHook:
-    return RecordingHook().attach(hooks)
-
-
 @pytest.fixture(autouse=True)
 def no_warm_workers() -> None:
     amorsize.shutdown()
@@ -187,12 +177,14 @@ def test_a_worker_that_dies_meanwhile_is_told(
 ) -> None:
     """With its item, as any other."""
     flag = tmp_path / "begun"
+    here = os.getpid()
 
     def work(item: int) -> int:
         if item == 0:
             spin(flag.exists)
         elif item == 1:
             flag.touch()
+            assert os.getpid() != here
             os.kill(os.getpid(), signal.SIGKILL)
         return item
 

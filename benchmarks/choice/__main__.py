@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks import report
 from benchmarks.choice import picture, table
+from benchmarks.choice.options import add_options, parse
 from benchmarks.choice.workloads import WORKLOADS
 
 _DESCRIPTION = """\
@@ -19,22 +20,12 @@ print how many times as long as the best peer of the row each takes."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.choice", description=_DESCRIPTION)
-    parser.add_argument("--rounds", type=int, default=5, help="of each cell (default: 5)")
-    parser.add_argument(
-        "--only", metavar="NAME", action="append", help="only this workload; may be repeated"
-    )
+    add_options(parser, rounds=5)
     parser.add_argument("--list", action="store_true", help="list the workloads and stop")
     parser.add_argument(
         "--picture", metavar="FILE", type=Path, help="draw them into FILE too (.png, .svg)"
     )
-    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
-    options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error(f"--rounds is {options.rounds}; give 1 or more")
-    chosen = options.only or list(WORKLOADS)
-    for name in chosen:
-        if name not in WORKLOADS:
-            parser.error(f"no workload is called {name}; there are {', '.join(WORKLOADS)}")
+    options, chosen = parse(parser, arguments)
     if options.list:
         for name in chosen:
             print(f"{name:<20}{WORKLOADS[name].title}")

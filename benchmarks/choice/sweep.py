@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import compile_packages, cores, report
+from benchmarks.choice.options import add_options, parse
 from benchmarks.choice.table import run_cell
 from benchmarks.choice.workloads import WORKLOADS, Workload
 
@@ -134,19 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.choice.sweep", description=__doc__.partition("\n\n")[2]
     )
-    parser.add_argument("--rounds", type=int, default=3, help="of each setting (default: 3)")
-    parser.add_argument(
-        "--only", metavar="NAME", action="append", help="only this workload; may be repeated"
-    )
-    parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    add_options(parser, rounds=3)
     parser.add_argument("--all", action="store_true", help="show every setting that was tried")
-    options = parser.parse_args(arguments)
-    if options.rounds < 1:
-        parser.error(f"--rounds is {options.rounds}; give 1 or more")
-    chosen = options.only or list(WORKLOADS)
-    for name in chosen:
-        if name not in WORKLOADS:
-            parser.error(f"no workload is called {name}; there are {', '.join(WORKLOADS)}")
+    options, chosen = parse(parser, arguments)
     print(report.machine(), end="\n\n", flush=True)
     compile_packages()
     swept = [sweep(name, options.rounds, say=report.say) for name in chosen]
