@@ -114,9 +114,10 @@ class Chooser:
             return False
         cores = self.system or read_system(memory=False)
         plan = self._plan(workload, cores)
-        if plan.chosen.engine == "process":
-            workload = workload._replace(payload=measure_payload(sample, self.func))
-            plan = self._plan(workload, cores)
+        if plan.chosen.engine != "serial":
+            if plan.chosen.engine == "process":
+                workload = workload._replace(payload=measure_payload(sample, self.func))
+            plan = self._plan(workload, self.system or read_system())
         engine, n_jobs = plan.chosen.engine, plan.chosen.n_jobs
         # With n_jobs named, the lesser evil is chosen: that is for the whole sample to say.
         gains = plan.chosen.seconds * cost.MINIMUM_GAIN <= workload.serial_seconds
@@ -130,7 +131,7 @@ class Chooser:
                 return False
             # This thread's call has one of the cores.
             ahead.dispatch(self.sample, n_jobs - 1)
-        elif len(sample.items) > 0 and ahead.may_dispatch:
+        elif ahead.may_dispatch:
             ahead.begin(engine, n_jobs)
             ahead.dispatch(
                 self.sample, min(n_jobs - 1, FIRST_THREADS_PER_CORE * cores.usable_cores)

@@ -115,6 +115,7 @@ class Sample:
         collector: keeps what the calls bring beside results; None where nobody listens.
         together, together_seconds: calls that were timed as one, and how long they took.
         running: the call in progress, or None.
+        peak_before_bytes: the process' highest resident size when the calls began.
     """
 
     items: list[Any] = field(default_factory=list)
@@ -137,6 +138,7 @@ class Sample:
     together: int = 0
     together_seconds: float = 0.0
     running: Running | None = None
+    peak_before_bytes: int = 0
     _closed: bool = False
     _taking: threading.Lock = field(default_factory=threading.Lock)
 
@@ -168,6 +170,7 @@ class Sample:
             + max(0.0, process_cpu - running.process_cpu),
             input_seconds=self.input_seconds[:],
             voluntary_switches=None,  # those of another thread are not to be had
+            peak_growth_bytes=max(0, _read_peak_bytes() - self.peak_before_bytes),
         )
 
     def close(self) -> int | None:
@@ -265,7 +268,7 @@ def extend_sample(
         probe = False
     if not sample.items:
         sample.started_at = clocks.epoch()
-    peak_before = clocks.peak_bytes()
+    sample.peak_before_bytes = clocks.peak_bytes()
     try:
         for _ in range(size):
             began = wall()
@@ -345,7 +348,7 @@ def extend_sample(
         if gil is not None:
             gil.stop()
             sample.gil_share = gil.share()
-    sample.peak_growth_bytes += max(0, clocks.peak_bytes() - peak_before)
+    sample.peak_growth_bytes += max(0, clocks.peak_bytes() - sample.peak_before_bytes)
 
 
 def sample_together(
