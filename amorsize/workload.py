@@ -19,6 +19,8 @@ TAKEN_PER_GIVEN = 3
 """More involuntary context switches than this for each voluntary one: the CPU is taken away (10 and
 more for a computing function on an overcommitted machine, 0 to 2 for one that waits)."""
 CPU_SHARE_FLOOR = 0.2
+SURELY_FREE_SHARE = 0.3
+"""From here on the ticks came in quick succession, or there were very many: whoever else runs."""
 TAKEN_CPU_SHARE = 0.3
 """What computes keeps more than this of a CPU on a machine three times overcommitted."""
 GIL_FREE_SHARE = 0.25
@@ -130,7 +132,7 @@ def describe(
         wait = max(0.0, item - cpu)
     else:
         cpu, wait = item * max(1.0, inner), 0.0
-        if free is not None and cpu_share > TAKEN_CPU_SHARE:
+        if free is not None and free < SURELY_FREE_SHARE and cpu_share > TAKEN_CPU_SHARE:
             # While the CPU is taken away from the function, the probe runs whoever holds the GIL.
             away = max(0.0, 1.0 - cpu_share)
             free = max(0.0, free - away) / max(CPU_SHARE_FLOOR, 1.0 - away)
