@@ -123,7 +123,11 @@ def describe(
         cpu_share < WAITING_CPU_SHARE
         and (free is None or free >= GIL_FREE_SHARE)
         and (switches is None or switches >= len(calls))
-        and (switches is None or sample.involuntary_switches <= TAKEN_PER_GIVEN * switches)
+        and (
+            switches is None
+            or sample.involuntary_switches <= TAKEN_PER_GIVEN * switches
+            or cpu_share <= TAKEN_CPU_SHARE
+        )
     )
     if waits:
         # What a waiting function computes is taken to hold the GIL: ticks cannot tell.

@@ -251,6 +251,21 @@ def test_a_busy_machine_is_no_waiting(facts: dict[str, Any]) -> None:
     assert not describe(sample([0.01] * 3, cpu_seconds=0.015, **facts), 100).waits
 
 
+def test_who_hardly_computes_waits_on_a_busy_machine_too() -> None:
+    """What computes keeps more of a CPU than this, however often that is taken away."""
+    busy = {"voluntary_switches": 3, "involuntary_switches": 40, "gil_share": 0.6}
+    assert describe(sample([0.019] * 3, cpu_seconds=0.011, **busy), 100).waits
+    assert not describe(sample([0.019] * 3, cpu_seconds=0.03, **busy), 100).waits
+
+
+def test_ticks_while_the_cpu_is_taken_away_are_no_free_gil() -> None:
+    """Whoever holds it does not run then; ticks in quick succession are evidence all the same."""
+    taken = sample([0.02] * 3, cpu_seconds=0.042, gil_share=0.23, voluntary_switches=0)
+    assert not describe(taken, 100).releases_gil
+    assert describe(replace(taken, cpu_seconds=0.06), 100).releases_gil
+    assert describe(replace(taken, gil_share=0.4), 100).releases_gil
+
+
 @pytest.mark.parametrize(("share", "released"), [(0.04, False), (0.32, True), (0.7, True)])
 def test_describe_gil(share: float, released: bool) -> None:
     """The measured shares of facts on an idle and on a busy machine."""
