@@ -61,6 +61,7 @@ bench: $(VENV)/.dev  ## Measure, side by side with peers
 	@$(BIN)/python -m benchmarks
 	@$(BIN)/python -m benchmarks.choice
 	@$(BIN)/python -m benchmarks.choice.sweep --rounds 1
+	@$(BIN)/python -m benchmarks.choice.misleading
 	@$(BIN)/python -m benchmarks.memory
 
 soak: $(VENV)/.dev  ## Five minutes of random faults against random work

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.choice import picture, sweep, table
+from benchmarks.choice import misleading, picture, sweep, table
 from benchmarks.choice.__main__ import main
 from benchmarks.choice.contenders import CONTENDERS
 from benchmarks.choice.sweep import Setting, Swept
@@ -85,3 +85,15 @@ def test_the_picture_has_all_rows(tmp_path: Path) -> None:
     drawn = (tmp_path / "choice.svg").read_text(encoding="utf-8")
     for text in (WORKLOADS["cpu-5ms"].title, "A later call", "a machine", "amorsize", "25"):
         assert f"<!-- {text} -->" in drawn  # matplotlib says so beside the glyphs
+
+
+def test_misleading_inputs_are_beside_a_comprehension(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every one of them runs, in a process of its own; no speed is held."""
+    some = {"five slow, 2,000 trivial": misleading.inputs()["five slow, 2,000 trivial"]}
+    monkeypatch.setattr(misleading, "inputs", lambda: some)
+    assert misleading.main(["--rounds", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "five slow, 2,000 trivial" in shown
+    assert "worst, to the comprehension: " in shown

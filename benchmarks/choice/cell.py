@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.choice.cell call WORKLOAD CONTENDER`` times a first call, its import
 included, and the median of some later ones; ``plan WORKLOAD`` says what ``optimize()`` chooses;
-``setting WORKLOAD ENGINE N_JOBS CHUNKSIZE`` times a first ``execute()`` that is told how to run.
+``setting WORKLOAD ENGINE N_JOBS CHUNKSIZE`` times a first ``execute()`` that is told how to run;
+``misleading INPUT`` is :func:`benchmarks.choice.misleading.measure`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 from typing import Any
 
+from benchmarks.choice import misleading
 from benchmarks.choice.contenders import CONTENDERS
 from benchmarks.choice.workloads import WORKLOADS
 
@@ -67,7 +69,12 @@ def measure_setting(workload: str, engine: str, n_jobs: str, chunksize: str) -> 
     return {"seconds": seconds}
 
 
-WHAT = {"call": measure_calls, "plan": ask_for_plan, "setting": measure_setting}
+WHAT = {
+    "call": measure_calls,
+    "misleading": misleading.measure,
+    "plan": ask_for_plan,
+    "setting": measure_setting,
+}
 
 
 if __name__ == "__main__":
