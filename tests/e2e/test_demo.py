@@ -105,6 +105,7 @@ def test_the_demo_tells_all_backends_at_once(
                 "exemplars",
             )
             linked = {exemplar["labels"]["trace_id"] for exemplar in exemplars}
+            assert all(len(trace_id) == 32 for trace_id in linked)
             poll(
                 lambda: {span.trace_id for span in otlp_receiver.spans()},
                 lambda arrived: linked <= arrived,

@@ -138,6 +138,7 @@ def test_a_run_arrives(stack: Running) -> None:
     poll(
         stack.prometheus.scrape_errors, lambda errors: set(errors) == {""}, WAIT_SECONDS, "no error"
     )
+    assert stack.process.poll() is None
 
 
 def test_the_rules_are_those_that_are_shipped(stack: Running) -> None:
@@ -270,6 +271,7 @@ def test_when_it_is_killed_itself_nothing_is_left(tmp_path: Path) -> None:
     """SIGKILL leaves no time to end anything: the system does it."""
     with running(tmp_path, "--free-ports") as started:
         processes = started.descendants()
+        assert len(processes) >= 4
         started.process.kill()
         started.wait()
         poll(lambda: are_gone(processes), bool, WAIT_SECONDS, "all have ended")
