@@ -20,7 +20,14 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from amorsize import cost
-from amorsize.explanation import NAMES, OptimizationResult, details_of, say_reason, say_warnings
+from amorsize.explanation import (
+    NAMES,
+    OptimizationResult,
+    count_of,
+    details_of,
+    say_reason,
+    say_warnings,
+)
 from amorsize.gil_probe import GilProbe
 from amorsize.payload import measure_payload
 from amorsize.sampling import Clocks, Sample, extend_sample
@@ -110,6 +117,8 @@ class Chooser:
             return False
         sample.gil_share = share
         workload = describe(sample, self.total)
+        # The call in progress is work as well: two items are enough for two workers.
+        workload = workload._replace(remaining=workload.remaining + 1)
         if self._hopeless(workload):
             return False
         cores = self.system or read_system(memory=False)
@@ -213,7 +222,9 @@ class Chooser:
             )
         worked = len(self.sample.items) - before
         if worked:
-            self.notes.append(f"{worked:,} items more were run here while the workers started")
+            self.notes.append(
+                f"while the workers started, {count_of(worked, 'item')} more ran here"
+            )
         return True
 
     def _go_on(self, ahead: Ahead, workload: Workload) -> OptimizationResult:
@@ -232,7 +243,8 @@ class Chooser:
         if begun is None:
             begun = cost.Candidate(engine, ahead.n_jobs)
         self.notes.append(
-            f"{ahead.dispatched:,} items were begun by workers while the first call was in progress"
+            "while the first call was in progress, workers began with "
+            f"{count_of(ahead.dispatched, 'item')}"
         )
         return self._result(cost.Plan(begun, plan.candidates), workload, system)
 

@@ -110,7 +110,7 @@ class OptimizationResult:
         if not self.corrections:
             return []
         times = "once" if self.corrections == 1 else f"{self.corrections} times"
-        to = _count(self.final_chunksize or 1, "item")
+        to = count_of(self.final_chunksize or 1, "item")
         return [f"The size of the chunks was corrected {times} while running, at last to {to}."]
 
     def __str__(self) -> str:
@@ -255,7 +255,7 @@ def say_warnings(plan: Plan, workload: Workload, system: SystemFacts) -> list[st
     if not workload.waits and chosen.n_jobs > system.usable_cores:
         warnings.append(
             f"n_jobs={chosen.n_jobs} for a function that computes, on "
-            f"{_count(system.usable_cores, 'usable core')}: more workers than cores gain nothing."
+            f"{count_of(system.usable_cores, 'usable core')}: more workers than cores gain nothing."
         )
     if chosen.n_jobs > 1 and workload.input_seconds * chosen.n_jobs > workload.item_seconds:
         warnings.append(
@@ -273,8 +273,8 @@ def render(
     plan, workload = details.plan, details.workload
     chosen = plan.chosen
     lines = [
-        f"{chosen.engine}: {_count(chosen.n_jobs, 'worker')}, chunks of "
-        f"{_count(chosen.chunksize, 'item')}, estimated speedup {chosen.speedup:.1f}",
+        f"{chosen.engine}: {count_of(chosen.n_jobs, 'worker')}, chunks of "
+        f"{count_of(chosen.chunksize, 'item')}, estimated speedup {chosen.speedup:.1f}",
         reason,
         "",
         *_labelled("machine", _machine(details.system)),
@@ -339,7 +339,7 @@ def _machine(system: SystemFacts | None) -> list[str]:
     if system.quota_cores is not None:
         quota = f"a CPU quota of {system.quota_cores:.3g}"
     text = (
-        f"{_count(system.usable_cores, 'usable core')} ({system.logical_cores} in the machine, "
+        f"{count_of(system.usable_cores, 'usable core')} ({system.logical_cores} in the machine, "
         f"{system.affinity_cores} by affinity, {system.physical_cores} of them physical, {quota})"
     )
     if system.available_bytes is None or system.total_bytes is None:
@@ -354,7 +354,7 @@ def _sample_lines(details: Details) -> list[str]:
     spread = shortest if shortest == longest else f"{shortest} to {longest}"
     item = workload.item_seconds
     lines = [
-        f"{_count(workload.sampled, 'item')}, {spread} a call; estimate {format_seconds(item)} a "
+        f"{count_of(workload.sampled, 'item')}, {spread} a call; estimate {format_seconds(item)} a "
         f"call, {format_seconds(workload.input_seconds)} to produce an item"
     ]
     if item > 0 and details.system is not None:
@@ -366,7 +366,7 @@ def _sample_lines(details: Details) -> list[str]:
             gil += " (assumed)"
         waits = "waiting not counted here"
         if details.switches is not None:
-            waits = f"{_count(details.switches, 'voluntary context switch')} in all"
+            waits = f"{count_of(details.switches, 'voluntary context switch')} in all"
         lines.append(f"{cpu}, {gil}, {waits}")
     payload = workload.payload
     if payload is not None and payload.problem is None:
@@ -382,7 +382,7 @@ def _work(workload: Workload) -> list[str]:
     alone = f"{format_seconds(workload.serial_seconds)} one after the other"
     if workload.total is None:
         return [f"an unknown number of items, taken for {workload.remaining:,} ({alone})"]
-    return [f"{_count(workload.remaining, 'item')}, {alone}"]
+    return [f"{count_of(workload.remaining, 'item')}, {alone}"]
 
 
 def _startup_source(details: Details) -> str:
@@ -392,7 +392,12 @@ def _startup_source(details: Details) -> str:
     )
 
 
-def _count(number: int, noun: str) -> str:
+def count_of(number: int, noun: str) -> str:
+    """A number and what it counts.
+
+    >>> count_of(1, "item"), count_of(2000, "switch")
+    ('1 item', '2,000 switches')
+    """
     plural = "" if number == 1 else "es" if noun.endswith("ch") else "s"
     return f"{number:,} {noun}{plural}"
 

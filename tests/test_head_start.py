@@ -74,7 +74,32 @@ def test_processes_begin_with_other_items_while_a_first_call_computes(
     assert plan.executor_type == "process"
     # The thread that looked at the first call is not listed among the program's.
     assert not [each for each in threading.enumerate() if each.name.startswith("Dummy")]
-    assert "1 items were begun by workers while the first call was in progress" in plan.explain()
+    assert "while the first call was in progress, workers began with 1 item" in plan.explain()
+
+
+@pytest.mark.parametrize("executor", ["process", "thread"])
+def test_two_items_are_enough(
+    tmp_path: Path, hooks: HookManager, recorder: RecordingHook, executor: str
+) -> None:
+    """The first call is one of them: the other does not wait for its end."""
+    flag = tmp_path / "begun"
+
+    def work(item: int) -> int:
+        if item == 1:
+            flag.touch()
+        elif executor == "process":
+            spin(flag.exists)
+        else:
+            deadline = time.monotonic() + DEADLINE_SECONDS
+            while not flag.exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert flag.exists()
+        return item
+
+    assert amorsize.execute(work, [0, 1], hooks=hooks) == [0, 1]
+    assert_contract(recorder.contexts)
+    assert posted(recorder)["executor_type"] == executor
+    assert posted(recorder)["head_start_items"] == 1
 
 
 @pytest.mark.parametrize("way", ["execute", "stream"])
@@ -133,7 +158,7 @@ def test_the_caller_works_on_while_workers_start(
     assert_contract(recorder.contexts)
     assert plan.executor_type == "process"
     assert posted(recorder)["sampled_items"] > 5
-    assert "items more were run here while the workers started" in plan.explain()
+    assert "items more ran here" in plan.explain()
 
 
 def test_with_a_time_limit_the_caller_does_not_work_on(

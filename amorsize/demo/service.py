@@ -28,7 +28,7 @@ class FactsService:
         sources: the files it knows; all other names are 404.
         host: the address that it listens on; one that other machines reach, for their workers.
         wait_seconds: the shortest and the longest wait before an answer.
-        refuse_one_in: refuse about one file in so many with status 503; 0 refuses none.
+        refuse_one_in: refuse one file in so many with status 503, at least one; 0 refuses none.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class _Server(ThreadingHTTPServer):
     ) -> None:
         self.sources = sources
         self.wait_seconds = wait_seconds
-        self.refuse_one_in = refuse_one_in
+        self.refused = _choose_refused(sources, refuse_one_in)
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, 0), _Handler)
 
@@ -87,6 +87,14 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: the client went away, because its run was stopped."""
+
+
+def _choose_refused(sources: Sources, one_in: int) -> frozenset[str]:
+    """Choose the files that are refused, the same ones in every round."""
+    if not one_in:
+        return frozenset()
+    scattered = sorted(sources.sizes, key=lambda name: zlib.crc32(name.encode()))
+    return frozenset(scattered[: max(1, len(scattered) // one_in)])
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -100,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
         number = zlib.crc32(name.encode())
         shortest, longest = self.server.wait_seconds
         time.sleep(shortest + (longest - shortest) * (number % 1000) / 1000)
-        if self.server.refuse_one_in and number % self.server.refuse_one_in == 0:
+        if name in self.server.refused:
             self._answer(503, {"error": "refused on purpose"})
             return
         with open(self.server.sources.path(name), "rb") as file:

@@ -141,6 +141,14 @@ def test_a_run_arrives(stack: Running) -> None:
     assert stack.process.poll() is None
 
 
+def test_a_failure_arrives(stack: Running) -> None:
+    """Every third round the app's service refuses requests on purpose: the items are counted."""
+    failed = 'sum(amorsize_items_failed_total{job="amorsize",function="fetch"})'
+    poll(lambda: stack.prometheus.value(failed), lambda value: (value or 0) >= 1, 100.0, failed)
+    errors = 'sum(amorsize_errors_total{job="amorsize",function="fetch"})'
+    assert (stack.prometheus.value(errors) or 0) >= 1
+
+
 def test_the_rules_are_those_that_are_shipped(stack: Running) -> None:
     """All of them, evaluated without an error."""
     with urllib.request.urlopen(f"{stack.prometheus.url}/api/v1/rules", timeout=10) as answer:
