@@ -93,7 +93,8 @@ class Input:
         if self.exhausted:
             return items
         if self._sequence is not None:
-            stop = min(self.drawn + size, len(self._sequence))
+            # The function may have made a list shorter meanwhile: what was drawn stays so.
+            stop = max(self.drawn, min(self.drawn + size, len(self._sequence)))
             if self._copies:
                 piece = self._sequence[self.drawn : stop]
             else:

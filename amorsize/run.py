@@ -196,7 +196,8 @@ class Run:
         item_seconds = self._sizer.item_seconds
         if self._plan.may_change and item_seconds is not None:
             self._leaving = self._leaving or item_seconds < CHEAP_SECONDS
-        if not self._leaving or self._in_flight or self._again or self._unsendable:
+        waiting = self._in_flight or self._again or self._unsendable
+        if not self._leaving or waiting or self._input.exhausted:
             return
         self._leaving = False
         self._close_backend(cancel=False)

@@ -310,3 +310,14 @@ def test_a_sequence_is_drawn_in_slices_of_its_own_kind(kind: type, drawn: int) -
     assert [type(piece) for piece in pieces] == [kind, kind]
     assert [item for piece in pieces for item in piece] == list(range(drawn, 10))
     assert (data.exhausted, data.drawn, list(data.draw(4))) == (True, 10, [])
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_a_list_that_became_shorter_ends_where_it_was_drawn_to(copies: bool) -> None:
+    """No item is counted back."""
+    numbers = list(range(10))
+    data = Input(iter(numbers), patient=True, sequence=numbers, copies=copies)
+    assert list(data.draw(6)) == list(range(6))
+    del numbers[3:]
+    assert list(data.draw(6)) == []
+    assert (data.drawn, data.exhausted) == (6, True)
