@@ -57,6 +57,9 @@ is known whether its results can be sent home."""
 FIRST_THREADS_PER_CORE = 4
 """Threads that begin while the first call is in progress: more of them once it has told all."""
 
+DISTURBED_SHARE = 0.2
+"""No threads begin on a look during which the call had to wait for a CPU for more of its time."""
+
 
 class Ahead(Protocol):
     """Where workers begin while the sample runs; see :class:`amorsize.head_start.HeadStart`."""
@@ -105,9 +108,16 @@ class Chooser:
         cpu_clock = _cpu_clock_of_this_thread()
         if ahead is None or cpu_clock is None or (self.total is not None and self.total < 2):
             return None
-        return lambda probe: ahead.looking(lambda: self._look(ahead, probe, cpu_clock))
+        queued = _queue_clock_of_this_thread()
+        return lambda probe: ahead.looking(lambda: self._look(ahead, probe, cpu_clock, queued))
 
-    def _look(self, ahead: Ahead, probe: GilProbe, cpu_clock: Callable[[], float]) -> bool:
+    def _look(
+        self,
+        ahead: Ahead,
+        probe: GilProbe,
+        cpu_clock: Callable[[], float],
+        queued: Callable[[], float | None],
+    ) -> bool:
         """Begin ahead what a call in progress already warrants; say whether to look no more.
 
         A call so far counts as a call of that length: it can only get longer.
@@ -116,6 +126,7 @@ class Chooser:
         if sample is None or (share := probe.share()) is None:
             return False
         sample.gil_share = share
+        sample.queued_seconds = queued()
         workload = describe(sample, self.total)
         # The call in progress is work as well: two items are enough for two workers.
         workload = workload._replace(remaining=workload.remaining + 1)
@@ -140,6 +151,8 @@ class Chooser:
                 return False
             # This thread's call has one of the cores.
             ahead.dispatch(self.sample, n_jobs - 1)
+        elif workload.queued_share > DISTURBED_SHARE:
+            return False  # threads are of no use to what holds the GIL: a calmer look tells
         elif ahead.may_dispatch:
             ahead.begin(engine, n_jobs)
             ahead.dispatch(
@@ -343,3 +356,26 @@ def _cpu_clock_of_this_thread() -> Callable[[], float] | None:
     except (AttributeError, OSError):
         return None
     return lambda: time.clock_gettime(clock)
+
+
+def _queue_clock_of_this_thread() -> Callable[[], float | None]:
+    """Return what says for how many seconds from now on this thread was ready, but had no CPU.
+
+    It may be called from other threads; it gives None where the system does not count that.
+    """
+    path = f"/proc/self/task/{threading.get_native_id()}/schedstat"
+
+    def read() -> float | None:
+        try:
+            with open(path, "rb") as file:
+                return int(file.read().split()[1]) * 1e-9  # proc(5), scheduler statistics
+        except (OSError, ValueError, IndexError):
+            return None
+
+    before = read()
+
+    def since() -> float | None:
+        now = read()
+        return None if before is None or now is None else max(0.0, now - before)
+
+    return since

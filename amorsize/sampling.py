@@ -110,6 +110,8 @@ class Sample:
         input_seconds: wall time of taking each item from the iterator.
         voluntary_switches: context switches by which the calls waited; None where not counted.
         involuntary_switches: those by which the CPU was taken away from them.
+        queued_seconds: for how long the calls were ready to run, but had no CPU; None where that
+            was not read. Of a call in progress it stands for the context switches.
         gil_share: see :class:`GilProbe`; None when not probed.
         peak_growth_bytes: how far the process' highest resident size rose.
         collector: keeps what the calls bring beside results; None where nobody listens.
@@ -132,6 +134,7 @@ class Sample:
     input_seconds: list[float] = field(default_factory=list)
     voluntary_switches: int | None = 0
     involuntary_switches: int = 0
+    queued_seconds: float | None = None
     gil_share: float | None = None
     peak_growth_bytes: int = 0
     collector: ChunkCollector | None = None

@@ -46,6 +46,7 @@ class Workload(NamedTuple):
         input_seconds: producing one item.
         inner_parallelism: cores that one call uses.
         gil_known: whether the GIL was probed.
+        queued_share: the share of the calls' time in which they had to wait for a CPU, where known.
         working_bytes: memory that one call was seen to need.
         payload: what crosses to a worker process; None when not measured.
     """
@@ -61,6 +62,7 @@ class Workload(NamedTuple):
     input_seconds: float = 0.0
     inner_parallelism: float = 1.0
     gil_known: bool = False
+    queued_share: float = 0.0
     working_bytes: int = 0
     payload: Payload | None = None
 
@@ -113,7 +115,9 @@ def describe(
     if sample.together:
         item = sample.together_seconds / sample.together
     # CPU times have no finer reading than the calls around the sample: shares of it.
-    cpu_share = sample.cpu_seconds / sample.seconds if sample.seconds > 0 else 1.0
+    queued = min(sample.queued_seconds or 0.0, sample.seconds)
+    ran = sample.seconds - queued
+    cpu_share = min(1.0, sample.cpu_seconds / ran) if ran > 0 else 1.0
     inner = sample.process_cpu_seconds / sample.seconds if sample.seconds > 1e-3 else 1.0
     free = sample.gil_share
     switches = sample.voluntary_switches
@@ -136,7 +140,11 @@ def describe(
         wait = max(0.0, item - cpu)
     else:
         cpu, wait = item * max(1.0, inner), 0.0
-        if free is not None and free < SURELY_FREE_SHARE and cpu_share > TAKEN_CPU_SHARE:
+        if free is not None and queued:
+            # Waiting for a CPU it does not hold the GIL, whoever computes.
+            away = queued / sample.seconds
+            free = max(0.0, free - away) / max(CPU_SHARE_FLOOR, 1.0 - away)
+        elif free is not None and free < SURELY_FREE_SHARE and cpu_share > TAKEN_CPU_SHARE:
             # While the CPU is taken away from the function, the probe runs whoever holds the GIL.
             away = max(0.0, 1.0 - cpu_share)
             free = max(0.0, free - away) / max(CPU_SHARE_FLOOR, 1.0 - away)
@@ -162,6 +170,7 @@ def describe(
         input_seconds=input_seconds,
         inner_parallelism=inner,
         gil_known=free is not None,
+        queued_share=queued / sample.seconds if queued else 0.0,
         working_bytes=sample.peak_growth_bytes,
         payload=payload,
     )

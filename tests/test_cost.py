@@ -266,6 +266,20 @@ def test_ticks_while_the_cpu_is_taken_away_are_no_free_gil() -> None:
     assert describe(replace(taken, gil_share=0.4), 100).releases_gil
 
 
+def test_a_call_that_stood_in_the_queue_for_a_cpu_neither_waited_nor_let_go() -> None:
+    """Of a call in progress the scheduler's word stands for the context switches."""
+    taken = sample(
+        [0.01], cpu_seconds=0.006, gil_share=0.35, voluntary_switches=None, queued_seconds=0.004
+    )
+    workload = describe(taken, 2)
+    assert not workload.waits
+    assert not workload.releases_gil
+    assert workload.queued_share == pytest.approx(0.4)
+    assert describe(replace(taken, queued_seconds=0.0), 2).waits
+    computed = replace(taken, cpu_seconds=0.01, queued_seconds=0.0)
+    assert describe(computed, 2).releases_gil
+
+
 @pytest.mark.parametrize(("share", "released"), [(0.04, False), (0.32, True), (0.7, True)])
 def test_describe_gil(share: float, released: bool) -> None:
     """The measured shares of facts on an idle and on a busy machine."""
