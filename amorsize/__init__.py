@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from amorsize.errors import AmorsizeError as AmorsizeError
     from amorsize.executor import execute as execute
     from amorsize.executor import shutdown as shutdown
-    from amorsize.executor import stream as stream
     from amorsize.explanation import OptimizationResult as OptimizationResult
     from amorsize.exporters.cloudwatch import enable_cloudwatch as enable_cloudwatch
     from amorsize.exporters.datadog import enable_datadog as enable_datadog
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from amorsize.hooks import on_failure as on_failure
     from amorsize.hooks import slower_than as slower_than
     from amorsize.optimizer import optimize as optimize
+    from amorsize.streaming import stream as stream
     from amorsize.user_metrics import count as count
     from amorsize.user_metrics import observe as observe
     from amorsize.user_metrics import set_gauge as set_gauge
@@ -79,7 +79,7 @@ _HOME = {
     "set_gauge": "amorsize.user_metrics",
     "shutdown": "amorsize.executor",
     "slower_than": "amorsize.hooks",
-    "stream": "amorsize.executor",
+    "stream": "amorsize.streaming",
 }
 
 __all__ = [*_HOME, "__version__"]  # names resolved by __getattr__

@@ -7,14 +7,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import cache
 from typing import Any
 
 from amorsize import environment, optimizer
-from amorsize.arguments import check_seconds, check_switch, known_length, validate
+from amorsize.arguments import check_options, validate
 from amorsize.backends.base import Task
+from amorsize.chooser import Chooser
 from amorsize.chunking import (
     MAX_CHUNK_ITEMS,
     SHORTEST_CHUNK_SECONDS,
@@ -28,12 +29,13 @@ from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.explanation import OptimizationResult
 from amorsize.head_start import HeadStart
 from amorsize.hooks.manager import HookManager, get_default_manager
+from amorsize.opening import Opening
 from amorsize.plan import Plan, Sampled, TimeLimits
 from amorsize.reporting import Reporter
 from amorsize.run import Run
 from amorsize.sampling import Sample
 from amorsize.sinks import Sink, StreamBuffer
-from amorsize.system import engines_here
+from amorsize.system import STARTUP, engines_here
 from amorsize.worker import HOSTNAME, ChunkOutcome, Failure
 
 logger = logging.getLogger(__name__)
@@ -66,8 +68,11 @@ class Call:
         item_timeout: float | None,
         name: str | None,
         verbose: bool,
+        opening: Opening | None = None,
     ) -> None:
         self.begin()
+        if opening is not None:
+            self._began = opening.began
         checked = validate(
             func,
             data,
@@ -79,15 +84,15 @@ class Call:
         )
         if hooks is not None and not isinstance(hooks, HookManager):
             raise InvalidTypeError(f"hooks must be a HookManager or None; got {hooks!r}")
-        if name is not None and not isinstance(name, str):
-            raise InvalidTypeError(f"name must be a string or None; got {name!r}")
-        check_seconds("progress_interval", progress_interval, zero=True)
-        check_switch("progress", progress)
-        check_switch("return_exceptions", return_exceptions)
-        check_switch("verbose", verbose)
-        for limit, seconds in (("timeout", timeout), ("item_timeout", item_timeout)):
-            if seconds is not None:
-                check_seconds(limit, seconds)
+        check_options(
+            name=name,
+            progress=progress,
+            progress_interval=progress_interval,
+            return_exceptions=return_exceptions,
+            timeout=timeout,
+            item_timeout=item_timeout,
+            verbose=verbose,
+        )
         if item_timeout is not None and checked.engine is not None and checked.engine.lent:
             raise InvalidValueError(
                 "item_timeout needs workers that can be ended, which those of an executor that "
@@ -109,11 +114,14 @@ class Call:
         self._item_timeout = item_timeout
         self._name = name
         self._verbose = verbose
+        self._opening = opening
         self._cleanup = ExitStack()
         self._progress = _progress_manager(self._cleanup) if progress else None
         self.result: OptimizationResult
         self.run: Run | None = None
         self._told: tuple[Reporter, list[HookManager]]
+        self._task: Task
+        self._head_start: HeadStart
 
     def begin(self) -> None:
         """Start the clocks."""
@@ -126,14 +134,14 @@ class Call:
     def __exit__(self, *exc: Any) -> None:
         self._cleanup.close()
 
-    def prepare(self, sink: Sink, *, interruptible: bool) -> Run:
-        """Make the plan, which may run the first items, and the run."""
-        engine = self._engine
+    def set_up(self, opening: Opening) -> Chooser:
+        """Make what tells, what may begin early, and what chooses; called once, from any thread."""
         allowed = engines_here()
+        engine = self._engine
         if engine is not None and engine.type in ("process", "dask") and "process" not in allowed:
             # And a task that waits for tasks, in a cluster of such tasks, may wait for ever.
             _say_nested(engine.type)
-            engine = Engine("serial")
+            self._engine = Engine("serial")
         managers = self._managers()
         reporter = Reporter(
             managers,
@@ -143,43 +151,69 @@ class Call:
         )
         self._told = reporter, managers
         self._cleanup.callback(reporter.forget_trace)
-        collect = Collect(reporter.takes_user_metrics(), reporter.begin_trace())
-        iterator = iter(self._data)
-        total = known_length(self._data)
-        sequence = None if total is None else _sliceable(self._data)  # a range may be endless
-        task = Task(
+        self._task = Task(
             self._func,
             return_exceptions=self._return_exceptions,
             stamp_items=self._item_timeout is not None,
-            collect=collect,
+            collect=Collect(reporter.takes_user_metrics(), reporter.begin_trace()),
         )
         limited = self._timeout is not None or self._item_timeout is not None
-        head_start = HeadStart(task, sequence, may_work=not limited)
-        self._cleanup.callback(head_start.abandon)
-        self.result, sample = optimizer.choose(
+        self._head_start = HeadStart(
+            self._task, opening.sequence, opening.context, may_work=not limited
+        )
+        self._cleanup.callback(self._head_start.abandon)
+        return Chooser(
             self._func,
-            iterator,
-            total,
+            opening.iterator,
+            opening.total,
+            opening.sample,
+            sample_size=self._sample_size,
+            return_exceptions=self._return_exceptions,
             n_jobs=self._n_jobs,
             chunksize=self._chunksize,
-            executor=engine,
-            allowed=allowed,
-            sample_size=self._sample_size,
             target_chunk_duration=self._target_chunk_duration,
-            return_exceptions=self._return_exceptions,
+            allowed=allowed,
             warm_workers=_warm_workers(),
-            verbose=self._verbose,
-            collector=collect.in_chunk(0),
-            ahead=head_start,
+            again=False,
+            system=None,
+            startup=STARTUP,
+            clocks=None,
+            ahead=self._head_start,
         )
+
+    def prepare(self, sink: Sink, *, interruptible: bool) -> Run:
+        """Make the plan, which may run the first items, and the run."""
+        opening = self._opening
+        if opening is None:
+            opening = Opening(
+                self._func,
+                self._data,
+                sample_size=self._sample_size,
+                return_exceptions=self._return_exceptions,
+            )
+            chooser = self.set_up(opening)
+            if self._engine is None and self._n_jobs != 1:
+                opening.draw(lambda _: chooser, self._task.collect.in_chunk(0))
+        else:
+            chooser = opening.chooser or self.set_up(opening)
+        engine = self._engine
+        sample: Sample | None = None
+        if engine is None and self._n_jobs != 1:
+            sample = opening.sample
+            self.result = chooser.choose()
+            optimizer.tell(self.result, self._verbose)
+        else:
+            self.result = optimizer.choose_named(
+                engine, opening.total, self._n_jobs, self._chunksize, self._verbose
+            )
         self.result.data = self._data
         if engine is None:
             engine = Engine(self.result.executor_type)
         source = Input(
-            iterator,
-            patient=total is not None,
-            drawn=0 if sample is None else len(sample.items) + head_start.dispatched,
-            sequence=sequence,
+            opening.iterator,
+            patient=opening.total is not None,
+            drawn=0 if sample is None else len(sample.items) + self._head_start.dispatched,
+            sequence=opening.sequence,
             copies=engine.type != "serial" or interruptible,
         )
         if sample is not None:
@@ -205,13 +239,13 @@ class Call:
         limit = MAX_CHUNK_ITEMS
         if isinstance(sink, StreamBuffer):
             limit = _STREAM_CHUNK_ITEMS
-        elif sequence is not None and engine.type == "serial":
+        elif opening.sequence is not None and engine.type == "serial":
             limit = _SERIAL_CHUNK_ITEMS
         self.run = Run(
-            task=task,
+            task=self._task,
             plan=plan,
             data=source,
-            total=total,
+            total=opening.total,
             sampled=_sampled(sample),
             sizer=ChunkSizer(
                 fixed=self._chunksize,
@@ -222,13 +256,13 @@ class Call:
                 shortest_seconds=SHORTEST_CHUNK_SECONDS.get(engine.type, 0.0002),
             ),
             sink=sink,
-            reporter=reporter,
+            reporter=self._told[0],
             limits=TimeLimits(
                 timeout=self._timeout,
                 item_timeout=self._item_timeout,
                 deadline=(None if self._timeout is None else self._began_monotonic + self._timeout),
             ),
-            begun=head_start.hand_over(engine.type, plan.n_jobs),
+            begun=self._head_start.hand_over(engine.type, plan.n_jobs),
         )
         return self.run
 
@@ -254,12 +288,6 @@ class Call:
         default = get_default_manager()
         hooks = None if self._hooks is default else self._hooks  # who passes it is told once
         return [each for each in (default, hooks, self._progress) if each is not None]
-
-
-def _sliceable(data: Iterable[Any]) -> Sequence[Any] | None:
-    """Return an input whose slices give what its iterator gives; None for any other."""
-    # Of a subclass one never knows.
-    return data if type(data) in (list, tuple, range) else None  # type: ignore[return-value]
 
 
 def _sampled(sample: Sample | None) -> Sampled:

@@ -13,7 +13,6 @@ were free.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -39,7 +38,8 @@ from amorsize.system import (
     measure_startup,
     read_system,
 )
-from amorsize.workload import Workload, describe
+from amorsize.thread_clocks import ThreadClocks
+from amorsize.workload import HOPELESS_SECONDS, TRIVIAL_SECONDS, Workload, describe
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +73,10 @@ class Ahead(Protocol):
     def may_dispatch(self) -> bool: ...
     @property
     def travels(self) -> bool: ...
-    def looking(self, look: Callable[[], bool]) -> bool: ...
-    def settle(self) -> None: ...
     def begin(self, engine: str, n_jobs: int) -> None: ...
     def dispatch(self, sample: Sample, chunks: int) -> bool: ...
     def is_up(self) -> bool: ...
+    def abandon(self) -> None: ...
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -102,31 +101,26 @@ class Chooser:
     ahead: Ahead | None = None
     notes: list[str] = field(default_factory=list)
 
-    def looker(self) -> Callable[[GilProbe], bool] | None:
-        """Return what looks at a call in progress; None where nothing may be begun."""
-        ahead = self.ahead
-        cpu_clock = _cpu_clock_of_this_thread()
-        if ahead is None or cpu_clock is None or (self.total is not None and self.total < 2):
-            return None
-        queued = _queue_clock_of_this_thread()
-        return lambda probe: ahead.looking(lambda: self._look(ahead, probe, cpu_clock, queued))
-
-    def _look(
-        self,
-        ahead: Ahead,
-        probe: GilProbe,
-        cpu_clock: Callable[[], float],
-        queued: Callable[[], float | None],
-    ) -> bool:
+    def look(self, probe: GilProbe, clocks: ThreadClocks) -> bool:
         """Begin ahead what a call in progress already warrants; say whether to look no more.
 
-        A call so far counts as a call of that length: it can only get longer.
+        Called from another thread. A call so far counts as a call of that length: it can only get
+        longer. Mistakes end here.
         """
-        sample = self.sample.so_far(time.perf_counter(), cpu_clock(), time.process_time())
+        if self.ahead is None:
+            return True
+        try:
+            return self._look(self.ahead, probe, clocks)
+        except Exception:
+            logger.debug("Nothing is begun ahead of the run", exc_info=True)
+            return True
+
+    def _look(self, ahead: Ahead, probe: GilProbe, clocks: ThreadClocks) -> bool:
+        sample = self.sample.so_far(time.perf_counter(), clocks.cpu(), time.process_time())
         if sample is None or (share := probe.share()) is None:
             return False
         sample.gil_share = share
-        sample.queued_seconds = queued()
+        sample.queued_seconds = clocks.queued()
         workload = describe(sample, self.total)
         # The call in progress is work as well: two items are enough for two workers.
         workload = workload._replace(remaining=workload.remaining + 1)
@@ -161,8 +155,6 @@ class Chooser:
         return True
 
     def choose(self) -> OptimizationResult:
-        if self.ahead is not None:
-            self.ahead.settle()
         if (stopped := self._stopped()) is not None:
             return stopped
         workload = describe(self.sample, self.total, again=self.again)
@@ -264,9 +256,9 @@ class Chooser:
     def _hopeless(self, workload: Workload) -> bool:
         """Whether so little is left that not even looking at the machine pays."""
         known = self.total is not None or self.sample.exhausted
-        if self.n_jobs is None and workload.item_seconds < cost.TRIVIAL_SECONDS:
+        if self.n_jobs is None and workload.item_seconds < TRIVIAL_SECONDS:
             return True
-        little = workload.serial_seconds < cost.HOPELESS_SECONDS
+        little = workload.serial_seconds < HOPELESS_SECONDS
         return self.n_jobs is None and known and little
 
     def _look_again(self, workload: Workload) -> bool:
@@ -347,35 +339,3 @@ class Chooser:
             reason = f"{NAMES[begun]} were begun while the first call was in progress; {what}."
             return OptimizationResult(jobs, self.chunksize or 1, begun, 1.0, reason)
         return OptimizationResult(1, self.chunksize or 1, "serial", 1.0, f"Serial, because {what}.")
-
-
-def _cpu_clock_of_this_thread() -> Callable[[], float] | None:
-    """Return a clock that other threads can read, too; None where the system has none."""
-    try:
-        clock = time.pthread_getcpuclockid(threading.get_ident())
-    except (AttributeError, OSError):
-        return None
-    return lambda: time.clock_gettime(clock)
-
-
-def _queue_clock_of_this_thread() -> Callable[[], float | None]:
-    """Return what says for how many seconds from now on this thread was ready, but had no CPU.
-
-    It may be called from other threads; it gives None where the system does not count that.
-    """
-    path = f"/proc/self/task/{threading.get_native_id()}/schedstat"
-
-    def read() -> float | None:
-        try:
-            with open(path, "rb") as file:
-                return int(file.read().split()[1]) * 1e-9  # proc(5), scheduler statistics
-        except (OSError, ValueError, IndexError):
-            return None
-
-    before = read()
-
-    def since() -> float | None:
-        now = read()
-        return None if before is None or now is None else max(0.0, now - before)
-
-    return since

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from amorsize.worker import Span
+from amorsize.span import Span
 
 MAX_CHUNK_ITEMS = 100_000
 """A bound on items that are held at once; chunks of trivial items could be millions long."""

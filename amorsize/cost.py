@@ -64,11 +64,6 @@ MEANWHILE_SHARE = 0.8
 MINIMUM_GAIN = 1.1
 """A serial run is left only for a speedup of at least this much."""
 MINIMUM_SAVING_SECONDS = 5e-4
-TRIVIAL_SECONDS = 3e-7
-"""Calls as short as this are done sooner than their items are handed to anybody else."""
-HOPELESS_SECONDS = 2e-3
-"""Serial work of this length is done before anything better has begun: planning alone takes a tenth
-of it."""
 
 NO_MEMORY = "memory does not hold two of its workers"
 ONE_CORE = "one core is usable"

@@ -25,8 +25,6 @@ Exceptions that the user's own function raises are not in this tree: they pass u
 
 from __future__ import annotations
 
-import signal
-
 
 class AmorsizeError(Exception):
     """The base of every exception that amorsize itself raises."""
@@ -190,6 +188,8 @@ def describe_exit(exit_code: int | None) -> str:
     if exit_code >= 0:
         return f"exited with code {exit_code}"
     try:
+        import signal  # only here: most programs never need it
+
         name = signal.Signals(-exit_code).name
     except ValueError:
         name = "unknown"
@@ -212,3 +212,8 @@ def _rebuild_worker_died(
         detail=detail,
         hint=hint,
     )
+
+
+def input_shrank() -> RuntimeError:
+    """Make the error of a function that takes items out of the list it is called on."""
+    return RuntimeError("the input, a list, lost items while the function went over it")

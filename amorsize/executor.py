@@ -1,20 +1,25 @@
-"""``execute()`` and ``stream()``: arguments in, results out. The loop itself is in ``run``."""
+"""``execute()``: arguments in, results out. The loop itself is in ``run``.
+
+What is imported here is paid by the shortest of runs: the rest is imported by whoever needs it.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import TYPE_CHECKING, Literal, TypeVar, overload
 
-from amorsize import termination
-from amorsize.call import Call
-from amorsize.driving import Driver, require_order
-from amorsize.explanation import OptimizationResult
-from amorsize.hooks.manager import HookManager
-from amorsize.sinks import Collector, StreamBuffer
+from amorsize import environment
+from amorsize.arguments import check_options, validate
+from amorsize.opening import Opening, nobody_listens
 
 if TYPE_CHECKING:
+    from amorsize.call import Call
+    from amorsize.chooser import Chooser
     from amorsize.engine import AnyExecutor
+    from amorsize.explanation import OptimizationResult
+    from amorsize.hooks.manager import HookManager
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -123,23 +128,66 @@ def execute(
         >>> amorsize.execute(lambda x: x * x, range(5))
         [0, 1, 4, 9, 16]
     """
-    call = Call(
-        func,
-        data,
-        hooks=hooks,
-        n_jobs=n_jobs,
-        chunksize=chunksize,
-        executor=executor,
-        sample_size=sample_size,
-        target_chunk_duration=target_chunk_duration,
-        progress=progress,
-        progress_interval=progress_interval,
-        return_exceptions=return_exceptions,
-        timeout=timeout,
-        item_timeout=item_timeout,
-        name=name,
-        verbose=verbose,
-    )
+    given = (hooks, n_jobs, chunksize, executor, timeout, item_timeout)
+    switches = (progress, return_exceptions, verbose, return_optimization_result)
+    opening: Opening | None = None
+
+    @cache
+    def make_call() -> Call:
+        from amorsize.call import Call
+
+        return Call(
+            func,
+            data,
+            hooks=hooks,
+            n_jobs=n_jobs,
+            chunksize=chunksize,
+            executor=executor,
+            sample_size=sample_size,
+            target_chunk_duration=target_chunk_duration,
+            progress=progress,
+            progress_interval=progress_interval,
+            return_exceptions=return_exceptions,
+            timeout=timeout,
+            item_timeout=item_timeout,
+            name=name,
+            verbose=verbose,
+            opening=opening,
+        )
+
+    def make_chooser(opening: Opening) -> Chooser:
+        return make_call().set_up(opening)
+
+    if all(each is None for each in given) and all(each is False for each in switches):
+        checked = validate(
+            func,
+            data,
+            sample_size=sample_size,
+            target_chunk_duration=target_chunk_duration,
+            n_jobs=None,
+            chunksize=None,
+            executor=None,
+        )
+        check_options(
+            name=name,
+            progress=False,
+            progress_interval=progress_interval,
+            return_exceptions=False,
+            timeout=None,
+            item_timeout=None,
+            verbose=False,
+        )
+        environment.apply()
+        if nobody_listens():
+            opening = Opening(func, data, sample_size=checked.sample_size)
+            alone = opening.run(make_chooser)
+            # The function may have registered a hook.
+            if alone is not None and nobody_listens():
+                return alone
+    from amorsize import termination
+    from amorsize.sinks import Collector
+
+    call = make_call()
     collector = Collector()
     with call, termination.DuringExecute(call.wake):
         run = call.prepare(collector, interruptible=timeout is not None or item_timeout is not None)
@@ -152,64 +200,6 @@ def execute(
     return collector.results
 
 
-def stream(
-    func: Callable[[T], R],
-    data: Iterable[T],
-    *,
-    ordered: bool = True,
-    hooks: HookManager | None = None,
-    n_jobs: int | None = None,
-    chunksize: int | None = None,
-    executor: AnyExecutor = None,
-    sample_size: int = 5,
-    target_chunk_duration: float = 0.2,
-    progress: bool = False,
-    progress_interval: float = 0.0,
-    return_exceptions: bool = False,
-    timeout: float | None = None,
-    item_timeout: float | None = None,
-    name: str | None = None,
-    verbose: bool = False,
-) -> Iterator[R]:
-    """Do what :func:`execute` does, as a generator with bounded memory.
-
-    The run is driven by a thread of its own, which also draws the input and calls the hooks (with
-    the caller's context variables), so that events flow while the consumer does something else.
-    A few chunks a worker are in flight or waiting to be consumed; a slow consumer slows the run
-    down. Closing the generator, or dropping it, cancels the run.
-
-    Args:
-        ordered: yield in input order; False to yield results as chunks complete.
-
-    The other arguments, and what is raised, are those of :func:`execute`; bad arguments are
-    refused by this call, the run begins with the first ``next()``.
-
-    Example:
-        >>> import amorsize
-        >>> sum(amorsize.stream(abs, range(-3, 3)))
-        9
-    """
-    call = Call(
-        func,
-        data,
-        hooks=hooks,
-        n_jobs=n_jobs,
-        chunksize=chunksize,
-        executor=executor,
-        sample_size=sample_size,
-        target_chunk_duration=target_chunk_duration,
-        progress=progress,
-        progress_interval=progress_interval,
-        return_exceptions=return_exceptions,
-        timeout=timeout,
-        item_timeout=item_timeout,
-        name=name,
-        verbose=verbose,
-    )
-    require_order(ordered)
-    return _consume(call, ordered)
-
-
 def shutdown() -> None:
     """End the worker processes that stay warm between executions; later ones start anew.
 
@@ -219,16 +209,3 @@ def shutdown() -> None:
     pool = getattr(pool_module, "pool", None)  # another thread may be importing it just now
     if pool is not None:
         pool.shutdown()
-
-
-def _consume(call: Call, ordered: bool) -> Iterator[Any]:
-    call.begin()
-    buffer = StreamBuffer(ordered=ordered)
-    driver = Driver(call, buffer)
-    with termination.DuringStream(driver.cancel):
-        try:
-            driver.start()
-            for piece in buffer.pieces():
-                yield from piece
-        finally:
-            driver.cancel()

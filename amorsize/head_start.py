@@ -9,29 +9,21 @@ the caller's thread is back: then the run takes over what was begun.
 
 from __future__ import annotations
 
-import contextvars
-import logging
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextvars import Context
 from typing import Any
-from weakref import WeakSet
 
 from amorsize.backends.base import Backend, Message, Task
 from amorsize.backends.factory import make_backend
 from amorsize.engine import Engine
 from amorsize.errors import AmorsizeError
+from amorsize.gil_probe import switching_often
+from amorsize.known_functions import KnownFunctions
 from amorsize.plan import Begun, Plan
 from amorsize.sampling import Sample
 from amorsize.worker import Chunk
 
-logger = logging.getLogger(__name__)
-
-_SWITCH_SECONDS = 5e-4
-_switching = threading.Lock()
-
-_travelled: WeakSet[Any] = WeakSet()
+TRAVELLED = KnownFunctions()
 """Functions whose results came home from worker processes."""
 
 
@@ -41,6 +33,7 @@ class HeadStart:
     Args:
         task: what its chunks have in common.
         sequence: the input, where any of its items can be had by its index; None otherwise.
+        context: the context variables of the run; what is started has them.
         may_work: whether the caller's thread may go on with the sample while workers start.
 
     Attributes:
@@ -50,16 +43,16 @@ class HeadStart:
         may_work: as given.
     """
 
-    def __init__(self, task: Task, sequence: Sequence[Any] | None, *, may_work: bool) -> None:
+    def __init__(
+        self, task: Task, sequence: Sequence[Any] | None, context: Context, *, may_work: bool
+    ) -> None:
         self._task = task
         self._sequence = sequence
-        self._context = contextvars.copy_context()
+        self._context = context
         self._backend: Backend | None = None
         self._chunks: list[Chunk] = []
         self._news: list[Message] = []
         self._error: Exception | None = None
-        self._looking = threading.Lock()
-        self._settled = False
         self.may_work = may_work
         self.engine: str | None = None
         self.n_jobs = 0
@@ -73,26 +66,7 @@ class HeadStart:
     @property
     def travels(self) -> bool:
         """Whether results of this function are known to come home from worker processes."""
-        try:
-            return self._task.func in _travelled
-        except TypeError:  # not hashable, or not to be referred to weakly
-            return False
-
-    def looking(self, look: Callable[[], bool]) -> bool:
-        """Call ``look``, from another thread, unless the sample is over; its mistakes end there."""
-        with self._looking:
-            if self._settled:
-                return True
-            try:
-                return look()
-            except Exception:
-                logger.debug("Nothing is begun ahead of the run", exc_info=True)
-                return True
-
-    def settle(self) -> None:
-        """The sample is over: wait for a look in progress, and allow no other."""
-        with self._looking:
-            self._settled = True
+        return self._task.func in TRAVELLED
 
     def begin(self, engine: str, n_jobs: int) -> None:
         """Open an engine, and start workers that take time to start.
@@ -101,7 +75,7 @@ class HeadStart:
             TransportError: the function does not travel.
             OSError: no process can be started.
         """
-        with _switching_often():
+        with switching_often():
             if self._backend is None:
                 backend = make_backend(Plan(Engine(engine), n_jobs, 1, 1.0))
                 self._backend = backend  # from here on it is closed, whatever happens
@@ -116,7 +90,7 @@ class HeadStart:
         """
         if self._backend is None or self._sequence is None or (start := sample.close()) is None:
             return False
-        with _switching_often():
+        with switching_often():
             for at in range(start, min(start + chunks, len(self._sequence))):
                 if not self._backend.has_room():
                     break
@@ -157,31 +131,3 @@ class HeadStart:
         backend, self._backend = self._backend, None
         if backend is not None:
             backend.close(cancel=True)
-
-
-@contextmanager
-def _switching_often() -> Iterator[None]:
-    """Let a thread that computes give way ten times as often.
-
-    Beside it, whatever reads a file or starts a process waits for the GIL each time: opening an
-    engine takes 0.1 s instead of 10 ms.
-    """
-    # Not current_thread(): that would list the probe's thread among the program's for good.
-    if threading.get_ident() == threading.main_thread().ident:
-        yield  # nobody computes beside
-        return
-    with _switching:
-        before = sys.getswitchinterval()
-        sys.setswitchinterval(min(before, _SWITCH_SECONDS))
-        try:
-            yield
-        finally:
-            sys.setswitchinterval(before)
-
-
-def has_travelled(func: Any) -> None:
-    """Take note that results of a function came home from a worker process."""
-    try:
-        _travelled.add(func)
-    except TypeError:
-        pass

@@ -15,8 +15,7 @@ from typing import Any
 
 from amorsize import cost
 from amorsize.arguments import known_length, validate
-from amorsize.chooser import Ahead, Chooser
-from amorsize.collecting import ChunkCollector
+from amorsize.chooser import Chooser
 from amorsize.engine import Engine, resolve
 from amorsize.explanation import NAMES, OptimizationResult
 from amorsize.sampling import Clocks, Sample, draw_sample, sample_together
@@ -30,9 +29,6 @@ from amorsize.system import (
 )
 
 logger = logging.getLogger(__name__)
-
-TOGETHER_ITEMS = 64
-"""Where fewer remain, it does not matter what a very short call takes exactly."""
 
 DEFAULT_THREADS_PER_CORE = 4
 """Threads a core where the caller asks for threads and nothing was sampled: who names threads
@@ -131,8 +127,6 @@ def choose(
     system: SystemFacts | None = None,
     startup: StartupCosts | None = None,
     clocks: Clocks | None = None,
-    collector: ChunkCollector | None = None,
-    ahead: Ahead | None = None,
 ) -> tuple[OptimizationResult, Sample | None]:
     """Choose for an iterator; the sample comes back with its results.
 
@@ -147,8 +141,6 @@ def choose(
         system: what may be used; None to read it.
         startup: start-up costs; None for those of this process.
         clocks: where the sample reads time from.
-        collector: keeps what the sample brings beside results; None for none.
-        ahead: where workers may begin while the sample runs; None to begin nothing.
 
     Returns:
         The result, and the sample: None where none was taken, because the executor was named or
@@ -156,12 +148,7 @@ def choose(
     """
     engine = resolve(executor)
     if engine is not None or n_jobs == 1:
-        named = Engine("serial") if engine is None else engine
-        result = _named(named, total, n_jobs, chunksize, system)
-        if engine is None:
-            result.reason = "Serial, because one worker was asked for."
-        _tell(result, verbose)
-        return result, None
+        return choose_named(engine, total, n_jobs, chunksize, verbose, system=system), None
     sample = Sample()
     chooser = Chooser(
         func,
@@ -179,7 +166,6 @@ def choose(
         system=system,
         startup=STARTUP if startup is None else startup,
         clocks=clocks,
-        ahead=ahead,
     )
     draw_sample(
         func,
@@ -187,22 +173,38 @@ def choose(
         sample_size,
         return_exceptions=return_exceptions,
         clocks=clocks,
-        collector=collector,
-        look=chooser.looker(),
         sample=sample,
     )
-    many = total is None or total - len(sample.items) >= TOGETHER_ITEMS
-    if many and not again and not return_exceptions:
-        sample_together(sample, func, iterator, clocks=clocks)
+    if not again and not return_exceptions:
+        sample_together(sample, func, iterator, total, clocks=clocks)
     result = chooser.choose()
-    _tell(result, verbose)
+    tell(result, verbose)
     return result, sample
 
 
-def _tell(result: OptimizationResult, verbose: bool) -> None:
+def tell(result: OptimizationResult, verbose: bool) -> None:
+    """Write the choice to the log, and to stderr where that was asked for."""
     logger.debug("%s", result)
     if verbose:
         sys.stderr.write(result.explain() + "\n")
+
+
+def choose_named(
+    engine: Engine | None,
+    total: int | None,
+    n_jobs: int | None,
+    chunksize: int | None,
+    verbose: bool,
+    *,
+    system: SystemFacts | None = None,
+) -> OptimizationResult:
+    """Fill in what a named executor (or None, with one worker) leaves open; nothing is sampled."""
+    named = Engine("serial") if engine is None else engine
+    result = _named(named, total, n_jobs, chunksize, system)
+    if engine is None:
+        result.reason = "Serial, because one worker was asked for."
+    tell(result, verbose)
+    return result
 
 
 def _named(

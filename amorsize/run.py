@@ -35,7 +35,7 @@ from amorsize.errors import (
     ExecutionTimeoutError,
     UnpicklableItemError,
 )
-from amorsize.head_start import has_travelled
+from amorsize.head_start import TRAVELLED
 from amorsize.plan import Begun, Plan, Sampled, TimeLimits
 from amorsize.reporting import Reporter
 from amorsize.sinks import Sink
@@ -144,7 +144,7 @@ class Run:
         finally:
             self._report.post_execute(status, failed)
         if on_processes and failed is None:
-            has_travelled(self._task.func)
+            TRAVELLED.add(self._task.func)
 
     def wake(self) -> None:
         """Make the loop look at its sink; may be called from any thread."""

@@ -11,15 +11,16 @@ all other cores idle.
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple
+from threading import Lock
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from amorsize.collecting import ChunkCollector
-from amorsize.gil_probe import AFTER_SECONDS, WINDOW_SECONDS, GilProbe
+from amorsize.gil_probe import AFTER_SECONDS, WINDOW_SECONDS, GilProbe, Look
+
+if TYPE_CHECKING:
+    from amorsize.collecting import ChunkCollector
 
 try:
     import resource
@@ -59,6 +60,20 @@ def _read_peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+UNREAD_SECONDS = 2e-5
+"""Reading all clocks takes as long as shorter calls do: such are taken to compute."""
+
+
+class Reading(NamedTuple):
+    """CPU seconds and context switches so far, as :class:`Clocks` have them."""
+
+    cpu: float
+    process_cpu: float
+    voluntary: int | None
+    involuntary: int
+    children_cpu: float
+
+
 class Clocks(NamedTuple):
     """Where the sample reads time from; tests bring their own.
 
@@ -79,6 +94,10 @@ class Clocks(NamedTuple):
     usage: Callable[[], tuple[int | None, int, float]] = _read_usage
     peak_bytes: Callable[[], int] = _read_peak_bytes
 
+    def read(self) -> Reading:
+        """Read all clocks but those on the wall."""
+        return Reading(self.thread_cpu(), self.process_cpu(), *self.usage())
+
 
 class Running(NamedTuple):
     """A call in progress: when it began, by the wall, the thread's and the process' CPU clock."""
@@ -88,7 +107,6 @@ class Running(NamedTuple):
     process_cpu: float
 
 
-@dataclass(slots=True, eq=False, repr=False)
 class Sample:
     """The first items, what became of them, and what they cost.
 
@@ -116,39 +134,71 @@ class Sample:
         peak_growth_bytes: how far the process' highest resident size rose.
         collector: keeps what the calls bring beside results; None where nobody listens.
         together, together_seconds: calls that were timed as one, and how long they took.
+        earlier_seconds: what calls took that say nothing of those to come.
         running: the call in progress, or None.
         peak_before_bytes: the process' highest resident size when the calls began.
     """
 
-    items: list[Any] = field(default_factory=list)
-    results: list[Any] = field(default_factory=list)
-    failures: list[tuple[int, BaseException, str]] = field(default_factory=list)
-    interrupted: BaseException | None = None
-    input_error: BaseException | None = None
-    exhausted: bool = False
-    started_at: float = 0.0
-    seconds: float = 0.0
-    item_seconds: list[float] = field(default_factory=list)
-    cpu_seconds: float = 0.0
-    process_cpu_seconds: float = 0.0
-    input_seconds: list[float] = field(default_factory=list)
-    voluntary_switches: int | None = 0
-    involuntary_switches: int = 0
-    queued_seconds: float | None = None
-    gil_share: float | None = None
-    peak_growth_bytes: int = 0
-    collector: ChunkCollector | None = None
-    together: int = 0
-    together_seconds: float = 0.0
-    running: Running | None = None
-    peak_before_bytes: int = 0
-    _closed: bool = False
-    _taking: threading.Lock = field(default_factory=threading.Lock)
+    # Not a dataclass: making the class would take longer than all that the shortest runs need.
+    def __init__(self, **facts: Any) -> None:
+        """``facts`` take the place of what an empty sample begins with."""
+        self.items: list[Any] = []
+        self.results: list[Any] = []
+        self.failures: list[tuple[int, BaseException, str]] = []
+        self.interrupted: BaseException | None = None
+        self.input_error: BaseException | None = None
+        self.exhausted = False
+        self.started_at = 0.0
+        self.seconds = 0.0
+        self.item_seconds: list[float] = []
+        self.cpu_seconds = 0.0
+        self.process_cpu_seconds = 0.0
+        self.input_seconds: list[float] = []
+        self.voluntary_switches: int | None = 0
+        self.involuntary_switches = 0
+        self.queued_seconds: float | None = None
+        self.gil_share: float | None = None
+        self.peak_growth_bytes = 0
+        self.collector: ChunkCollector | None = None
+        self.together = 0
+        self.together_seconds = 0.0
+        self.earlier_seconds = 0.0
+        self.running: Running | None = None
+        self.peak_before_bytes = 0
+        self._closed = False
+        self._taking = Lock()
+        vars(self).update(facts)
 
     @property
     def all_seconds(self) -> float:
         """Wall time around all calls, those that were timed as one included."""
-        return self.seconds + self.together_seconds
+        return self.seconds + self.together_seconds + self.earlier_seconds
+
+    def fail(self, index: int, error: Exception) -> None:
+        """Note that a call raised."""
+        self.failures.append((index, error, _traceback_text(error)))
+
+    def account(self, before: Reading, after: Reading) -> Reading:
+        """Add what the clocks counted during a call; gives ``after`` back."""
+        self.cpu_seconds += max(0.0, after.cpu - before.cpu)
+        self.cpu_seconds += max(0.0, after.children_cpu - before.children_cpu)
+        self.process_cpu_seconds += max(0.0, after.process_cpu - before.process_cpu)
+        self.involuntary_switches += after.involuntary - before.involuntary
+        if before.voluntary is None or after.voluntary is None:
+            self.voluntary_switches = None
+        elif self.voluntary_switches is not None:
+            self.voluntary_switches += after.voluntary - before.voluntary
+        return after
+
+    def begin_anew(self) -> None:
+        """Forget how long calls took: from here on they are others."""
+        self.earlier_seconds = self.all_seconds
+        self.seconds = self.together_seconds = 0.0
+        self.cpu_seconds = self.process_cpu_seconds = 0.0
+        self.item_seconds, self.input_seconds = [], []
+        self.together = self.involuntary_switches = 0
+        self.voluntary_switches = 0
+        self.gil_share = None
 
     def so_far(self, wall: float, cpu: float, process_cpu: float) -> Sample | None:
         """Say what is known in the middle of a call, taken as one that ends now; else None.
@@ -200,7 +250,8 @@ def draw_sample(
     clocks: Clocks | None = None,
     probe: bool = True,
     collector: ChunkCollector | None = None,
-    look: Callable[[GilProbe], bool] | None = None,
+    look: Look | None = None,
+    look_early: bool = True,
     sample: Sample | None = None,
 ) -> Sample:
     """Call ``func`` on the first items, in the calling thread, and measure.
@@ -217,6 +268,7 @@ def draw_sample(
         collector: keeps what the calls bring beside results; None for none.
         look: called, from another thread, while a long call is in progress, until it returns
             true; see :class:`~amorsize.gil_probe.GilProbe`. None for nobody.
+        look_early: whether the first call may be long, so that it is to be looked at as well.
         sample: an empty one to fill; None for a new one.
 
     Nothing that ``func`` or the iterator raises leaves this function: it is in the sample.
@@ -238,6 +290,7 @@ def draw_sample(
         clocks=clocks,
         probe=probe,
         look=look,
+        look_early=look_early,
     )
     return sample
 
@@ -252,7 +305,8 @@ def extend_sample(
     budget_seconds: float = BUDGET_SECONDS,
     clocks: Clocks | None = None,
     probe: bool = True,
-    look: Callable[[GilProbe], bool] | None = None,
+    look: Look | None = None,
+    look_early: bool = True,
     until: Callable[[], bool] | None = None,
 ) -> None:
     """Take up to ``size`` further items into a sample; arguments as in :func:`draw_sample`.
@@ -261,12 +315,13 @@ def extend_sample(
     clear the answer.
     """
     clocks = clocks or Clocks()
-    wall, usage = clocks.wall, clocks.usage
+    wall = clocks.wall
     gil: GilProbe | None = None
-    spent = asked = 0.0
-    if look is not None:
+    before: Reading | None = None
+    spent = asked = unread = 0.0
+    if look is not None and look_early:
         # From the first call on: a single one may take longer than all that is to be learned.
-        gil = GilProbe(wall, lambda: gil is not None and look(gil))
+        gil = GilProbe(wall, look)
         gil = gil if gil.start() else None
         probe = False
     if not sample.items:
@@ -292,17 +347,17 @@ def extend_sample(
             item = sample.items[taken]
 
             if gil is None and probe and sample.seconds >= AFTER_SECONDS:
-                gil = GilProbe(wall)
+                gil = GilProbe(wall, look)
                 probe = gil.start()
                 gil = gil if probe else None
             raised: Exception | None = None
-            switches, forced, children = usage()
-            process_cpu = clocks.process_cpu()
-            cpu = clocks.thread_cpu()
+            unread += sample.input_seconds[-1]
+            if before is None or unread >= UNREAD_SECONDS:
+                before = clocks.read()
             if sample.collector is not None:
                 sample.collector.enter()
             began = wall()
-            sample.running = Running(began, cpu, process_cpu)
+            sample.running = Running(began, before.cpu, before.process_cpu)
             if gil is not None:
                 gil.enter(began)
             try:
@@ -321,19 +376,15 @@ def extend_sample(
                 seconds = max(0.0, ended - began)
                 sample.seconds += seconds
                 sample.item_seconds.append(seconds)
-                sample.cpu_seconds += max(0.0, clocks.thread_cpu() - cpu)
-                sample.process_cpu_seconds += max(0.0, clocks.process_cpu() - process_cpu)
-                switches_after, forced_after, children_after = usage()
-                sample.cpu_seconds += max(0.0, children_after - children)
-                sample.involuntary_switches += forced_after - forced
-                if sample.voluntary_switches is not None:
-                    if switches is None or switches_after is None:
-                        sample.voluntary_switches = None
-                    else:
-                        sample.voluntary_switches += switches_after - switches
+                if seconds < UNREAD_SECONDS:
+                    unread += seconds
+                    sample.cpu_seconds += seconds
+                    sample.process_cpu_seconds += seconds
+                else:
+                    before, unread = sample.account(before, clocks.read()), 0.0
             spent += seconds
             if raised is not None:
-                sample.failures.append((taken, raised, _traceback_text(raised)))
+                sample.fail(taken, raised)
                 raised = None  # its traceback holds this frame: a cycle otherwise
                 if not return_exceptions:
                     break
@@ -358,16 +409,20 @@ def sample_together(
     sample: Sample,
     func: Callable[[Any], Any],
     iterator: Iterator[Any],
+    total: int | None = None,
     *,
     clocks: Clocks | None = None,
 ) -> None:
     """Call ``func`` on further items with one look at the clock, where each call is very short.
 
     The clock takes longer than a trivial call: only many of them together say what one takes.
-    Does nothing where calls or input are slow, or where the sample has come to an end.
+    Does nothing where calls or input are slow, where the sample has come to an end, or where too
+    few of ``total`` items remain to make a difference.
     """
     ended = sample.failures or sample.exhausted or sample.interrupted or sample.input_error
-    if ended or sample._closed or len(sample.items) < 2:
+    if ended or sample._closed or len(sample.item_seconds) < 2:
+        return
+    if total is not None and total - len(sample.items) < TOGETHER_ITEMS:
         return
     each = sorted(sample.item_seconds)[len(sample.item_seconds) // 2]
     if each > TOGETHER_SECONDS / 16 or max(sample.input_seconds) > TOGETHER_SECONDS:
@@ -387,7 +442,7 @@ def sample_together(
             for item in islice(sample.items, before, None):
                 results.append(func(item))
         except Exception as error:
-            sample.failures.append((len(results), error, _traceback_text(error)))
+            sample.fail(len(results), error)
         finally:
             sample.together_seconds = max(0.0, wall() - began)
             sample.together = len(results) - before
@@ -402,8 +457,11 @@ def sample_together(
 TOGETHER_SECONDS = 1e-3
 """About so long a sample of very short calls goes on."""
 MAX_TOGETHER = 256
+TOGETHER_ITEMS = 64
+"""Where fewer remain, it does not matter what a very short call takes exactly."""
 
 _ASK_SECONDS = 1e-3
+_OURS = (__name__, "amorsize.opening")
 
 
 def _is_clear(sample: Sample, spent: float, gil: GilProbe | None) -> bool:
@@ -420,6 +478,8 @@ def _is_clear(sample: Sample, spent: float, gil: GilProbe | None) -> bool:
 def _traceback_text(error: BaseException) -> str:
     import traceback
 
-    # The first frame is extend_sample itself, which tells the user nothing.
-    shown = error.__traceback__.tb_next if error.__traceback__ is not None else None
+    # The first frames are those that call the function, which tell the user nothing.
+    shown = error.__traceback__
+    while shown is not None and shown.tb_frame.f_globals.get("__name__") in _OURS:
+        shown = shown.tb_next
     return "".join(traceback.format_exception(type(error), error, shown or error.__traceback__))

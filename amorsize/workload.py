@@ -26,6 +26,11 @@ TAKEN_CPU_SHARE = 0.3
 GIL_FREE_SHARE = 0.25
 """Ticks of the probe above which the GIL is free: between 0.06 (held) and 0.32 (free, with every
 core busy elsewhere)."""
+TRIVIAL_SECONDS = 3e-7
+"""Calls as short as this are done sooner than their items are handed to anybody else."""
+HOPELESS_SECONDS = 2e-3
+"""Serial work of this length is done before anything better has begun: planning alone takes a tenth
+of it."""
 STREAM_SECONDS = 10.0
 STREAM_ITEMS = 1000
 """An input of unknown length is taken for this much serial work, and at least so many items."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -216,6 +215,11 @@ def sample(seconds: list[float], **others: Any) -> Sample:
     return Sample(**{**facts, **others})
 
 
+def but(base: Sample, **facts: Any) -> Sample:
+    """A sample with some facts replaced."""
+    return Sample(**{**vars(base), **facts})
+
+
 def test_describe_plain() -> None:
     """Mean time, all of it under the GIL where nothing is known."""
     workload = describe(sample([0.01, 0.02, 0.03]), 100)
@@ -235,7 +239,7 @@ def test_describe_waiting() -> None:
     """Low CPU share, and the CPU was given up by itself."""
     waits = sample([0.01] * 3, cpu_seconds=0.003, voluntary_switches=3)
     assert describe(waits, 100).wait_seconds == pytest.approx(0.009)
-    assert describe(replace(waits, voluntary_switches=None), 100).waits
+    assert describe(but(waits, voluntary_switches=None), 100).waits
 
 
 @pytest.mark.parametrize(
@@ -262,8 +266,8 @@ def test_ticks_while_the_cpu_is_taken_away_are_no_free_gil() -> None:
     """Whoever holds it does not run then; ticks in quick succession are evidence all the same."""
     taken = sample([0.02] * 3, cpu_seconds=0.042, gil_share=0.23, voluntary_switches=0)
     assert not describe(taken, 100).releases_gil
-    assert describe(replace(taken, cpu_seconds=0.06), 100).releases_gil
-    assert describe(replace(taken, gil_share=0.4), 100).releases_gil
+    assert describe(but(taken, cpu_seconds=0.06), 100).releases_gil
+    assert describe(but(taken, gil_share=0.4), 100).releases_gil
 
 
 def test_a_call_that_stood_in_the_queue_for_a_cpu_neither_waited_nor_let_go() -> None:
@@ -275,8 +279,8 @@ def test_a_call_that_stood_in_the_queue_for_a_cpu_neither_waited_nor_let_go() ->
     assert not workload.waits
     assert not workload.releases_gil
     assert workload.queued_share == pytest.approx(0.4)
-    assert describe(replace(taken, queued_seconds=0.0), 2).waits
-    computed = replace(taken, cpu_seconds=0.01, queued_seconds=0.0)
+    assert describe(but(taken, queued_seconds=0.0), 2).waits
+    computed = but(taken, cpu_seconds=0.01, queued_seconds=0.0)
     assert describe(computed, 2).releases_gil
 
 

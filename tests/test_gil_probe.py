@@ -6,8 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 
-import pytest
-
 from amorsize import gil_probe
 from amorsize.gil_probe import GilProbe, _Thread
 
@@ -21,34 +19,47 @@ def wait_until(done: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
+class RecordingLook:
+    """Has seen enough after a number of looks."""
+
+    def __init__(self, enough: int) -> None:
+        self._enough = enough
+        self.begun = 0
+        self.seen: list[GilProbe] = []
+        self.threads: set[int] = set()
+
+    def begin(self) -> None:
+        self.begun += 1
+
+    def __call__(self, probe: GilProbe) -> bool:
+        self.seen.append(probe)
+        self.threads.add(threading.get_ident())
+        return len(self.seen) == self._enough
+
+
 def test_a_call_in_progress_is_looked_at_until_enough_is_seen() -> None:
     """From the probe's thread, and no more once the look has said so."""
-    looks: list[int] = []
-    enough = threading.Event()
-
-    def look() -> bool:
-        looks.append(threading.get_ident())
-        if len(looks) == 3:
-            enough.set()
-        return len(looks) == 3
-
+    look = RecordingLook(enough=3)
     probe = GilProbe(time.perf_counter, look)
     assert probe.start()
     probe.enter(time.perf_counter())
-    assert enough.wait(DEADLINE_SECONDS)
+    wait_until(lambda: len(look.seen) == 3)
     probe.leave(0.0, time.perf_counter())
     probe.stop()
-    assert len(looks) == 3
-    assert set(looks).isdisjoint({threading.get_ident()})
+    assert look.begun == 1
+    assert look.seen == [probe] * 3
+    assert look.threads.isdisjoint({threading.get_ident()})
 
 
 def test_a_probe_that_is_stopped_at_once_never_looks() -> None:
     """Trivial calls are over before it begins."""
-    probe = GilProbe(time.perf_counter, lambda: pytest.fail("looked"))
+    look = RecordingLook(enough=1)
+    probe = GilProbe(time.perf_counter, look)
     assert probe.start()
     probe.stop()
     wait_until(lambda: any(True for _ in gil_probe._idle))
     assert probe.share() is None
+    assert (look.begun, look.seen) == (0, [])
 
 
 def test_threads_are_used_again_and_end_when_nothing_comes() -> None:

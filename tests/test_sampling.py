@@ -325,9 +325,15 @@ def test_failed_items_are_no_results() -> None:
 def test_switches_of_both_kinds_are_counted() -> None:
     """What was given up and what was taken away, call by call."""
     readings = iter([(1, 10, 0.0), (4, 12, 0.5), (9, 20, 1.0), (10, 20, 1.0)])
-    fake = FakeTime().clocks()
-    clocks = fake._replace(usage=lambda: next(readings))
-    sample = draw_sample(abs, iter([1, 2]), 2, clocks=clocks)
+    fake = FakeTime()
+    clocks = fake.clocks()._replace(usage=lambda: next(readings))
+
+    def pause(item: int) -> int:
+        fake.now += 1e-3
+        return item
+
+    # The input takes its time, too, and what is counted meanwhile is not the calls'.
+    sample = draw_sample(pause, map(pause, [1, 2]), 2, clocks=clocks)
     assert (sample.voluntary_switches, sample.involuntary_switches) == (4, 2)
     assert sample.cpu_seconds == 0.5  # of a child process
 

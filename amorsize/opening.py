@@ -1,0 +1,225 @@
+"""How a run begins: its first items, called before what plans, runs and tells it is loaded.
+
+Loading all of amorsize takes longer than many a run takes in all. So what a run begins with imports
+little; and where the first items say that the others are done sooner than anything could be
+planned, and nobody is to be told of it, it goes on with them (:meth:`Opening.finish`). Everything
+else is loaded by whoever needs it first: the thread that looks at a long call in progress, or the
+caller.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from amorsize.arguments import known_length
+from amorsize.comprehension import Comprehension
+from amorsize.gil_probe import GilProbe, switching_often
+from amorsize.known_functions import KnownFunctions
+from amorsize.sampling import Sample, draw_sample, sample_together
+from amorsize.span import Span
+from amorsize.thread_clocks import ThreadClocks
+from amorsize.workload import HOPELESS_SECONDS, TRIVIAL_SECONDS, describe
+
+if TYPE_CHECKING:
+    from amorsize.chooser import Chooser
+    from amorsize.collecting import ChunkCollector
+
+LOADING_SECONDS = 0.01
+"""What loading everything else takes, about, in a process that has not done so."""
+
+_SHORT = KnownFunctions()
+"""Functions whose first calls were over before a look at one."""
+
+SURPRISE = 4
+"""Items are no longer what they were once they take so many times what is done without a plan."""
+
+
+class Opening:
+    """The first items of one run, and the choice that they lead to.
+
+    Args:
+        func: the function.
+        data: the input.
+        sample_size: items to measure at most.
+        return_exceptions: go on behind items that raise.
+
+    Attributes:
+        began: when the run began, by ``time.perf_counter()``.
+        iterator: where further items come from.
+        total: the length of the input, or None.
+        sequence: the input, where slices of it say the same as its iterator; or None.
+        sample: the items so far.
+        context: the context variables of the calling thread.
+        chooser: what a look at a call in progress has made; None where there was none.
+    """
+
+    def __init__(
+        self,
+        func: Callable[[Any], Any],
+        data: Iterable[Any],
+        *,
+        sample_size: int,
+        return_exceptions: bool = False,
+    ) -> None:
+        self.began = time.perf_counter()
+        self._func = func
+        self._sample_size = sample_size
+        self._return_exceptions = return_exceptions
+        self.iterator: Iterator[Any] = iter(data)
+        self.total = known_length(data)
+        # A range may be endless; and of a subclass one never knows.
+        sliceable = type(data) in (list, tuple, range) and self.total is not None
+        self.sequence: Sequence[Any] | None = data if sliceable else None  # type: ignore[assignment]
+        self.sample = Sample()
+        self.context = contextvars.copy_context()
+        self.chooser: Chooser | None = None
+
+    def draw(
+        self, make_chooser: Callable[[Opening], Chooser], collector: ChunkCollector | None = None
+    ) -> None:
+        """Call the function on the first items.
+
+        Args:
+            make_chooser: makes what begins workers, once a call in progress is long enough for
+                that; called from another thread.
+            collector: keeps what the calls bring beside results; None for none.
+        """
+        look: _Look | None = None
+        clocks = ThreadClocks.of_this_thread()
+        if clocks is not None and (self.total is None or self.total >= 2):
+            look = _Look(self, clocks, make_chooser)
+        try:
+            draw_sample(
+                self._func,
+                self.iterator,
+                self._sample_size,
+                return_exceptions=self._return_exceptions,
+                collector=collector,
+                look=look,
+                look_early=self._func not in _SHORT,
+                sample=self.sample,
+            )
+        finally:
+            if look is not None:
+                look.settle()
+        if not self._return_exceptions:
+            sample_together(self.sample, self._func, self.iterator, self.total)
+
+    def run(self, make_chooser: Callable[[Opening], Chooser]) -> list[Any] | None:
+        """Draw, and call the function on all other items where planning would take longer.
+
+        Returns:
+            The results; None where something else is to be done, behind what :attr:`sample` holds:
+            what the function or the input raised is there, too.
+        """
+        try:
+            self.draw(make_chooser)
+            return self._finish(make_chooser)
+        except BaseException:
+            if self.chooser is not None and self.chooser.ahead is not None:
+                self.chooser.ahead.abandon()
+            raise
+
+    def _finish(self, make_chooser: Callable[[Opening], Chooser]) -> list[Any] | None:
+        if self._is_hopeless():
+            _SHORT.add(self._func)
+        while self._is_hopeless():
+            self._go_on()
+            if not self._is_well() or len(self.sample.items) == self.total:
+                break
+            # Items are not what they were: the next ones say what to do with the rest.
+            self.sample.begin_anew()
+            self.draw(make_chooser)
+        is_over = self.sample.exhausted or len(self.sample.items) == self.total
+        return self.sample.results if is_over and self._is_well() else None
+
+    def _is_well(self) -> bool:
+        sample = self.sample
+        return not sample.failures and sample.input_error is None and sample.interrupted is None
+
+    def _is_hopeless(self) -> bool:
+        """Whether the rest is done sooner than anything better could begin."""
+        if self.sequence is None or self.chooser is not None or not self._is_well():
+            return False
+        workload = describe(self.sample, self.total)
+        if workload.item_seconds < TRIVIAL_SECONDS:
+            return True
+        loaded = "amorsize.call" in sys.modules
+        return workload.serial_seconds < (HOPELESS_SECONDS if loaded else LOADING_SECONDS)
+
+    def _go_on(self) -> None:
+        """Call the function on all other items, as long as they are as short as that."""
+        assert self.sequence is not None
+        assert self.total is not None
+        sample, sequence, before = self.sample, self.sequence, len(self.sample.items)
+        loop = Comprehension(self._func, Span(sequence, before, self.total), _surprises)
+        began = time.perf_counter()
+        try:
+            results = loop.run()
+        except Exception as error:
+            taken = before + loop.taken
+            sample.fail(taken - 1, error)
+            sample.items = list(sequence[:taken])
+        else:
+            taken = before + loop.taken
+            results[:0] = sample.results
+            sample.results = results
+            # All of them are not copied: nobody adds to them.
+            sample.items = sequence if taken == self.total else list(sequence[:taken])  # type: ignore[assignment]
+            self.iterator.__setstate__(taken)  # type: ignore[attr-defined]  # of those it has
+        sample.earlier_seconds += time.perf_counter() - began
+
+
+def _surprises(item_seconds: float, left: int) -> bool:
+    """Whether items are no longer what is best done without a plan."""
+    trivial = item_seconds <= SURPRISE * TRIVIAL_SECONDS
+    return not trivial and item_seconds * left > SURPRISE * LOADING_SECONDS
+
+
+class _Look:
+    """What the probe's thread does while the first calls run."""
+
+    def __init__(
+        self, opening: Opening, clocks: ThreadClocks, make_chooser: Callable[[Opening], Chooser]
+    ) -> None:
+        self._opening = opening
+        self._make_chooser = make_chooser
+        self._clocks = clocks
+        self._looking = Lock()
+        self._settled = False
+        self.begin = clocks.begin
+
+    def __call__(self, probe: GilProbe) -> bool:
+        opening = self._opening
+        with self._looking, switching_often():
+            if self._settled:
+                return True
+            if opening.chooser is None:
+                opening.chooser = self._make_chooser(opening)
+            return opening.chooser.look(probe, self._clocks)
+
+    def settle(self) -> None:
+        """Wait for a look in progress, and allow no other."""
+        with self._looking:
+            self._settled = True
+
+
+def nobody_listens() -> bool:
+    """Say whether an execution without hooks of its own would be told to anybody.
+
+    That is the default manager, the chunk that this code runs in, or the log.
+    """
+    modules = sys.modules
+    manager = getattr(modules.get("amorsize.hooks.manager"), "get_default_manager", None)
+    if manager is not None and manager().has_hooks():
+        return False
+    numbers = getattr(modules.get("amorsize.user_metrics"), "current_collector", None)
+    if numbers is not None and numbers() is not None:
+        return False
+    logging = modules.get("logging")
+    return logging is None or not logging.getLogger("amorsize").isEnabledFor(logging.DEBUG)
