@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from amorsize import environment, optimizer
 from amorsize.arguments import check_options, validate
 from amorsize.backends.base import Task
-from amorsize.chooser import Chooser
 from amorsize.chunking import (
     MAX_CHUNK_ITEMS,
     SHORTEST_CHUNK_SECONDS,
@@ -27,7 +25,7 @@ from amorsize.collecting import Collect
 from amorsize.engine import Engine
 from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.explanation import OptimizationResult
-from amorsize.head_start import HeadStart
+from amorsize.head_start import HeadStart, make_chooser
 from amorsize.hooks.manager import HookManager, get_default_manager
 from amorsize.opening import Opening
 from amorsize.plan import Plan, Sampled, TimeLimits
@@ -35,7 +33,7 @@ from amorsize.reporting import Reporter
 from amorsize.run import Run
 from amorsize.sampling import Sample
 from amorsize.sinks import Sink, StreamBuffer
-from amorsize.system import STARTUP, engines_here
+from amorsize.system import engines_here
 from amorsize.worker import HOSTNAME, ChunkOutcome, Failure
 
 logger = logging.getLogger(__name__)
@@ -120,8 +118,6 @@ class Call:
         self.result: OptimizationResult
         self.run: Run | None = None
         self._told: tuple[Reporter, list[HookManager]]
-        self._task: Task
-        self._head_start: HeadStart
 
     def begin(self) -> None:
         """Start the clocks."""
@@ -134,14 +130,14 @@ class Call:
     def __exit__(self, *exc: Any) -> None:
         self._cleanup.close()
 
-    def set_up(self, opening: Opening) -> Chooser:
-        """Make what tells, what may begin early, and what chooses; called once, from any thread."""
-        allowed = engines_here()
+    def prepare(self, sink: Sink, *, interruptible: bool) -> Run:
+        """Make the plan, which may run the first items, and the run."""
         engine = self._engine
+        allowed = engines_here()
         if engine is not None and engine.type in ("process", "dask") and "process" not in allowed:
             # And a task that waits for tasks, in a cluster of such tasks, may wait for ever.
             _say_nested(engine.type)
-            self._engine = Engine("serial")
+            engine = Engine("serial")
         managers = self._managers()
         reporter = Reporter(
             managers,
@@ -151,68 +147,35 @@ class Call:
         )
         self._told = reporter, managers
         self._cleanup.callback(reporter.forget_trace)
-        self._task = Task(
+        collect = Collect(reporter.takes_user_metrics(), reporter.begin_trace())
+        task = Task(
             self._func,
             return_exceptions=self._return_exceptions,
             stamp_items=self._item_timeout is not None,
-            collect=Collect(reporter.takes_user_metrics(), reporter.begin_trace()),
+            collect=collect,
         )
-        limited = self._timeout is not None or self._item_timeout is not None
-        self._head_start = HeadStart(
-            self._task, opening.sequence, opening.context, may_work=not limited
-        )
-        self._cleanup.callback(self._head_start.abandon)
-        return Chooser(
-            self._func,
-            opening.iterator,
-            opening.total,
-            opening.sample,
-            sample_size=self._sample_size,
-            return_exceptions=self._return_exceptions,
-            n_jobs=self._n_jobs,
-            chunksize=self._chunksize,
-            target_chunk_duration=self._target_chunk_duration,
-            allowed=allowed,
-            warm_workers=_warm_workers(),
-            again=False,
-            system=None,
-            startup=STARTUP,
-            clocks=None,
-            ahead=self._head_start,
-        )
-
-    def prepare(self, sink: Sink, *, interruptible: bool) -> Run:
-        """Make the plan, which may run the first items, and the run."""
-        opening = self._opening
-        if opening is None:
-            opening = Opening(
-                self._func,
-                self._data,
-                sample_size=self._sample_size,
-                return_exceptions=self._return_exceptions,
-            )
-            chooser = self.set_up(opening)
-            if self._engine is None and self._n_jobs != 1:
-                opening.draw(lambda _: chooser, self._task.collect.in_chunk(0))
-        else:
-            chooser = opening.chooser or self.set_up(opening)
-        engine = self._engine
+        opening = self._opening or self._open(task)
+        self._cleanup.callback(opening.abandon)
         sample: Sample | None = None
         if engine is None and self._n_jobs != 1:
             sample = opening.sample
-            self.result = chooser.choose()
+            if self._opening is None:
+                opening.draw(collect.in_chunk(0))
+            self.result = opening.choose()
             optimizer.tell(self.result, self._verbose)
+            engine = Engine(self.result.executor_type)
         else:
             self.result = optimizer.choose_named(
                 engine, opening.total, self._n_jobs, self._chunksize, self._verbose
             )
+            engine = engine or Engine("serial")
         self.result.data = self._data
-        if engine is None:
-            engine = Engine(self.result.executor_type)
+        ahead = opening.chooser.ahead
+        assert isinstance(ahead, HeadStart)
         source = Input(
             opening.iterator,
             patient=opening.total is not None,
-            drawn=0 if sample is None else len(sample.items) + self._head_start.dispatched,
+            drawn=0 if sample is None else len(sample.items) + ahead.dispatched,
             sequence=opening.sequence,
             copies=engine.type != "serial" or interruptible,
         )
@@ -242,7 +205,7 @@ class Call:
         elif opening.sequence is not None and engine.type == "serial":
             limit = _SERIAL_CHUNK_ITEMS
         self.run = Run(
-            task=self._task,
+            task=task,
             plan=plan,
             data=source,
             total=opening.total,
@@ -256,15 +219,33 @@ class Call:
                 shortest_seconds=SHORTEST_CHUNK_SECONDS.get(engine.type, 0.0002),
             ),
             sink=sink,
-            reporter=self._told[0],
+            reporter=reporter,
             limits=TimeLimits(
                 timeout=self._timeout,
                 item_timeout=self._item_timeout,
                 deadline=(None if self._timeout is None else self._began_monotonic + self._timeout),
             ),
-            begun=self._head_start.hand_over(engine.type, plan.n_jobs),
+            begun=ahead.hand_over(engine.type, plan.n_jobs),
         )
         return self.run
+
+    def _open(self, task: Task) -> Opening:
+        limited = self._timeout is not None or self._item_timeout is not None
+        return Opening(
+            self._func,
+            self._data,
+            partial(
+                make_chooser,
+                task=task,
+                sample_size=self._sample_size,
+                target_chunk_duration=self._target_chunk_duration,
+                n_jobs=self._n_jobs,
+                chunksize=self._chunksize,
+                may_work=not limited,
+            ),
+            sample_size=self._sample_size,
+            return_exceptions=self._return_exceptions,
+        )
 
     def conclude(self) -> None:
         """Note what the run corrected; wait for the hooks in the background.
@@ -329,12 +310,6 @@ def _say_nested(engine: str) -> None:  # once a process, not once an item
         "Name 'serial' or 'thread', or leave the choice open.",
         engine,
     )
-
-
-def _warm_workers() -> int:
-    pool_module = sys.modules.get("amorsize.backends.process_pool")
-    pool = getattr(pool_module, "pool", None)  # another thread may be importing it just now
-    return 0 if pool is None else int(pool.warm_workers())
 
 
 def _progress_manager(cleanup: ExitStack) -> HookManager:

@@ -81,7 +81,14 @@ class Ahead(Protocol):
 
 @dataclass(slots=True, eq=False, repr=False)
 class Chooser:
-    """One choice; the arguments are those of :func:`amorsize.optimizer.choose`."""
+    """One choice; most arguments are those of :func:`amorsize.optimizer.choose`.
+
+    Attributes:
+        ahead: where workers may begin before the choice is made; None for nowhere.
+        load: called once workers are starting, with something that takes a moment and is needed
+            later; None for nothing.
+        notes: what is to be said of how the choice was made.
+    """
 
     func: Callable[[Any], Any]
     iterator: Iterator[Any]
@@ -99,6 +106,7 @@ class Chooser:
     startup: StartupCosts
     clocks: Clocks | None
     ahead: Ahead | None = None
+    load: Callable[[], object] | None = None
     notes: list[str] = field(default_factory=list)
 
     def look(self, probe: GilProbe, clocks: ThreadClocks) -> bool:
@@ -212,6 +220,8 @@ class Chooser:
             logger.debug("No workers can be started ahead of the run", exc_info=True)
             return False  # the run meets that again, and says so
         self.warm_workers = n_jobs  # what they cost is spent
+        if self.load is not None:
+            self.load()
         before = len(self.sample.items)
         leave = 0 if self.total is None else n_jobs
         if ahead.may_work and workload.item_seconds < cost.MEANWHILE_SECONDS and not ahead.is_up():

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from functools import cache
-from typing import TYPE_CHECKING, Literal, TypeVar, overload
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from amorsize import environment
-from amorsize.arguments import check_options, validate
+from amorsize.arguments import Arguments, check_options, validate
 from amorsize.opening import Opening, nobody_listens
 
 if TYPE_CHECKING:
-    from amorsize.call import Call
     from amorsize.chooser import Chooser
     from amorsize.engine import AnyExecutor
     from amorsize.explanation import OptimizationResult
@@ -128,15 +127,43 @@ def execute(
         >>> amorsize.execute(lambda x: x * x, range(5))
         [0, 1, 4, 9, 16]
     """
+    opening: Opening | None = None
     given = (hooks, n_jobs, chunksize, executor, timeout, item_timeout)
     switches = (progress, return_exceptions, verbose, return_optimization_result)
-    opening: Opening | None = None
-
-    @cache
-    def make_call() -> Call:
+    try:
+        if all(each is None for each in given) and all(each is False for each in switches):
+            checked = validate(
+                func,
+                data,
+                sample_size=sample_size,
+                target_chunk_duration=target_chunk_duration,
+                n_jobs=None,
+                chunksize=None,
+                executor=None,
+            )
+            check_options(
+                name=name,
+                progress=False,
+                progress_interval=progress_interval,
+                return_exceptions=False,
+                timeout=None,
+                item_timeout=None,
+                verbose=False,
+            )
+            environment.apply()
+            if nobody_listens():
+                opening = _open(func, data, checked)
+                opening.draw()
+                results = opening.finish()
+                # The function may have registered a hook.
+                if results is not None and nobody_listens():
+                    return results
+                opening.choose()
+        from amorsize import termination
         from amorsize.call import Call
+        from amorsize.sinks import Collector
 
-        return Call(
+        call = Call(
             func,
             data,
             hooks=hooks,
@@ -154,40 +181,10 @@ def execute(
             verbose=verbose,
             opening=opening,
         )
-
-    def make_chooser(opening: Opening) -> Chooser:
-        return make_call().set_up(opening)
-
-    if all(each is None for each in given) and all(each is False for each in switches):
-        checked = validate(
-            func,
-            data,
-            sample_size=sample_size,
-            target_chunk_duration=target_chunk_duration,
-            n_jobs=None,
-            chunksize=None,
-            executor=None,
-        )
-        check_options(
-            name=name,
-            progress=False,
-            progress_interval=progress_interval,
-            return_exceptions=False,
-            timeout=None,
-            item_timeout=None,
-            verbose=False,
-        )
-        environment.apply()
-        if nobody_listens():
-            opening = Opening(func, data, sample_size=checked.sample_size)
-            alone = opening.run(make_chooser)
-            # The function may have registered a hook.
-            if alone is not None and nobody_listens():
-                return alone
-    from amorsize import termination
-    from amorsize.sinks import Collector
-
-    call = make_call()
+    except BaseException:
+        if opening is not None:
+            opening.abandon()
+        raise
     collector = Collector()
     with call, termination.DuringExecute(call.wake):
         run = call.prepare(collector, interruptible=timeout is not None or item_timeout is not None)
@@ -209,3 +206,21 @@ def shutdown() -> None:
     pool = getattr(pool_module, "pool", None)  # another thread may be importing it just now
     if pool is not None:
         pool.shutdown()
+
+
+def _open(func: Callable[[Any], Any], data: Iterable[Any], checked: Arguments) -> Opening:
+    """Begin a run of which nobody is told; what else it needs is imported by who needs it."""
+
+    def choose_for(opening: Opening) -> Chooser:
+        from amorsize.backends.base import Task
+        from amorsize.head_start import make_chooser
+
+        return make_chooser(
+            opening,
+            Task(func),
+            sample_size=checked.sample_size,
+            target_chunk_duration=checked.target_chunk_duration,
+            load=lambda: import_module("amorsize.call"),
+        )
+
+    return Opening(func, data, choose_for, sample_size=checked.sample_size)

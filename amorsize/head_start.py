@@ -9,18 +9,22 @@ the caller's thread is back: then the run takes over what was begun.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from contextvars import Context
 from typing import Any
 
 from amorsize.backends.base import Backend, Message, Task
 from amorsize.backends.factory import make_backend
+from amorsize.chooser import Chooser
 from amorsize.engine import Engine
 from amorsize.errors import AmorsizeError
 from amorsize.gil_probe import switching_often
 from amorsize.known_functions import KnownFunctions
+from amorsize.opening import Opening
 from amorsize.plan import Begun, Plan
 from amorsize.sampling import Sample
+from amorsize.system import STARTUP, engines_here
 from amorsize.worker import Chunk
 
 TRAVELLED = KnownFunctions()
@@ -131,3 +135,38 @@ class HeadStart:
         backend, self._backend = self._backend, None
         if backend is not None:
             backend.close(cancel=True)
+
+
+def make_chooser(
+    opening: Opening,
+    task: Task,
+    *,
+    sample_size: int,
+    target_chunk_duration: float,
+    n_jobs: int | None = None,
+    chunksize: int | None = None,
+    may_work: bool = True,
+    load: Callable[[], object] | None = None,
+) -> Chooser:
+    """Make the chooser of a run, with the head start that it may give."""
+    pool_module = sys.modules.get("amorsize.backends.process_pool")
+    pool = getattr(pool_module, "pool", None)  # another thread may be importing it just now
+    return Chooser(
+        task.func,
+        opening.iterator,
+        opening.total,
+        opening.sample,
+        sample_size=sample_size,
+        return_exceptions=task.return_exceptions,
+        n_jobs=n_jobs,
+        chunksize=chunksize,
+        target_chunk_duration=target_chunk_duration,
+        allowed=engines_here(),
+        warm_workers=0 if pool is None else int(pool.warm_workers()),
+        again=False,
+        system=None,
+        startup=STARTUP,
+        clocks=None,
+        ahead=HeadStart(task, opening.sequence, opening.context, may_work=may_work),
+        load=load,
+    )

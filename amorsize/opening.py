@@ -28,6 +28,7 @@ from amorsize.workload import HOPELESS_SECONDS, TRIVIAL_SECONDS, describe
 if TYPE_CHECKING:
     from amorsize.chooser import Chooser
     from amorsize.collecting import ChunkCollector
+    from amorsize.explanation import OptimizationResult
 
 LOADING_SECONDS = 0.01
 """What loading everything else takes, about, in a process that has not done so."""
@@ -45,6 +46,8 @@ class Opening:
     Args:
         func: the function.
         data: the input.
+        make_chooser: makes what looks at a call in progress, and chooses; called once, from this
+            thread or another.
         sample_size: items to measure at most.
         return_exceptions: go on behind items that raise.
 
@@ -55,13 +58,14 @@ class Opening:
         sequence: the input, where slices of it say the same as its iterator; or None.
         sample: the items so far.
         context: the context variables of the calling thread.
-        chooser: what a look at a call in progress has made; None where there was none.
+        result: the choice, once it is made.
     """
 
     def __init__(
         self,
         func: Callable[[Any], Any],
         data: Iterable[Any],
+        make_chooser: Callable[[Opening], Chooser],
         *,
         sample_size: int,
         return_exceptions: bool = False,
@@ -77,22 +81,27 @@ class Opening:
         self.sequence: Sequence[Any] | None = data if sliceable else None  # type: ignore[assignment]
         self.sample = Sample()
         self.context = contextvars.copy_context()
-        self.chooser: Chooser | None = None
+        self.result: OptimizationResult | None = None
+        self._make_chooser = make_chooser
+        self._chooser: Chooser | None = None
 
-    def draw(
-        self, make_chooser: Callable[[Opening], Chooser], collector: ChunkCollector | None = None
-    ) -> None:
+    @property
+    def chooser(self) -> Chooser:
+        """What looks at a call in progress, and chooses; made when it is first asked for."""
+        if self._chooser is None:
+            self._chooser = self._make_chooser(self)
+        return self._chooser
+
+    def draw(self, collector: ChunkCollector | None = None) -> None:
         """Call the function on the first items.
 
         Args:
-            make_chooser: makes what begins workers, once a call in progress is long enough for
-                that; called from another thread.
             collector: keeps what the calls bring beside results; None for none.
         """
         look: _Look | None = None
         clocks = ThreadClocks.of_this_thread()
         if clocks is not None and (self.total is None or self.total >= 2):
-            look = _Look(self, clocks, make_chooser)
+            look = _Look(self, clocks)
         try:
             draw_sample(
                 self._func,
@@ -110,22 +119,12 @@ class Opening:
         if not self._return_exceptions:
             sample_together(self.sample, self._func, self.iterator, self.total)
 
-    def run(self, make_chooser: Callable[[Opening], Chooser]) -> list[Any] | None:
-        """Draw, and call the function on all other items where planning would take longer.
+    def finish(self) -> list[Any] | None:
+        """Call the function on all other items, where planning would take longer; the results.
 
-        Returns:
-            The results; None where something else is to be done, behind what :attr:`sample` holds:
-            what the function or the input raised is there, too.
+        None where something else is to be done, behind what :attr:`sample` holds: what the function
+        or the input raised is there, too.
         """
-        try:
-            self.draw(make_chooser)
-            return self._finish(make_chooser)
-        except BaseException:
-            if self.chooser is not None and self.chooser.ahead is not None:
-                self.chooser.ahead.abandon()
-            raise
-
-    def _finish(self, make_chooser: Callable[[Opening], Chooser]) -> list[Any] | None:
         if self._is_hopeless():
             _SHORT.add(self._func)
         while self._is_hopeless():
@@ -134,9 +133,20 @@ class Opening:
                 break
             # Items are not what they were: the next ones say what to do with the rest.
             self.sample.begin_anew()
-            self.draw(make_chooser)
+            self.draw()
         is_over = self.sample.exhausted or len(self.sample.items) == self.total
         return self.sample.results if is_over and self._is_well() else None
+
+    def choose(self) -> OptimizationResult:
+        """Choose, once, what is done with all other items; it is :attr:`result` from then on."""
+        if self.result is None:
+            self.result = self.chooser.choose()
+        return self.result
+
+    def abandon(self) -> None:
+        """End what was begun, and nobody took over."""
+        if self._chooser is not None and self._chooser.ahead is not None:
+            self._chooser.ahead.abandon()
 
     def _is_well(self) -> bool:
         sample = self.sample
@@ -144,7 +154,7 @@ class Opening:
 
     def _is_hopeless(self) -> bool:
         """Whether the rest is done sooner than anything better could begin."""
-        if self.sequence is None or self.chooser is not None or not self._is_well():
+        if self.sequence is None or self._chooser is not None or not self._is_well():
             return False
         workload = describe(self.sample, self.total)
         if workload.item_seconds < TRIVIAL_SECONDS:
@@ -170,7 +180,8 @@ class Opening:
             results[:0] = sample.results
             sample.results = results
             # All of them are not copied: nobody adds to them.
-            sample.items = sequence if taken == self.total else list(sequence[:taken])  # type: ignore[assignment]
+            whole = taken == len(sequence)
+            sample.items = sequence if whole else list(sequence[:taken])  # type: ignore[assignment]
             self.iterator.__setstate__(taken)  # type: ignore[attr-defined]  # of those it has
         sample.earlier_seconds += time.perf_counter() - began
 
@@ -184,24 +195,16 @@ def _surprises(item_seconds: float, left: int) -> bool:
 class _Look:
     """What the probe's thread does while the first calls run."""
 
-    def __init__(
-        self, opening: Opening, clocks: ThreadClocks, make_chooser: Callable[[Opening], Chooser]
-    ) -> None:
+    def __init__(self, opening: Opening, clocks: ThreadClocks) -> None:
         self._opening = opening
-        self._make_chooser = make_chooser
         self._clocks = clocks
         self._looking = Lock()
         self._settled = False
         self.begin = clocks.begin
 
     def __call__(self, probe: GilProbe) -> bool:
-        opening = self._opening
         with self._looking, switching_often():
-            if self._settled:
-                return True
-            if opening.chooser is None:
-                opening.chooser = self._make_chooser(opening)
-            return opening.chooser.look(probe, self._clocks)
+            return self._settled or self._opening.chooser.look(probe, self._clocks)
 
     def settle(self) -> None:
         """Wait for a look in progress, and allow no other."""
