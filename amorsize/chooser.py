@@ -27,7 +27,7 @@ from amorsize.explanation import (
     say_reason,
     say_warnings,
 )
-from amorsize.gil_probe import GilProbe
+from amorsize.gil_probe import LOOK_SECONDS, GilProbe
 from amorsize.payload import measure_payload
 from amorsize.sampling import Clocks, Sample, extend_sample
 from amorsize.system import (
@@ -39,7 +39,13 @@ from amorsize.system import (
     read_system,
 )
 from amorsize.thread_clocks import ThreadClocks
-from amorsize.workload import HOPELESS_SECONDS, TRIVIAL_SECONDS, Workload, describe
+from amorsize.workload import (
+    HOPELESS_SECONDS,
+    KNOWN_WORKLOADS,
+    TRIVIAL_SECONDS,
+    Workload,
+    describe,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +62,12 @@ is known whether its results can be sent home."""
 
 FIRST_THREADS_PER_CORE = 4
 """Threads that begin while the first call is in progress: more of them once it has told all."""
+
+CHUNKS_A_THREAD = 2
+"""Items that threads may begin with at once where an earlier run has told all."""
+
+ALIKE = 3
+"""Calls that take less than so many times what others took are like them."""
 
 DISTURBED_SHARE = 0.2
 """No threads begin on a look during which the call had to wait for a CPU for more of its time."""
@@ -74,7 +86,7 @@ class Ahead(Protocol):
     @property
     def travels(self) -> bool: ...
     def begin(self, engine: str, n_jobs: int) -> None: ...
-    def dispatch(self, sample: Sample, chunks: int) -> bool: ...
+    def dispatch(self, sample: Sample, chunks: int, *, start: int | None = None) -> bool: ...
     def is_up(self) -> bool: ...
     def abandon(self) -> None: ...
 
@@ -108,59 +120,89 @@ class Chooser:
     ahead: Ahead | None = None
     load: Callable[[], object] | None = None
     notes: list[str] = field(default_factory=list)
+    _known: Workload | None = None
 
-    def look(self, probe: GilProbe, clocks: ThreadClocks) -> bool:
-        """Begin ahead what a call in progress already warrants; say whether to look no more.
+    def look(self, probe: GilProbe, clocks: ThreadClocks) -> float | None:
+        """Begin ahead what a call in progress already warrants; say when to look again.
 
         Called from another thread. A call so far counts as a call of that length: it can only get
         longer. Mistakes end here.
+
+        Returns:
+            Seconds until the next look; None for no other.
         """
         if self.ahead is None:
-            return True
+            return None
         try:
             return self._look(self.ahead, probe, clocks)
         except Exception:
             logger.debug("Nothing is begun ahead of the run", exc_info=True)
-            return True
+            return None
 
-    def _look(self, ahead: Ahead, probe: GilProbe, clocks: ThreadClocks) -> bool:
+    def _look(self, ahead: Ahead, probe: GilProbe, clocks: ThreadClocks) -> float | None:
         sample = self.sample.so_far(time.perf_counter(), clocks.cpu(), time.process_time())
-        if sample is None or (share := probe.share()) is None:
-            return False
+        if sample is None:
+            return LOOK_SECONDS
+        taken = sample.item_seconds[-1]
+        later = max(LOOK_SECONDS, taken)  # when it has taken twice as long
+        if (share := probe.share()) is None:
+            return later
         sample.gil_share = share
         sample.queued_seconds = clocks.queued()
         workload = describe(sample, self.total)
         # The call in progress is work as well: two items are enough for two workers.
         workload = workload._replace(remaining=workload.remaining + 1)
         if self._hopeless(workload):
-            return False
-        cores = self.system or read_system(memory=False)
+            return later
+        cores = self._cores()
         plan = self._plan(workload, cores)
         if plan.chosen.engine != "serial":
             if plan.chosen.engine == "process":
                 workload = workload._replace(payload=measure_payload(sample, self.func))
-            plan = self._plan(workload, self.system or read_system())
+            plan = self._plan(workload, self._machine())
         engine, n_jobs = plan.chosen.engine, plan.chosen.n_jobs
-        # With n_jobs named, the lesser evil is chosen: that is for the whole sample to say.
-        gains = plan.chosen.seconds * cost.MINIMUM_GAIN <= workload.serial_seconds
-        if engine == "serial" or not gains:
-            return False
+        if not _gains(plan, workload):
+            return later
         if engine == "process":
             ahead.begin(engine, n_jobs)
             # Whether results travel is known where they did before; else the first one tells, and
             # only where it is long in coming the others begin without that.
-            if not ahead.travels and sample.item_seconds[-1] < UNTRIED_SECONDS:
-                return False
+            if not ahead.travels and taken < UNTRIED_SECONDS:
+                return min(later, UNTRIED_SECONDS - taken)
             # This thread's call has one of the cores.
             ahead.dispatch(self.sample, n_jobs - 1)
         elif workload.queued_share > DISTURBED_SHARE:
-            return False  # threads are of no use to what holds the GIL: a calmer look tells
+            return later  # threads are of no use to what holds the GIL: a calmer look tells
         elif ahead.may_dispatch:
             ahead.begin(engine, n_jobs)
             ahead.dispatch(
                 self.sample, min(n_jobs - 1, FIRST_THREADS_PER_CORE * cores.usable_cores)
             )
-        return True
+        return None
+
+    def begin_at_once(self) -> bool:
+        """Begin what an earlier run of the function warrants; say whether anything was begun.
+
+        All but the first item, which is the sample's, may then be elsewhere.
+        """
+        ahead, known = self.ahead, KNOWN_WORKLOADS.recall(self.func)
+        if ahead is None or known is None:
+            return False
+        workload = known.over(self.total, 0)
+        plan = self._plan(workload, self._machine())
+        engine, n_jobs = plan.chosen.engine, plan.chosen.n_jobs
+        if not _gains(plan, workload) or (engine == "process" and not ahead.travels):
+            return False
+        try:
+            ahead.begin(engine, n_jobs)
+            # Behind a busy GIL it may be long before this thread hands out anything again.
+            each = 1 if engine == "process" else CHUNKS_A_THREAD
+            ahead.dispatch(self.sample, each * n_jobs - 1, start=1)
+        except Exception:
+            logger.debug("Nothing is begun ahead of the run", exc_info=True)
+        if ahead.dispatched:
+            self._known = known
+        return ahead.dispatched > 0
 
     def choose(self) -> OptimizationResult:
         if (stopped := self._stopped()) is not None:
@@ -172,7 +214,7 @@ class Chooser:
             serial = cost.serial_candidate(workload, self.target_chunk_duration, self.chunksize)
             return self._result(cost.Plan(serial, (serial,)), workload, None)
 
-        cores = self.system or read_system(memory=False)
+        cores = self._cores()
         plan = self._plan(workload, cores)
         many = self.total is None or workload.remaining >= SECOND_LOOK_ITEMS
         if many and plan.chosen.engine != "serial" and self._look_again(workload):
@@ -182,7 +224,7 @@ class Chooser:
             plan = self._plan(workload, cores)
         system = cores
         if plan.chosen.engine == "process" or workload.working_bytes > 1 << 20:
-            system = self.system or read_system()
+            system = self._machine()
         if plan.chosen.engine == "process":
             workload = workload._replace(payload=measure_payload(self.sample, self.func))
             if self._worth_measuring_startup(workload):
@@ -245,7 +287,14 @@ class Chooser:
     def _go_on(self, ahead: Ahead, workload: Workload) -> OptimizationResult:
         """Plan for what was begun while the first call was in progress."""
         engine = str(ahead.engine)
-        system = self.system or read_system()
+        if self._known is not None:
+            seconds = (workload.item_seconds, self._known.item_seconds)
+            if max(seconds) < ALIKE * min(seconds):
+                # What others did beside it has disturbed this one.
+                workload = self._known.over(self.total, workload.sampled, workload.sample_seconds)
+            else:
+                KNOWN_WORKLOADS.forget(self.func)
+        system = self._machine()
         remaining = max(0, workload.remaining - ahead.dispatched)
         workload = workload._replace(remaining=remaining)
         if engine == "process":
@@ -262,6 +311,15 @@ class Chooser:
             f"{count_of(ahead.dispatched, 'item')}"
         )
         return self._result(cost.Plan(begun, plan.candidates), workload, system)
+
+    def _machine(self) -> SystemFacts:
+        """What may be used; read once a run: each file waits for the GIL beside busy threads."""
+        if self.system is None:
+            self.system = read_system()
+        return self.system
+
+    def _cores(self) -> SystemFacts:
+        return self.system or read_system(memory=False)
 
     def _hopeless(self, workload: Workload) -> bool:
         """Whether so little is left that not even looking at the machine pays."""
@@ -312,6 +370,8 @@ class Chooser:
         self, plan: cost.Plan, workload: Workload, system: SystemFacts | None
     ) -> OptimizationResult:
         chosen = plan.chosen
+        if self.ahead is not None and chosen.engine != "serial":
+            KNOWN_WORKLOADS.remember(self.func, workload)
         return OptimizationResult(
             n_jobs=chosen.n_jobs,
             chunksize=chosen.chunksize,
@@ -349,3 +409,10 @@ class Chooser:
             reason = f"{NAMES[begun]} were begun while the first call was in progress; {what}."
             return OptimizationResult(jobs, self.chunksize or 1, begun, 1.0, reason)
         return OptimizationResult(1, self.chunksize or 1, "serial", 1.0, f"Serial, because {what}.")
+
+
+def _gains(plan: cost.Plan, workload: Workload) -> bool:
+    """Whether workers are worth beginning with: of named ones the lesser evil may be chosen."""
+    chosen = plan.chosen
+    worth = chosen.seconds * cost.MINIMUM_GAIN <= workload.serial_seconds
+    return chosen.engine != "serial" and worth

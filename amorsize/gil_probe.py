@@ -17,8 +17,7 @@ WINDOW_SECONDS = 5e-3
 """Below this the probe's ticks say nothing: the interpreter's switch interval is 5 ms."""
 
 LOOK_SECONDS = 1e-2
-"""A call in progress is looked at once it has taken this long, and whenever it has taken twice as
-long again."""
+"""A call in progress is looked at once it has taken about this long."""
 
 
 _IDLE_SECONDS = 0.05
@@ -88,8 +87,8 @@ class Look(Protocol):
     def begin(self) -> None:
         """Get ready: the calls have taken :data:`AFTER_SECONDS`."""
 
-    def __call__(self, probe: GilProbe, /) -> bool:
-        """Look; say whether that was enough."""
+    def __call__(self, probe: GilProbe, /) -> float | None:
+        """Look; say in how many seconds to look again, None for not at all."""
 
 
 class GilProbe:
@@ -142,15 +141,15 @@ class GilProbe:
         return run_beside(self._run)
 
     def _run(self) -> None:
-        wait = LOOK_SECONDS
-        if self._look is not None:
+        look = self._look
+        wait = None if look is None else LOOK_SECONDS
+        if look is not None:
             if self._stop.acquire(timeout=AFTER_SECONDS):
                 return
-            self._look.begin()
+            look.begin()
         before = self._began_at = self._wall()
-        look_at = before + wait
-        seen = False
-        while self._ticks < self.ENOUGH_TICKS and not seen:
+        look_at = float("inf") if wait is None else before + wait
+        while self._ticks < self.ENOUGH_TICKS:
             if self._stop.acquire(timeout=self.TICK_SECONDS):
                 return
             now = self._wall()
@@ -159,16 +158,17 @@ class GilProbe:
                 self._ticks += 1
                 self._quick += now - before < self.QUICK_SECONDS
             before = now
-            if self._look is not None and now >= look_at:
-                seen = self._look(self)
-                wait *= 2
-                before, look_at = self._wall(), now + wait
+            if look is not None and now >= look_at:
+                wait = look(self)
+                before = self._wall()
+                if wait is None:
+                    break
+                look_at = before + wait
         self._ended_at = self._wall()
-        while self._look is not None and not seen:
+        while look is not None and wait is not None:
             if self._stop.acquire(timeout=wait):
                 return
-            seen = self._look(self)
-            wait *= 2
+            wait = look(self)
 
     def enter(self, began: float) -> None:
         """The function is about to be called."""
@@ -205,7 +205,9 @@ class GilProbe:
 
 
 SWITCH_SECONDS = 5e-4
-_switching = threading.RLock()
+_switching = threading.Lock()
+_switchers: list[float] = []
+"""One entry for each thread that wants it now: the interval that it found."""
 
 
 @contextmanager
@@ -220,9 +222,13 @@ def switching_often() -> Iterator[None]:
         yield  # nobody computes beside
         return
     with _switching:
-        before = sys.getswitchinterval()
-        sys.setswitchinterval(min(before, SWITCH_SECONDS))
-        try:
-            yield
-        finally:
-            sys.setswitchinterval(before)
+        _switchers.append(sys.getswitchinterval())
+        sys.setswitchinterval(min(_switchers[0], SWITCH_SECONDS))
+    try:
+        yield
+    finally:
+        with _switching:
+            # The last to leave gives back what the first one found.
+            found = _switchers.pop(0 if len(_switchers) == 1 else -1)
+            if not _switchers:
+                sys.setswitchinterval(found)

@@ -27,7 +27,7 @@ from amorsize.sampling import Sample
 from amorsize.system import STARTUP, engines_here
 from amorsize.worker import Chunk
 
-TRAVELLED = KnownFunctions()
+TRAVELLED = KnownFunctions[bool]()
 """Functions whose results came home from worker processes."""
 
 
@@ -70,7 +70,7 @@ class HeadStart:
     @property
     def travels(self) -> bool:
         """Whether results of this function are known to come home from worker processes."""
-        return self._task.func in TRAVELLED
+        return TRAVELLED.recall(self._task.func) is not None
 
     def begin(self, engine: str, n_jobs: int) -> None:
         """Open an engine, and start workers that take time to start.
@@ -87,12 +87,15 @@ class HeadStart:
                 self.engine, self.n_jobs = engine, n_jobs
             self._backend.start_workers()
 
-    def dispatch(self, sample: Sample, chunks: int) -> bool:
+    def dispatch(self, sample: Sample, chunks: int, *, start: int | None = None) -> bool:
         """Have workers begin with the items behind the sample, one each; False where none can be.
 
-        The sample then takes no further item.
+        The sample then takes no further item; with ``start`` it may take so many, which it has not
+        begun with yet.
         """
-        if self._backend is None or self._sequence is None or (start := sample.close()) is None:
+        if start is None:
+            start = sample.close()
+        if self._backend is None or self._sequence is None or start is None:
             return False
         with switching_often():
             for at in range(start, min(start + chunks, len(self._sequence))):

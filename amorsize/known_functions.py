@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any
-from weakref import WeakSet
+from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+K = TypeVar("K")
 
 
-class KnownFunctions:
-    """Functions of which something is known; whatever cannot be remembered is never among them.
+class KnownFunctions(Generic[K]):
+    """Remembers something of functions; of what cannot be remembered, nothing.
 
-    >>> known = KnownFunctions()
-    >>> known.add(len)
-    >>> len in known, max in known, [] in known
-    (True, False, False)
+    >>> known = KnownFunctions[str]()
+    >>> known.remember(len, "short")
+    >>> known.recall(len), known.recall(max), known.recall([])
+    ('short', None, None)
     """
 
     def __init__(self) -> None:
-        self._functions: WeakSet[Any] = WeakSet()
+        self._known: WeakKeyDictionary[Any, K] = WeakKeyDictionary()
 
-    def add(self, func: Any) -> None:
-        """Remember a function for as long as it is there."""
+    def remember(self, func: Any, what: K) -> None:
+        """Remember something of a function for as long as that is there."""
         try:
-            self._functions.add(func)
+            self._known[func] = what
         except TypeError:
             pass  # not hashable, or not to be referred to weakly
 
-    def __contains__(self, func: Any) -> bool:
+    def recall(self, func: Any) -> K | None:
+        """Return what was last remembered of a function."""
         try:
-            return func in self._functions
+            return self._known.get(func)
         except TypeError:
-            return False
+            return None
+
+    def forget(self, func: Any) -> None:
+        """Remember nothing more of a function."""
+        try:
+            self._known.pop(func, None)
+        except TypeError:
+            pass

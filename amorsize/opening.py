@@ -23,7 +23,12 @@ from amorsize.known_functions import KnownFunctions
 from amorsize.sampling import Sample, draw_sample, sample_together
 from amorsize.span import Span
 from amorsize.thread_clocks import ThreadClocks
-from amorsize.workload import HOPELESS_SECONDS, TRIVIAL_SECONDS, describe
+from amorsize.workload import (
+    HOPELESS_SECONDS,
+    KNOWN_WORKLOADS,
+    TRIVIAL_SECONDS,
+    describe,
+)
 
 if TYPE_CHECKING:
     from amorsize.chooser import Chooser
@@ -33,7 +38,7 @@ if TYPE_CHECKING:
 LOADING_SECONDS = 0.01
 """What loading everything else takes, about, in a process that has not done so."""
 
-_SHORT = KnownFunctions()
+_SHORT = KnownFunctions[bool]()
 """Functions whose first calls were over before a look at one."""
 
 SURPRISE = 4
@@ -99,24 +104,26 @@ class Opening:
             collector: keeps what the calls bring beside results; None for none.
         """
         look: _Look | None = None
-        clocks = ThreadClocks.of_this_thread()
-        if clocks is not None and (self.total is None or self.total >= 2):
+        size = self._sample_size
+        if self._is_known() and self.chooser.begin_at_once():
+            size = 1
+        elif (clocks := ThreadClocks.of_this_thread()) is not None and self.total != 1:
             look = _Look(self, clocks)
         try:
             draw_sample(
                 self._func,
                 self.iterator,
-                self._sample_size,
+                size,
                 return_exceptions=self._return_exceptions,
                 collector=collector,
                 look=look,
-                look_early=self._func not in _SHORT,
+                look_early=_SHORT.recall(self._func) is None,
                 sample=self.sample,
             )
         finally:
             if look is not None:
                 look.settle()
-        if not self._return_exceptions:
+        if size > 1 and not self._return_exceptions:
             sample_together(self.sample, self._func, self.iterator, self.total)
 
     def finish(self) -> list[Any] | None:
@@ -126,7 +133,7 @@ class Opening:
         or the input raised is there, too.
         """
         if self._is_hopeless():
-            _SHORT.add(self._func)
+            _SHORT.remember(self._func, True)
         while self._is_hopeless():
             self._go_on()
             if not self._is_well() or len(self.sample.items) == self.total:
@@ -147,6 +154,11 @@ class Opening:
         """End what was begun, and nobody took over."""
         if self._chooser is not None and self._chooser.ahead is not None:
             self._chooser.ahead.abandon()
+
+    def _is_known(self) -> bool:
+        """Whether an earlier run has shown what the calls are like."""
+        known = KNOWN_WORKLOADS.recall(self._func) is not None
+        return known and not self.sample.items and self.sequence is not None
 
     def _is_well(self) -> bool:
         sample = self.sample
@@ -200,11 +212,14 @@ class _Look:
         self._clocks = clocks
         self._looking = Lock()
         self._settled = False
-        self.begin = clocks.begin
 
-    def __call__(self, probe: GilProbe) -> bool:
+    def begin(self) -> None:
+        with switching_often():  # it reads a file
+            self._clocks.begin()
+
+    def __call__(self, probe: GilProbe) -> float | None:
         with self._looking, switching_often():
-            return self._settled or self._opening.chooser.look(probe, self._clocks)
+            return None if self._settled else self._opening.chooser.look(probe, self._clocks)
 
     def settle(self) -> None:
         """Wait for a look in progress, and allow no other."""

@@ -144,7 +144,7 @@ class Run:
         finally:
             self._report.post_execute(status, failed)
         if on_processes and failed is None:
-            TRAVELLED.add(self._task.func)
+            TRAVELLED.remember(self._task.func, True)
 
     def wake(self) -> None:
         """Make the loop look at its sink; may be called from any thread."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
+from amorsize.known_functions import KnownFunctions
+
 if TYPE_CHECKING:
     from amorsize.payload import Payload
     from amorsize.sampling import Sample
@@ -86,10 +88,23 @@ class Workload(NamedTuple):
         """Whether a call uses several cores by itself."""
         return self.inner_parallelism > INNER_PARALLELISM
 
+    def over(self, total: int | None, taken: int, sample_seconds: float = 0.0) -> Workload:
+        """Return the same work over another input, of which some items are taken already."""
+        remaining = _unknown(self.item_seconds + self.input_seconds)
+        if total is not None:
+            remaining = max(0, total - taken)
+        return self._replace(
+            total=total, sampled=taken, remaining=remaining, sample_seconds=sample_seconds
+        )
+
     @property
     def serial_seconds(self) -> float:
         """The remaining items, one after the other."""
         return self.remaining * (self.item_seconds + self.input_seconds)
+
+
+KNOWN_WORKLOADS = KnownFunctions[Workload]()
+"""What calls of functions that last ran with workers are like."""
 
 
 def describe(
@@ -161,8 +176,7 @@ def describe(
     if total is not None:
         remaining = max(0, total if again else total - taken)
     else:
-        each = max(item + input_seconds, 1e-9)
-        remaining = max(STREAM_ITEMS, math.ceil(STREAM_SECONDS / each))
+        remaining = _unknown(item + input_seconds)
     return Workload(
         total=total,
         sampled=taken,
@@ -179,6 +193,11 @@ def describe(
         working_bytes=sample.peak_growth_bytes,
         payload=payload,
     )
+
+
+def _unknown(item_seconds: float) -> int:
+    """How many items an input of unknown length is taken for."""
+    return max(STREAM_ITEMS, math.ceil(STREAM_SECONDS / max(item_seconds, 1e-9)))
 
 
 def _typical(seconds: list[float]) -> float:

@@ -71,12 +71,12 @@ def test_waiting_gets_many_threads() -> None:
     assert plan(waiting(0.02, 0.0, remaining=9)).chosen.engine == "thread"
 
 
-@pytest.mark.parametrize(("cpu", "most"), [(0.002, 12), (0.005, 5)])
+@pytest.mark.parametrize(("cpu", "most"), [(0.002, 20), (0.005, 8)])
 def test_threads_only_as_the_computing_share_allows(cpu: float, most: int) -> None:
-    """A call of 20 ms with 2 ms under the GIL is worth some ten threads."""
+    """A call of 20 ms with 2 ms under the GIL keeps ten threads busy, and a few in the queue."""
     chosen = plan(waiting(0.02, cpu), SystemFacts.of(2)).chosen
     assert chosen.engine == "thread"
-    assert 0.02 / cpu * 0.8 <= chosen.n_jobs <= most
+    assert 0.02 / cpu < chosen.n_jobs <= most
 
 
 def test_too_little_work_is_serial() -> None:

@@ -31,10 +31,10 @@ class RecordingLook:
     def begin(self) -> None:
         self.begun += 1
 
-    def __call__(self, probe: GilProbe) -> bool:
+    def __call__(self, probe: GilProbe) -> float | None:
         self.seen.append(probe)
         self.threads.add(threading.get_ident())
-        return len(self.seen) == self._enough
+        return None if len(self.seen) == self._enough else 0.002
 
 
 def test_a_call_in_progress_is_looked_at_until_enough_is_seen() -> None:

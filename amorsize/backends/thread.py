@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from amorsize.backends.base import (
-    SHORT_CHUNK_SECONDS,
     Backend,
     ChunkDone,
     Message,
@@ -27,6 +26,11 @@ from amorsize.errors import ExecutionError
 from amorsize.worker import BOARD_SLOTS, CHUNK, HOSTNAME, ITEM, ITEM_STARTED, Chunk, run_chunk
 
 logger = logging.getLogger(__name__)
+
+CHUNKS_AHEAD = 2
+"""Chunks for each thread, at work or in the queue. The queue is one for all, so that none waits
+behind a slow one; and a thread that is done need not wait until the caller's thread, which queues
+up for the GIL like all others, hands it something."""
 
 _STOP_GRACE_SECONDS = 0.1
 _names = itertools.count()
@@ -60,7 +64,6 @@ class ThreadBackend(Backend):
         self._chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
         self._news: queue.SimpleQueue[WorkerStarted | ChunkDone | None] = queue.SimpleQueue()
         self._in_flight = 0
-        self._short = False
         self._stop = threading.Event()
         self._keys = itertools.count()
         # Held while a chunk changes hands, so that an overdue worker is dismissed with exactly
@@ -76,7 +79,7 @@ class ThreadBackend(Backend):
         self._n_jobs = n_jobs
 
     def has_room(self) -> bool:
-        return self._in_flight < self._n_jobs * (2 if self._short else 1)
+        return self._in_flight < CHUNKS_AHEAD * self._n_jobs
 
     def submit(self, chunk: Chunk) -> None:
         self._in_flight += 1
@@ -105,7 +108,6 @@ class ThreadBackend(Backend):
             worker.started = True
         elif isinstance(message, ChunkDone):
             self._in_flight -= 1
-            self._short = message.outcome.duration < SHORT_CHUNK_SECONDS
         return True
 
     def wake(self) -> None:

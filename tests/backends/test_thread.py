@@ -131,14 +131,14 @@ def test_the_function_sees_the_caller_s_context_variables_and_changes_a_copy() -
 
 
 def test_chunks_run_at_the_same_time_on_as_many_threads_as_asked_for() -> None:
-    """Four that wait for each other all come to their end."""
+    """Four that wait for each other all come to their end, and as many are ready behind them."""
     together = threading.Barrier(4)
     backend = open_backend(lambda _: together.wait(WAIT) >= 0, n_jobs=4)
-    for number in range(4):
+    for number in range(8):
         assert backend.has_room()
         backend.submit(Chunk(number, number, [None]))
     assert not backend.has_room()
-    news = news_until_done(backend, 4)
+    news = news_until_done(backend, 8)
     assert len({m.worker for m in news if isinstance(m, WorkerStarted)}) == 4
     backend.close(cancel=False)
 
