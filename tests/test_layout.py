@@ -58,22 +58,29 @@ LAYERS = {
         "tracing": "",
         "chunk_trace": "tracing",
         "collecting": "chunk_trace tracing user_metrics",
+        "known_functions": "",
         "gil_probe": "",
-        "sampling": "collecting errors gil_probe",
+        "thread_clocks": "",
+        "span": "",
+        "comprehension": "errors gil_probe span",
+        "sampling": "collecting gil_probe",
         "payload": "sampling",
     },
     "decision": {
-        "workload": "",
+        "workload": "known_functions",
         "cost": "workload",
         "explanation": "cost",
-        "chooser": "cost explanation gil_probe payload sampling system workload",
-        "optimizer": ("arguments chooser collecting cost engine explanation sampling system"),
+        "chooser": ("cost explanation gil_probe payload sampling system thread_clocks workload"),
+        "opening": (
+            "arguments comprehension gil_probe known_functions sampling span thread_clocks workload"
+        ),
+        "optimizer": "arguments chooser cost engine explanation sampling system",
     },
     # A worker process imports process_worker and what that needs; all of it is to stay light.
     "execution": {
         "sinks": "",
-        "worker": "collecting errors",
-        "chunking": "worker",
+        "worker": "collecting errors span",
+        "chunking": "span",
         "log_records": "tracing",
         "backends": "",
         "backends.base": "collecting errors worker",
@@ -107,7 +114,10 @@ LAYERS = {
             "backends.thread plan"
         ),
         "failures": "backends.base errors termination worker",
-        "head_start": "backends.base backends.factory engine errors plan sampling worker",
+        "head_start": (
+            "backends.base backends.factory chooser engine errors gil_probe known_functions "
+            "opening plan sampling system worker"
+        ),
         "run": (
             "backends.base backends.factory chunking engine errors failures head_start "
             "log_records plan reporting sinks termination worker"
@@ -182,13 +192,15 @@ LAYERS = {
         "environment": ("errors exporters.base exporters.registry hooks.config hooks.manager"),
         "call": (
             "arguments backends.base chunking collecting engine environment errors explanation "
-            "head_start hooks.manager optimizer plan progress reporting run sampling sinks system "
-            "worker"
+            "head_start hooks.manager opening optimizer plan progress reporting run sampling sinks "
+            "system worker"
         ),
         "driving": "backends.process_pool call errors sinks",
         "executor": (
-            "backends.process_pool call driving explanation hooks.manager sinks termination"
+            "arguments backends.base backends.process_pool call environment head_start opening "
+            "sinks termination"
         ),
+        "streaming": "call driving hooks.manager sinks termination",
         "aio": "call driving explanation hooks.manager sinks termination",
     },
     # These use amorsize as anybody would, through its public names.
@@ -214,13 +226,15 @@ TYPES_ONLY = {
     "amorsize": (
         "aio errors executor explanation exporters.cloudwatch exporters.datadog "
         "exporters.opentelemetry exporters.prometheus exporters.registry hooks optimizer "
-        "user_metrics"
+        "streaming user_metrics"
     ),
     "hooks.config": "hooks.manager",
     "cost": "system",
     "workload": "payload sampling",
     "aio": "engine",
-    "executor": "engine",
+    "executor": "chooser engine explanation hooks.manager",
+    "opening": "chooser collecting explanation",
+    "streaming": "engine",
     "explanation": "cost sampling system workload",
 }
 
@@ -458,6 +472,35 @@ def test_a_serial_run_imports_no_process_engine() -> None:
     assert not loaded & (SDKS | {"multiprocessing", "subprocess", "cloudpickle"})
 
 
+def test_a_run_that_is_over_at_once_loads_nothing_that_plans_runs_or_tells() -> None:
+    """Loading all of it takes longer than such a run."""
+    script = (
+        "import amorsize, sys\n"
+        "assert amorsize.execute(abs, range(-5000, 0)) == list(range(5000, 0, -1))\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    loaded = {name for name in done.stdout.split() if name.startswith("amorsize.")}
+    assert loaded == {
+        "amorsize.arguments",
+        "amorsize.comprehension",
+        "amorsize.engine",
+        "amorsize.environment",
+        "amorsize.errors",
+        "amorsize.executor",
+        "amorsize.gil_probe",
+        "amorsize.known_functions",
+        "amorsize.opening",
+        "amorsize.sampling",
+        "amorsize.span",
+        "amorsize.thread_clocks",
+        "amorsize.workload",
+    }
+    assert not {"logging", "pickle", "multiprocessing", "subprocess"} & set(done.stdout.split())
+
+
 def test_a_worker_process_imports_no_more_than_it_needs() -> None:
     """What runs chunks elsewhere starts fast: no optimizer, no exporter, no psutil."""
     script = "import amorsize.backends.process_worker, sys\n"
@@ -477,6 +520,7 @@ def test_a_worker_process_imports_no_more_than_it_needs() -> None:
         "amorsize.collecting",
         "amorsize.errors",
         "amorsize.log_records",
+        "amorsize.span",
         "amorsize.tracing",
         "amorsize.user_metrics",
         "amorsize.worker",
