@@ -50,6 +50,7 @@ class Comprehension:
         self._over = _thread.allocate_lock()
         self._over.acquire()
         self._looking = Lock()
+        self._ended = False
         self.taken = 0
 
     def run(self) -> list[Any]:
@@ -62,9 +63,10 @@ class Comprehension:
         finally:
             with self._looking:
                 self._over.release()
-                self.taken = self.taken or min(span.taken(self._iterator), len(span))
+                if not self._ended:
+                    self.taken = min(span.taken(self._iterator), len(span))
         del results[len(span) :]  # the function may have made the list longer
-        if len(results) < self.taken:
+        if len(results) < (self.taken if self._ended else len(span)):
             raise input_shrank()
         return results
 
@@ -77,7 +79,7 @@ class Comprehension:
                 now, taken = time.perf_counter(), self._span.taken(self._iterator)
                 each = (now - seconds) / max(1, taken - before)
                 if self._too_long(each, len(self._span) - taken):
-                    self.taken = taken
+                    self.taken, self._ended = taken, True
                     self._span.end(self._iterator)
                     return
             seconds, before = now, taken

@@ -1,0 +1,287 @@
+"""Runs that are over before anything is planned, and what is begun with at once."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import amorsize
+from amorsize import opening
+from amorsize.hooks import HookContext, HookEvent, HookManager
+from amorsize.opening import nobody_listens
+from amorsize.testing import RecordingHook, assert_contract
+from amorsize.workload import KNOWN_WORKLOADS
+
+DEADLINE_SECONDS = 60.0
+
+
+class Letters(list[int]):
+    """A list of which one never knows."""
+
+
+@pytest.fixture(autouse=True)
+def no_warm_workers() -> None:
+    amorsize.shutdown()
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lists the choices that are made."""
+    made: list[str] = []
+    choose = opening.Opening.choose
+
+    def note(self: opening.Opening) -> Any:
+        if self.result is None:
+            made.append(choose(self).executor_type)
+        return choose(self)
+
+    monkeypatch.setattr(opening.Opening, "choose", note)
+    return made
+
+
+@given(
+    size=st.integers(0, 700),
+    kind=st.sampled_from([list, tuple, range, Letters, iter, set]),
+)
+def test_the_results_are_those_of_a_comprehension(size: int, kind: Any) -> None:
+    """For every input; each item once."""
+    calls: list[int] = []
+
+    def work(item: int) -> int:
+        calls.append(item)
+        return item * 3
+
+    data = range(size) if kind is range else kind(range(size))
+    assert amorsize.execute(work, data) == [item * 3 for item in range(size)]
+    assert calls == list(range(size))
+
+
+def test_trivial_items_are_not_planned_for(planned: list[str]) -> None:
+    """They are done sooner, however many; also when the function is known by then."""
+    for _ in range(3):
+        assert amorsize.execute(abs, range(-200_000, 0)) == list(range(200_000, 0, -1))
+    assert planned == []
+
+
+@pytest.mark.parametrize("at", [0, 3, 100, 290, 5000])
+def test_what_the_function_raises_is_raised_as_with_hooks(at: int, hooks: HookManager) -> None:
+    """The same exception, with the same note, and a traceback that begins with the caller."""
+
+    def work(item: int) -> int:
+        if item == at:
+            raise KeyError(item)
+        return item
+
+    said = []
+    for told in (None, hooks):
+        with pytest.raises(KeyError) as caught:
+            amorsize.execute(work, range(10_000), hooks=told)
+        frames = traceback.extract_tb(caught.value.__traceback__)
+        said.append((caught.value.args, caught.value.__notes__, frames[-1].name))
+    assert said[0] == said[1]
+    assert said[0][0] == (at,)
+    assert f"item {at}" in " ".join(said[0][1])
+
+
+def test_a_list_that_the_function_changes() -> None:
+    """As in a run that is planned: what it loses is an error, what it gains has no result."""
+    grows = list(range(2000))
+
+    def grow(item: int) -> int:
+        if len(grows) < 2100:
+            grows.append(item)
+        return item
+
+    assert amorsize.execute(grow, grows) == list(range(2000))
+    shrinks = list(range(2000))
+    with pytest.raises(RuntimeError, match="lost items while the function went over it"):
+        amorsize.execute(lambda item: shrinks.pop(), shrinks)
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_items_that_turn_out_long_are_shared_after_all(planned: list[str], wait: bool) -> None:
+    """A run that began alone goes over to workers; each item runs once."""
+
+    def work(item: int) -> tuple[int, int, int]:
+        if item >= 3000:
+            if wait:
+                time.sleep(0.02)
+            else:
+                sum(range(1_000_000))
+        return item, os.getpid(), threading.get_ident()
+
+    results = amorsize.execute(work, range(3100))
+    assert [item for item, _, _ in results] == list(range(3100))
+    assert {pid for _, pid, _ in results[:3000]} == {os.getpid()}
+    assert planned == ["thread" if wait else "process"]
+    others = {(pid, thread) for _, pid, thread in results[3000:]}
+    assert len(others) > 1
+
+
+def test_who_registers_meanwhile_is_told(recorder: RecordingHook, hooks: HookManager) -> None:
+    """The function itself may register a hook: the run's events come, all of them."""
+    default = amorsize.get_default_manager()
+
+    def work(item: int) -> int:
+        if item == 700:
+            for event in HookEvent:
+                default.register(event, recorder)
+        return item
+
+    assert amorsize.execute(work, range(1000)) == list(range(1000))
+    assert_contract(recorder.contexts)
+    (post,) = recorder.of(HookEvent.POST_EXECUTE)
+    assert (post.items_completed, post.metadata["executor_type"]) == (1000, "serial")
+
+
+def test_whoever_listens_is_found(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default manager, a chunk that is counted in, and a log at its finest."""
+    assert nobody_listens()
+    hook: Callable[[HookContext], None] = lambda context: None  # noqa: E731
+    amorsize.get_default_manager().register(HookEvent.ON_PROGRESS, hook)
+    assert not nobody_listens()
+    amorsize.get_default_manager().unregister_all()
+    assert nobody_listens()
+    with caplog.at_level(logging.DEBUG, "amorsize"):
+        assert not nobody_listens()
+        amorsize.execute(abs, [1, 2])
+    assert "serial" in caplog.text
+
+
+def test_numbers_of_an_execution_inside_of_a_chunk_arrive(hooks: HookManager) -> None:
+    """The inner one has no hooks, and is part of the outer one's chunk."""
+    rows: list[int] = []
+    hooks.register(
+        HookEvent.ON_CHUNK_COMPLETE,
+        lambda context: rows.append(context.metadata["user_metrics"]["rows"]["value"]),
+    )
+
+    def inner(item: int) -> int:
+        amorsize.count("rows", item)
+        return item
+
+    amorsize.execute(lambda item: sum(amorsize.execute(inner, [item, 1])), [1, 2, 3], hooks=hooks)
+    assert sum(rows) == 9
+
+
+def test_ctrl_c_ends_it() -> None:
+    """As a loop does."""
+
+    def work(item: int) -> int:
+        if item == 800:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(DEADLINE_SECONDS)
+        return item
+
+    with pytest.raises(KeyboardInterrupt):
+        amorsize.execute(work, range(10_000))
+
+
+def test_ctrl_c_in_a_first_call_leaves_no_worker_at_work(tmp_path: Path) -> None:
+    """Also where nobody is told: what was begun is ended."""
+    flag = tmp_path / "begun"
+
+    def work(item: int) -> int:
+        if item == 0:
+            deadline = time.monotonic() + DEADLINE_SECONDS
+            while not flag.exists() and time.monotonic() < deadline:
+                sum(range(200_000))
+            os.kill(os.getpid(), signal.SIGINT)
+            sum(range(10**9))
+        flag.touch()
+        time.sleep(DEADLINE_SECONDS)
+        return item
+
+    with pytest.raises(KeyboardInterrupt):
+        amorsize.execute(work, range(6))
+    from amorsize.backends.process_pool import pool
+
+    assert flag.exists()
+    assert len(pool.pids()) <= 1  # the one that had no work may stay warm
+
+
+# --- what an earlier run has shown ----
+
+
+def compute(item: int) -> tuple[int, int]:
+    sum(range(400_000))
+    return item, os.getpid()
+
+
+def pause(item: int) -> tuple[int, int]:
+    time.sleep(0.02)
+    return item, threading.get_ident()
+
+
+@pytest.fixture
+def forgetful() -> Iterator[None]:
+    """Nothing is known of the functions before, nor after."""
+    yield
+    for func in (compute, pause):
+        KNOWN_WORKLOADS.forget(func)
+
+
+@pytest.mark.usefixtures("forgetful")
+@pytest.mark.parametrize("func", [compute, pause])
+def test_a_function_that_is_known_is_begun_with_at_once(
+    func: Callable[[int], tuple[int, int]], hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """The second run does not measure again: all its workers begin with the first call."""
+    for _ in range(2):
+        recorder.contexts.clear()
+        results = amorsize.execute(func, range(40), hooks=hooks)
+        assert [item for item, _ in results] == list(range(40))
+        assert_contract(recorder.contexts)
+    (post,) = recorder.of(HookEvent.POST_EXECUTE)
+    assert post.metadata["sampled_items"] == 1
+    assert post.metadata["head_start_items"] >= 1
+    done = recorder.of(HookEvent.ON_CHUNK_COMPLETE)
+    chunks = {each.metadata["chunk_start"]: each for each in done}
+    ended = chunks[0].metadata["started_at"] + chunks[0].chunk_time
+    assert chunks[1].metadata["started_at"] < ended
+    assert results[0][1] != results[1][1]
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_a_function_that_has_changed_is_measured_again(hooks: HookManager) -> None:
+    """What was known of it holds no more once a call takes three times as long, or a third."""
+    amorsize.execute(pause, range(40))
+    known = KNOWN_WORKLOADS.recall(pause)
+    assert known is not None
+    KNOWN_WORKLOADS.remember(pause, known._replace(item_seconds=1.0, wait_seconds=1.0))
+    assert amorsize.execute(pause, range(40), return_optimization_result=True)[1].n_jobs > 1
+    again = KNOWN_WORKLOADS.recall(pause)
+    assert again is not None
+    assert again.item_seconds < 0.5
+
+
+def test_nothing_is_remembered_of_a_function_that_is_gone() -> None:
+    """A closure that was made for one run is not kept alive."""
+
+    def make() -> Callable[[int], None]:
+        return lambda item: time.sleep(0.02)
+
+    func = make()
+    amorsize.execute(func, range(30))
+    assert KNOWN_WORKLOADS.recall(func) is not None
+    count = sys.getrefcount(func)
+    assert count == 2
+    before = len(KNOWN_WORKLOADS._known)
+    del func
+    gc.collect()
+    assert len(KNOWN_WORKLOADS._known) == before - 1
