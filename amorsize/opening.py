@@ -122,7 +122,7 @@ class Opening:
             )
         finally:
             if look is not None:
-                look.settle()
+                self.sample.queued_seconds = look.settle()
         if size > 1 and not self._return_exceptions:
             sample_together(self.sample, self._func, self.iterator, self.total)
 
@@ -142,7 +142,10 @@ class Opening:
             self.sample.begin_anew()
             self.draw()
         is_over = self.sample.exhausted or len(self.sample.items) == self.total
-        return self.sample.results if is_over and self._is_well() else None
+        if not is_over or not self._is_well():
+            return None
+        self.abandon()  # workers that were begun before items turned out to be short
+        return self.sample.results
 
     def choose(self) -> OptimizationResult:
         """Choose, once, what is done with all other items; it is :attr:`result` from then on."""
@@ -166,7 +169,9 @@ class Opening:
 
     def _is_hopeless(self) -> bool:
         """Whether the rest is done sooner than anything better could begin."""
-        if self.sequence is None or self._chooser is not None or not self._is_well():
+        ahead = None if self._chooser is None else self._chooser.ahead
+        elsewhere = ahead is not None and ahead.dispatched > 0
+        if self.sequence is None or elsewhere or not self._is_well():
             return False
         workload = describe(self.sample, self.total)
         if workload.item_seconds < TRIVIAL_SECONDS:
@@ -221,10 +226,11 @@ class _Look:
         with self._looking, switching_often():
             return None if self._settled else self._opening.chooser.look(probe, self._clocks)
 
-    def settle(self) -> None:
-        """Wait for a look in progress, and allow no other."""
+    def settle(self) -> float | None:
+        """Wait for a look in progress, and allow no other; say for how long calls had no CPU."""
         with self._looking:
             self._settled = True
+        return self._clocks.queued()
 
 
 def nobody_listens() -> bool:

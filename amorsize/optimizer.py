@@ -27,6 +27,7 @@ from amorsize.system import (
     engines_here,
     read_system,
 )
+from amorsize.thread_clocks import ThreadClocks
 
 logger = logging.getLogger(__name__)
 
@@ -167,6 +168,9 @@ def choose(
         startup=STARTUP if startup is None else startup,
         clocks=clocks,
     )
+    thread = None if clocks is not None else ThreadClocks.of_this_thread()
+    if thread is not None:
+        thread.begin()
     draw_sample(
         func,
         iterator,
@@ -175,6 +179,8 @@ def choose(
         clocks=clocks,
         sample=sample,
     )
+    if thread is not None:
+        sample.queued_seconds = thread.queued()
     if not again and not return_exceptions:
         sample_together(sample, func, iterator, total, clocks=clocks)
     result = chooser.choose()

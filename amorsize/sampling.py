@@ -129,7 +129,7 @@ class Sample:
         voluntary_switches: context switches by which the calls waited; None where not counted.
         involuntary_switches: those by which the CPU was taken away from them.
         queued_seconds: for how long the calls were ready to run, but had no CPU; None where that
-            was not read. Of a call in progress it stands for the context switches.
+            is not known, and context switches have to tell.
         gil_share: see :class:`GilProbe`; None when not probed.
         peak_growth_bytes: how far the process' highest resident size rose.
         collector: keeps what the calls bring beside results; None where nobody listens.
@@ -198,7 +198,7 @@ class Sample:
         self.item_seconds, self.input_seconds = [], []
         self.together = self.involuntary_switches = 0
         self.voluntary_switches = 0
-        self.gil_share = None
+        self.gil_share = self.queued_seconds = None
 
     def so_far(self, wall: float, cpu: float, process_cpu: float) -> Sample | None:
         """Say what is known in the middle of a call, taken as one that ends now; else None.

@@ -41,10 +41,11 @@ class ThreadClocks:
     def queued(self) -> float | None:
         """Seconds, since :meth:`begin`, for which the thread was ready but had no CPU.
 
-        None where the system does not count that.
+        None where the system does not count that, or before :meth:`begin`.
         """
-        now = self._read_queued()
-        return None if self._before is None or now is None else max(0.0, now - self._before)
+        if self._before is None or (now := self._read_queued()) is None:
+            return None
+        return max(0.0, now - self._before)
 
     def _read_queued(self) -> float | None:
         try:

@@ -149,6 +149,7 @@ def describe(
         and (switches is None or switches >= len(calls))
         and (
             switches is None
+            or sample.queued_seconds is not None
             or sample.involuntary_switches <= TAKEN_PER_GIVEN * switches
             or cpu_share <= TAKEN_CPU_SHARE
         )

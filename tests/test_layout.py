@@ -74,7 +74,7 @@ LAYERS = {
         "opening": (
             "arguments comprehension gil_probe known_functions sampling span thread_clocks workload"
         ),
-        "optimizer": "arguments chooser cost engine explanation sampling system",
+        "optimizer": "arguments chooser cost engine explanation sampling system thread_clocks",
     },
     # A worker process imports process_worker and what that needs; all of it is to stay light.
     "execution": {
