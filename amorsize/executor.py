@@ -158,7 +158,8 @@ def execute(
                 # The function may have registered a hook.
                 if results is not None and nobody_listens():
                     return results
-                opening.choose()
+                if results is None:
+                    opening.choose()
         from amorsize import termination
         from amorsize.call import Call
         from amorsize.sinks import Collector

@@ -82,13 +82,13 @@ if hasattr(os, "register_at_fork"):
 
 
 class Look(Protocol):
-    """Looks at a call in progress, from the probe's thread."""
+    """Looks at a call in progress."""
 
     def begin(self) -> None:
-        """Get ready: the calls have taken :data:`AFTER_SECONDS`."""
+        """Get ready; called from the thread that calls, before the first call to be looked at."""
 
     def __call__(self, probe: GilProbe, /) -> float | None:
-        """Look; say in how many seconds to look again, None for not at all."""
+        """Look, from the probe's thread; say in how many seconds to do so again, or None."""
 
 
 class GilProbe:
@@ -143,10 +143,8 @@ class GilProbe:
     def _run(self) -> None:
         look = self._look
         wait = None if look is None else LOOK_SECONDS
-        if look is not None:
-            if self._stop.acquire(timeout=AFTER_SECONDS):
-                return
-            look.begin()
+        if look is not None and self._stop.acquire(timeout=AFTER_SECONDS):
+            return
         before = self._began_at = self._wall()
         look_at = float("inf") if wait is None else before + wait
         while self._ticks < self.ENOUGH_TICKS:

@@ -99,7 +99,7 @@ class HeadStart:
             return False
         with switching_often():
             for at in range(start, min(start + chunks, len(self._sequence))):
-                if not self._backend.has_room():
+                if not (self._backend.has_room() or self._backend.can_hold()):
                     break
                 # The sample is chunk 0.
                 chunk = Chunk(len(self._chunks) + 1, at, self._sequence[at : at + 1])

@@ -42,7 +42,7 @@ _SHORT = KnownFunctions[bool]()
 """Functions whose first calls were over before a look at one."""
 
 SURPRISE = 4
-"""Items are no longer what they were once they take so many times what is done without a plan."""
+"""Items are no longer what they were once they take so many times as long."""
 
 
 class Opening:
@@ -127,19 +127,25 @@ class Opening:
             sample_together(self.sample, self._func, self.iterator, self.total)
 
     def finish(self) -> list[Any] | None:
-        """Call the function on all other items, where planning would take longer; the results.
+        """Call the function on all other items, where workers would not help; the results.
 
-        None where something else is to be done, behind what :attr:`sample` holds: what the function
-        or the input raised is there, too.
+        Where items turn out to be longer than foreseen, the next ones are measured anew.
+
+        Returns:
+            The results; None where something else is to be done, behind what :attr:`sample` holds:
+            what the function or the input raised is there, too.
         """
-        if self._is_hopeless():
-            _SHORT.remember(self._func, True)
-        while self._is_hopeless():
+        while self._may_go_on():
+            hopeless = self._is_hopeless()
+            if hopeless:
+                _SHORT.remember(self._func, True)
+            elif self.choose().executor_type != "serial":
+                return None
             self._go_on()
             if not self._is_well() or len(self.sample.items) == self.total:
                 break
-            # Items are not what they were: the next ones say what to do with the rest.
             self.sample.begin_anew()
+            self.result = None
             self.draw()
         is_over = self.sample.exhausted or len(self.sample.items) == self.total
         if not is_over or not self._is_well():
@@ -167,12 +173,13 @@ class Opening:
         sample = self.sample
         return not sample.failures and sample.input_error is None and sample.interrupted is None
 
-    def _is_hopeless(self) -> bool:
-        """Whether the rest is done sooner than anything better could begin."""
+    def _may_go_on(self) -> bool:
         ahead = None if self._chooser is None else self._chooser.ahead
         elsewhere = ahead is not None and ahead.dispatched > 0
-        if self.sequence is None or elsewhere or not self._is_well():
-            return False
+        return self.sequence is not None and not elsewhere and self._is_well()
+
+    def _is_hopeless(self) -> bool:
+        """Whether the rest is done sooner than anything better could begin."""
         workload = describe(self.sample, self.total)
         if workload.item_seconds < TRIVIAL_SECONDS:
             return True
@@ -180,11 +187,16 @@ class Opening:
         return workload.serial_seconds < (HOPELESS_SECONDS if loaded else LOADING_SECONDS)
 
     def _go_on(self) -> None:
-        """Call the function on all other items, as long as they are as short as that."""
+        """Call the function on all other items, as long as they are as short as foreseen."""
         assert self.sequence is not None
         assert self.total is not None
         sample, sequence, before = self.sample, self.sequence, len(self.sample.items)
-        loop = Comprehension(self._func, Span(sequence, before, self.total), _surprises)
+        foreseen = max(TRIVIAL_SECONDS, describe(sample, self.total).item_seconds)
+
+        def too_long(each: float, left: int) -> bool:
+            return each > SURPRISE * foreseen and each * left > SURPRISE * LOADING_SECONDS
+
+        loop = Comprehension(self._func, Span(sequence, before, self.total), too_long)
         began = time.perf_counter()
         try:
             results = loop.run()
@@ -203,12 +215,6 @@ class Opening:
         sample.earlier_seconds += time.perf_counter() - began
 
 
-def _surprises(item_seconds: float, left: int) -> bool:
-    """Whether items are no longer what is best done without a plan."""
-    trivial = item_seconds <= SURPRISE * TRIVIAL_SECONDS
-    return not trivial and item_seconds * left > SURPRISE * LOADING_SECONDS
-
-
 class _Look:
     """What the probe's thread does while the first calls run."""
 
@@ -217,10 +223,7 @@ class _Look:
         self._clocks = clocks
         self._looking = Lock()
         self._settled = False
-
-    def begin(self) -> None:
-        with switching_often():  # it reads a file
-            self._clocks.begin()
+        self.begin = clocks.begin
 
     def __call__(self, probe: GilProbe) -> float | None:
         with self._looking, switching_often():

@@ -321,6 +321,7 @@ def extend_sample(
     spent = asked = unread = 0.0
     if look is not None and look_early:
         # From the first call on: a single one may take longer than all that is to be learned.
+        look.begin()
         gil = GilProbe(wall, look)
         gil = gil if gil.start() else None
         probe = False
@@ -347,6 +348,8 @@ def extend_sample(
             item = sample.items[taken]
 
             if gil is None and probe and sample.seconds >= AFTER_SECONDS:
+                if look is not None:
+                    look.begin()
                 gil = GilProbe(wall, look)
                 probe = gil.start()
                 gil = gil if probe else None

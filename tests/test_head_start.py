@@ -268,7 +268,7 @@ def test_a_result_that_does_not_travel_is_named(tmp_path: Path, hooks: HookManag
             flag.touch()
         return threading.Lock()
 
-    with pytest.raises(TransportError, match=r"result of item 1, a lock, cannot be sent back"):
+    with pytest.raises(TransportError, match=r"result of item [1-5], a lock, cannot be sent back"):
         amorsize.execute(work, range(6), n_jobs=2, hooks=hooks)
 
 

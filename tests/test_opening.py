@@ -219,7 +219,7 @@ def test_ctrl_c_in_a_first_call_leaves_no_worker_at_work(tmp_path: Path) -> None
 
 
 def compute(item: int) -> tuple[int, int]:
-    sum(range(400_000))
+    sum(range(4_000_000))  # too long for the caller's thread to go on while workers start
     return item, os.getpid()
 
 
@@ -244,8 +244,8 @@ def test_a_function_that_is_known_is_begun_with_at_once(
     """The second run does not measure again: all its workers begin with the first call."""
     for _ in range(2):
         recorder.contexts.clear()
-        results = amorsize.execute(func, range(40), hooks=hooks)
-        assert [item for item, _ in results] == list(range(40))
+        results = amorsize.execute(func, range(12), hooks=hooks)
+        assert [item for item, _ in results] == list(range(12))
         assert_contract(recorder.contexts)
     (post,) = recorder.of(HookEvent.POST_EXECUTE)
     assert post.metadata["sampled_items"] == 1

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from amorsize.backends.base import (
+    SHORT_CHUNK_SECONDS,
     Backend,
     ChunkDone,
     Message,
@@ -64,6 +65,7 @@ class ThreadBackend(Backend):
         self._chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
         self._news: queue.SimpleQueue[WorkerStarted | ChunkDone | None] = queue.SimpleQueue()
         self._in_flight = 0
+        self._short = False
         self._stop = threading.Event()
         self._keys = itertools.count()
         # Held while a chunk changes hands, so that an overdue worker is dismissed with exactly
@@ -79,7 +81,10 @@ class ThreadBackend(Backend):
         self._n_jobs = n_jobs
 
     def has_room(self) -> bool:
-        return self._in_flight < CHUNKS_AHEAD * self._n_jobs
+        return self._in_flight < self._n_jobs * (CHUNKS_AHEAD if self._short else 1)
+
+    def can_hold(self) -> bool:
+        return self._in_flight < self._n_jobs * CHUNKS_AHEAD
 
     def submit(self, chunk: Chunk) -> None:
         self._in_flight += 1
@@ -108,6 +113,7 @@ class ThreadBackend(Backend):
             worker.started = True
         elif isinstance(message, ChunkDone):
             self._in_flight -= 1
+            self._short = message.outcome.duration < SHORT_CHUNK_SECONDS
         return True
 
     def wake(self) -> None:

@@ -135,9 +135,10 @@ def test_chunks_run_at_the_same_time_on_as_many_threads_as_asked_for() -> None:
     together = threading.Barrier(4)
     backend = open_backend(lambda _: together.wait(WAIT) >= 0, n_jobs=4)
     for number in range(8):
-        assert backend.has_room()
+        assert backend.has_room() is (number < 4)
+        assert backend.can_hold()
         backend.submit(Chunk(number, number, [None]))
-    assert not backend.has_room()
+    assert not backend.can_hold()
     news = news_until_done(backend, 8)
     assert len({m.worker for m in news if isinstance(m, WorkerStarted)}) == 4
     backend.close(cancel=False)
