@@ -55,9 +55,9 @@ HYPERTHREAD_YIELD = 0.3
 """What the second hardware thread of a core adds (Intel gives up to 30 %: Marr et al.,
 "Hyper-Threading Technology Architecture and Microarchitecture", 2002)."""
 
-MEANWHILE_SECONDS = 0.025
-"""Calls shorter than this, about, go on in the caller's thread while workers start: half of the 50
-ms that it may take to hear of them."""
+MEANWHILE_SECONDS = 0.04
+"""Calls shorter than this go on in the caller's thread while workers start: it hears of those
+within 50 ms."""
 MEANWHILE_SHARE = 0.8
 """What it gets done in that time, of what it would alone: workers that start need cores, too."""
 

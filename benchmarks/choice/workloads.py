@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 LOOPS_PER_MS = 40_000
@@ -76,6 +77,24 @@ def make_bytes(seed: int) -> bytes:
     return random.Random(seed).randbytes(MEGABYTE)
 
 
+def multiply(size: int) -> float:
+    """Compute on several cores at once: BLAS has threads of its own."""
+    matrix = _matrix(size)
+    return float((matrix @ matrix)[0, 0])
+
+
+@cache
+def _matrix(size: int) -> Any:
+    import numpy as np
+
+    return np.random.default_rng(size).random((size, size))
+
+
+def _sizes(size: int, items: int) -> list[int]:
+    _matrix(size)  # NumPy is imported, as in a program that has such data
+    return [size] * items
+
+
 def _loops(milliseconds: float, items: int) -> list[int]:
     return [int(milliseconds * LOOPS_PER_MS)] * items
 
@@ -116,6 +135,12 @@ WORKLOADS = {
     ),
     "generator": Workload(
         "computing 1 ms, a generator of 1,000", burn, lambda: iter(_loops(1, 1000)), 1000
+    ),
+    "parallel-inside": Workload(
+        "products of matrices, parallel inside, 30 items",
+        multiply,
+        lambda: _sizes(900, 30),
+        30,
     ),
     "too-small": Workload(
         "computing 10 µs, 100 items", burn, lambda: _loops(0.01, 100), 100, short=True
