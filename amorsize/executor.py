@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from amorsize import environment
-from amorsize.arguments import Arguments, check_options, validate
+from amorsize.arguments import check_options, validate
 from amorsize.opening import Opening, nobody_listens
 
 if TYPE_CHECKING:
@@ -132,34 +132,21 @@ def execute(
     switches = (progress, return_exceptions, verbose, return_optimization_result)
     try:
         if all(each is None for each in given) and all(each is False for each in switches):
-            checked = validate(
+            opening = _open_unwatched(
                 func,
                 data,
                 sample_size=sample_size,
                 target_chunk_duration=target_chunk_duration,
-                n_jobs=None,
-                chunksize=None,
-                executor=None,
-            )
-            check_options(
-                name=name,
-                progress=False,
                 progress_interval=progress_interval,
-                return_exceptions=False,
-                timeout=None,
-                item_timeout=None,
-                verbose=False,
+                name=name,
             )
-            environment.apply()
-            if nobody_listens():
-                opening = _open(func, data, checked)
-                opening.draw()
-                results = opening.finish()
-                # The function may have registered a hook.
-                if results is not None and nobody_listens():
-                    return results
-                if results is None:
-                    opening.choose()
+        if opening is not None:
+            opening.draw()
+            results = opening.finish()
+            if results is not None and nobody_listens():  # the function may register a hook
+                return results
+            if results is None:
+                opening.choose()
         from amorsize import termination
         from amorsize.call import Call
         from amorsize.sinks import Collector
@@ -209,8 +196,40 @@ def shutdown() -> None:
         pool.shutdown()
 
 
-def _open(func: Callable[[Any], Any], data: Iterable[Any], checked: Arguments) -> Opening:
-    """Begin a run of which nobody is told; what else it needs is imported by who needs it."""
+def _open_unwatched(
+    func: Callable[[Any], Any],
+    data: Iterable[Any],
+    *,
+    sample_size: int,
+    target_chunk_duration: float,
+    progress_interval: float,
+    name: str | None,
+) -> Opening | None:
+    """Begin a run of which nobody is told; None where somebody is.
+
+    What else it needs is imported by whoever needs it first.
+    """
+    checked = validate(
+        func,
+        data,
+        sample_size=sample_size,
+        target_chunk_duration=target_chunk_duration,
+        n_jobs=None,
+        chunksize=None,
+        executor=None,
+    )
+    check_options(
+        name=name,
+        progress=False,
+        progress_interval=progress_interval,
+        return_exceptions=False,
+        timeout=None,
+        item_timeout=None,
+        verbose=False,
+    )
+    environment.apply()
+    if not nobody_listens():
+        return None
 
     def choose_for(opening: Opening) -> Chooser:
         from amorsize.backends.base import Task
