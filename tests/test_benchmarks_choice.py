@@ -59,7 +59,9 @@ def test_an_unknown_workload_is_refused(capsys: pytest.CaptureFixture[str]) -> N
 def test_the_regret_is_of_what_was_chosen_to_the_best_of_the_sweep() -> None:
     """Each round's choice is taken at its own time in that round."""
     best, chosen = Setting("process", 2, 5), Setting("process", 2, 25)
-    swept = Swept("cpu-5ms", [chosen, chosen, best], {best: [1.0, 1.0, 1.2], chosen: [1.4, 1.1, 9]})
+    seconds = {best: [1.0, 1.0, 1.2], chosen: [1.4, 1.1, 9]}
+    heat = {best: 1.1, chosen: 1.2, Setting("serial", 1, 200): 0.1}  # a lucky run, not run again
+    swept = Swept("cpu-5ms", [chosen, chosen, best], seconds, heat)
     assert swept.best == best
     assert swept.regret == pytest.approx(1.2)
     shown = sweep.render([swept])

@@ -1,7 +1,9 @@
 """``python -m benchmarks.choice.sweep``: every engine, n_jobs and chunksize, beside the choice.
 
 The regret of ``optimize()`` is how many times as long its choice takes as the best of the sweep:
-first calls in fresh processes, the import left out, because that is what it predicts.
+first calls in fresh processes, the import left out, because that is what it predicts. Every setting
+runs once; the fastest run again, beside the choice, and only that is compared: the best of thirty
+single runs would be the luckiest.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from benchmarks.choice.table import run_cell
 from benchmarks.choice.workloads import WORKLOADS, Workload
 
 THREADS = (2, 4, 8, 16, 32, 64)
+
+FINALISTS = 5
+"""So many of the settings run again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +47,14 @@ class Swept:
     Attributes:
         workload: its name.
         chosen: what ``optimize()`` chose, one for each round.
-        seconds: of each setting, one for each round; the chosen ones among them.
+        seconds: of each finalist, one for each round; the chosen ones among them.
+        heat: of every setting, once.
     """
 
     workload: str
     chosen: list[Setting]
     seconds: dict[Setting, list[float]]
+    heat: dict[Setting, float]
 
     def median(self, setting: Setting) -> float:
         """Return the median over the rounds."""
@@ -82,15 +89,20 @@ def settings(workload: Workload) -> list[Setting]:
 
 
 def sweep(name: str, rounds: int, *, say: Callable[[str], None] = lambda text: None) -> Swept:
-    """Measure all settings of one workload, round after round, and what is chosen in each."""
+    """Measure all settings of one workload, then the best of them, and what is chosen, anew."""
+    heat: dict[Setting, float] = {}
     tried = settings(WORKLOADS[name])
-    swept = Swept(name, [], {setting: [] for setting in tried})
+    for at, setting in enumerate(tried):
+        say(f"{name}, setting {at + 1} of {len(tried)}: {setting}")
+        heat[setting] = _measure(name, setting)
+    finalists = sorted(tried, key=heat.__getitem__)[:FINALISTS]
+    swept = Swept(name, [], {setting: [] for setting in finalists}, heat)
     for turn in range(rounds):
         plan = run_cell("plan", name)
         chosen = Setting(plan["engine"], plan["n_jobs"], plan["chunksize"])
         swept.chosen.append(chosen)
         for at, setting in enumerate(dict.fromkeys([*swept.seconds, chosen])):
-            say(f"{name}, round {turn + 1} of {rounds}, setting {at + 1}: {setting}")
+            say(f"{name}, round {turn + 1} of {rounds}, finalist {at + 1}: {setting}")
             taken = swept.seconds.setdefault(setting, [])
             while len(taken) <= turn:  # also the earlier rounds of one that is chosen only now
                 taken.append(_measure(name, setting))
@@ -114,7 +126,7 @@ def render(swept: Sequence[Swept], *, markdown: bool = False) -> str:
                 f"{each.median(chosen) * 1e3:,.3g} ms",
                 str(each.best),
                 f"{each.median(each.best) * 1e3:,.3g} ms",
-                str(len(each.seconds)),
+                str(len(each.heat)),
                 f"{each.regret:.2f}",
             )
         )
@@ -135,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.choice.sweep", description=__doc__.partition("\n\n")[2]
     )
-    add_options(parser, rounds=3)
+    add_options(parser, rounds=5)
     parser.add_argument("--all", action="store_true", help="show every setting that was tried")
     options, chosen = parse(parser, arguments)
     print(report.machine(), end="\n\n", flush=True)
@@ -149,10 +161,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _render_all(swept: Swept) -> str:
-    best = swept.median(swept.best)
+    found = {setting: swept.median(setting) for setting in swept.seconds} | swept.heat
+    best = min(found.values())
     lines: list[tuple[Any, ...]] = [(WORKLOADS[swept.workload].title, "takes", "to the best", "")]
-    for setting in sorted(swept.seconds, key=swept.median):
-        seconds = swept.median(setting)
+    for setting, seconds in sorted(found.items(), key=lambda each: each[1]):
         mark = "chosen" if setting in swept.chosen else ""
         lines.append((str(setting), f"{seconds * 1e3:,.3g} ms", f"{seconds / best:.2f}", mark))
     return report.aligned(lines, words=(0, 3))
