@@ -114,6 +114,8 @@ class Call:
         self._verbose = verbose
         self._opening = opening
         self._cleanup = ExitStack()
+        if opening is not None:
+            self._cleanup.callback(opening.abandon)
         self._progress = _progress_manager(self._cleanup) if progress else None
         self.result: OptimizationResult
         self.run: Run | None = None
@@ -154,8 +156,10 @@ class Call:
             stamp_items=self._item_timeout is not None,
             collect=collect,
         )
-        opening = self._opening or self._open(task)
-        self._cleanup.callback(opening.abandon)
+        opening = self._opening
+        if opening is None:
+            opening = self._open(task)
+            self._cleanup.callback(opening.abandon)
         sample: Sample | None = None
         if engine is None and self._n_jobs != 1:
             sample = opening.sample
@@ -280,11 +284,13 @@ def _sampled(sample: Sample | None) -> Sampled:
         items = items[: len(sample.results)]  # the last call did not come to its end
     if not items:
         return Sampled([], interrupted=sample.interrupted)
+    complete = len(sample.results) == len(items)
+    assert complete or failures or sample.interrupted is not None, "results of the sample are lost"
     outcome = ChunkOutcome(
         chunk_id=0,
         start=0,
         size=len(items),
-        results=sample.results if len(sample.results) == len(items) else None,
+        results=sample.results if complete else None,
         failures=failures,
         started_at=sample.started_at,
         duration=sample.all_seconds,

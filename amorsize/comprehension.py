@@ -50,7 +50,7 @@ class Comprehension:
         self._over = _thread.allocate_lock()
         self._over.acquire()
         self._looking = Lock()
-        self._ended = False
+        self._ended = self._finished = False
         self.taken = 0
 
     def run(self) -> list[Any]:
@@ -61,12 +61,16 @@ class Comprehension:
         try:
             results = [func(item) for item in span.up_to_its_end(self._iterator)]
         finally:
-            with self._looking:
+            self._finished = True
+            try:
+                with self._looking:
+                    if not self._ended:
+                        self.taken = min(span.taken(self._iterator), len(span))
+            finally:
                 self._over.release()
-                if not self._ended:
-                    self.taken = min(span.taken(self._iterator), len(span))
         del results[len(span) :]  # the function may have made the list longer
-        if len(results) < (self.taken if self._ended else len(span)):
+        self.taken = len(results)
+        if self.taken < len(span) and not self._ended:
             raise input_shrank()
         return results
 
@@ -74,12 +78,12 @@ class Comprehension:
         seconds, before = time.perf_counter(), 0
         while not self._over.acquire(timeout=LOOK_SECONDS):
             with self._looking:
-                if not self._over.locked():
+                if self._finished:
                     return
                 now, taken = time.perf_counter(), self._span.taken(self._iterator)
                 each = (now - seconds) / max(1, taken - before)
                 if self._too_long(each, len(self._span) - taken):
-                    self.taken, self._ended = taken, True
-                    self._span.end(self._iterator)
+                    self._ended = True
+                    self.taken = self._span.end(self._iterator)
                     return
             seconds, before = now, taken

@@ -10,15 +10,17 @@ the caller's thread is back: then the run takes over what was begun.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import Context
+from threading import Lock
 from typing import Any
 
 from amorsize.backends.base import Backend, Message, Task
 from amorsize.backends.factory import make_backend
 from amorsize.chooser import Chooser
 from amorsize.engine import Engine
-from amorsize.errors import AmorsizeError
+from amorsize.errors import AmorsizeError, ExecutionCancelledError
 from amorsize.gil_probe import switching_often
 from amorsize.known_functions import KnownFunctions
 from amorsize.opening import Opening
@@ -27,8 +29,8 @@ from amorsize.sampling import Sample
 from amorsize.system import STARTUP, engines_here
 from amorsize.worker import Chunk
 
-TRAVELLED = KnownFunctions[bool]()
-"""Functions whose results came home from worker processes."""
+TRAVELLED = KnownFunctions[type]()
+"""Functions whose results came home from worker processes, with the type of their first item."""
 
 
 class HeadStart:
@@ -57,6 +59,8 @@ class HeadStart:
         self._chunks: list[Chunk] = []
         self._news: list[Message] = []
         self._error: Exception | None = None
+        self._abandoned = False
+        self._working = Lock()
         self.may_work = may_work
         self.engine: str | None = None
         self.n_jobs = 0
@@ -70,7 +74,9 @@ class HeadStart:
     @property
     def travels(self) -> bool:
         """Whether results of this function are known to come home from worker processes."""
-        return TRAVELLED.recall(self._task.func) is not None
+        sequence = self._sequence
+        items = TRAVELLED.recall(self._task.func)
+        return bool(sequence and items) and type(sequence[0]) is items  # type: ignore[index]
 
     def begin(self, engine: str, n_jobs: int) -> None:
         """Open an engine, and start workers that take time to start.
@@ -79,11 +85,15 @@ class HeadStart:
             TransportError: the function does not travel.
             OSError: no process can be started.
         """
-        with switching_often():
+        with self._at_work(), switching_often():
             if self._backend is None:
                 backend = make_backend(Plan(Engine(engine), n_jobs, 1, 1.0))
                 self._backend = backend  # from here on it is closed, whatever happens
-                self._context.run(backend.open, self._task)
+                try:
+                    self._context.run(backend.open, self._task)
+                except BaseException:
+                    self._close()
+                    raise
                 self.engine, self.n_jobs = engine, n_jobs
             self._backend.start_workers()
 
@@ -93,20 +103,30 @@ class HeadStart:
         The sample then takes no further item; with ``start`` it may take so many, which it has not
         begun with yet.
         """
+        may_reopen = start is None
         if start is None:
             start = sample.close()
         if self._backend is None or self._sequence is None or start is None:
             return False
-        with switching_often():
-            for at in range(start, min(start + chunks, len(self._sequence))):
-                if not (self._backend.has_room() or self._backend.can_hold()):
+        try:
+            self._dispatch(range(start, min(start + chunks, len(self._sequence))))
+        finally:
+            if may_reopen and not self.dispatched:
+                sample.reopen()
+        return True
+
+    def _dispatch(self, items: range) -> None:
+        assert self._sequence is not None
+        with self._at_work(), switching_often():
+            for at in items:
+                backend = self._backend
+                if backend is None or not (backend.has_room() or backend.can_hold()):
                     break
                 # The sample is chunk 0.
                 chunk = Chunk(len(self._chunks) + 1, at, self._sequence[at : at + 1])
-                self._backend.submit(chunk)
+                backend.submit(chunk)
                 self._chunks.append(chunk)
                 self.dispatched += 1
-        return True
 
     def is_up(self) -> bool:
         """Say whether a worker is ready to work, or will never be."""
@@ -134,7 +154,27 @@ class HeadStart:
         return Begun(backend, self._chunks, self._news, self._error)
 
     def abandon(self) -> None:
-        """Close what nobody took over."""
+        """Close what nobody took over, and begin nothing more."""
+        self._abandoned = True
+        # Where another thread is at work on it, that closes it.
+        if self._working.acquire(blocking=False):
+            try:
+                self._close()
+            finally:
+                self._working.release()
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        with self._working:
+            try:
+                if self._abandoned:
+                    raise ExecutionCancelledError("the run is over before its workers begin")
+                yield
+            finally:
+                if self._abandoned:
+                    self._close()
+
+    def _close(self) -> None:
         backend, self._backend = self._backend, None
         if backend is not None:
             backend.close(cancel=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from typing import Any, Generic, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 K = TypeVar("K")
 
 
 class KnownFunctions(Generic[K]):
     """Remembers something of functions; of what cannot be remembered, nothing.
+
+    Functions are told apart by their identity: none of their code runs.
 
     >>> known = KnownFunctions[str]()
     >>> known.remember(len, "short")
@@ -18,25 +20,24 @@ class KnownFunctions(Generic[K]):
     """
 
     def __init__(self) -> None:
-        self._known: WeakKeyDictionary[Any, K] = WeakKeyDictionary()
+        self._known: dict[int, tuple[ref[Any], K]] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
 
     def remember(self, func: Any, what: K) -> None:
         """Remember something of a function for as long as that is there."""
+        key, known = id(func), self._known
         try:
-            self._known[func] = what
+            known[key] = ref(func, lambda gone: known.pop(key, None)), what
         except TypeError:
-            pass  # not hashable, or not to be referred to weakly
+            pass  # not to be referred to weakly
 
     def recall(self, func: Any) -> K | None:
         """Return what was last remembered of a function."""
-        try:
-            return self._known.get(func)
-        except TypeError:
-            return None
+        found = self._known.get(id(func))
+        return found[1] if found is not None and found[0]() is func else None
 
     def forget(self, func: Any) -> None:
         """Remember nothing more of a function."""
-        try:
-            self._known.pop(func, None)
-        except TypeError:
-            pass
+        self._known.pop(id(func), None)

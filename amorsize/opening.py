@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from amorsize.arguments import known_length
 from amorsize.comprehension import Comprehension
-from amorsize.gil_probe import GilProbe, switching_often
+from amorsize.gil_probe import AFTER_SECONDS, GilProbe, switching_often
 from amorsize.known_functions import KnownFunctions
 from amorsize.sampling import Sample, draw_sample, sample_together
 from amorsize.span import Span
@@ -27,6 +27,7 @@ from amorsize.workload import (
     HOPELESS_SECONDS,
     KNOWN_WORKLOADS,
     TRIVIAL_SECONDS,
+    Workload,
     describe,
 )
 
@@ -89,6 +90,7 @@ class Opening:
         self.result: OptimizationResult | None = None
         self._make_chooser = make_chooser
         self._chooser: Chooser | None = None
+        self._done = False
 
     @property
     def chooser(self) -> Chooser:
@@ -136,19 +138,20 @@ class Opening:
             what the function or the input raised is there, too.
         """
         while self._may_go_on():
-            hopeless = self._is_hopeless()
-            if hopeless:
-                _SHORT.remember(self._func, True)
+            workload = describe(self.sample, self.total)
+            if self._is_hopeless(workload):
+                if workload.item_seconds < AFTER_SECONDS:
+                    _SHORT.remember(self._func, True)
             elif self.choose().executor_type != "serial":
                 return None
-            self._go_on()
-            if not self._is_well() or len(self.sample.items) == self.total:
+            if self._go_on():
                 break
+            # Items are not what they were: the next ones say what to do with the rest.
+            _SHORT.forget(self._func)
             self.sample.begin_anew()
             self.result = None
             self.draw()
-        is_over = self.sample.exhausted or len(self.sample.items) == self.total
-        if not is_over or not self._is_well():
+        if not self._is_well() or not (self._done or self._is_over()):
             return None
         self.abandon()  # workers that were begun before items turned out to be short
         return self.sample.results
@@ -173,21 +176,30 @@ class Opening:
         sample = self.sample
         return not sample.failures and sample.input_error is None and sample.interrupted is None
 
+    def _is_over(self) -> bool:
+        if self.sample.exhausted or self.sequence is None:
+            return self.sample.exhausted or len(self.sample.items) == self.total
+        return len(self.sample.items) == self.total == len(self.sequence)
+
     def _may_go_on(self) -> bool:
         ahead = None if self._chooser is None else self._chooser.ahead
-        elsewhere = ahead is not None and ahead.dispatched > 0
-        return self.sequence is not None and not elsewhere and self._is_well()
+        if self.sequence is None or (ahead is not None and ahead.dispatched) or self._is_over():
+            return False
+        # Of a list that the function has made longer, or shorter, the run loop takes care.
+        return self._is_well() and len(self.sequence) == self.total
 
-    def _is_hopeless(self) -> bool:
+    def _is_hopeless(self, workload: Workload) -> bool:
         """Whether the rest is done sooner than anything better could begin."""
-        workload = describe(self.sample, self.total)
         if workload.item_seconds < TRIVIAL_SECONDS:
             return True
         loaded = "amorsize.call" in sys.modules
         return workload.serial_seconds < (HOPELESS_SECONDS if loaded else LOADING_SECONDS)
 
-    def _go_on(self) -> None:
-        """Call the function on all other items, as long as they are as short as foreseen."""
+    def _go_on(self) -> bool:
+        """Call the function on all other items, as long as they are as short as foreseen.
+
+        Says whether that was the end, by whatever.
+        """
         assert self.sequence is not None
         assert self.total is not None
         sample, sequence, before = self.sample, self.sequence, len(self.sample.items)
@@ -203,16 +215,25 @@ class Opening:
         except Exception as error:
             taken = before + loop.taken
             sample.fail(taken - 1, error)
-            sample.items = list(sequence[:taken])
-        else:
-            taken = before + loop.taken
-            results[:0] = sample.results
-            sample.results = results
-            # All of them are not copied: nobody adds to them.
+            lost = taken - len(sequence)  # a list may have become shorter
+            sample.items = [*sequence[:taken], *[None] * max(0, lost)]
+            return True
+        finally:
+            sample.earlier_seconds += time.perf_counter() - began
+        taken = before + loop.taken
+        results[:0] = sample.results
+        sample.results = results
+        if taken == self.total:
+            self._done = True
+            # They are not copied: nobody adds to them.
             whole = taken == len(sequence)
             sample.items = sequence if whole else list(sequence[:taken])  # type: ignore[assignment]
-            self.iterator.__setstate__(taken)  # type: ignore[attr-defined]  # of those it has
-        sample.earlier_seconds += time.perf_counter() - began
+            return True
+        sample.items = list(sequence[:taken])
+        self.iterator = Span(sequence, taken, self.total).iterator()
+        if self._chooser is not None:
+            self._chooser.iterator = self.iterator
+        return False
 
 
 class _Look:
@@ -227,13 +248,19 @@ class _Look:
 
     def __call__(self, probe: GilProbe) -> float | None:
         with self._looking, switching_often():
-            return None if self._settled else self._opening.chooser.look(probe, self._clocks)
+            if self._settled:
+                return None
+            try:
+                chooser = self._opening.chooser
+            except Exception:
+                return None  # the caller's thread meets that again
+            return chooser.look(probe, self._clocks)
 
     def settle(self) -> float | None:
         """Wait for a look in progress, and allow no other; say for how long calls had no CPU."""
+        self._settled = True
         with self._looking:
-            self._settled = True
-        return self._clocks.queued()
+            return self._clocks.queued()
 
 
 def nobody_listens() -> bool:

@@ -144,7 +144,8 @@ class Run:
         finally:
             self._report.post_execute(status, failed)
         if on_processes and failed is None:
-            TRAVELLED.remember(self._task.func, True)
+            first = self._sampled.items[0] if self._sampled.items else None
+            TRAVELLED.remember(self._task.func, type(first))
 
     def wake(self) -> None:
         """Make the loop look at its sink; may be called from any thread."""

@@ -174,6 +174,10 @@ class Sample:
         """Wall time around all calls, those that were timed as one included."""
         return self.seconds + self.together_seconds + self.earlier_seconds
 
+    def reopen(self) -> None:
+        """Let further items be taken again."""
+        self._closed = False
+
     def fail(self, index: int, error: Exception) -> None:
         """Note that a call raised."""
         self.failures.append((index, error, _traceback_text(error)))
@@ -464,7 +468,7 @@ TOGETHER_ITEMS = 64
 """Where fewer remain, it does not matter what a very short call takes exactly."""
 
 _ASK_SECONDS = 1e-3
-_OURS = (__name__, "amorsize.opening")
+_OURS = (__name__, "amorsize.comprehension", "amorsize.opening")
 
 
 def _is_clear(sample: Sample, spent: float, gil: GilProbe | None) -> bool:

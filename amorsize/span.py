@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -46,10 +47,16 @@ class Span(Sequence[Any]):
         iterator.__setstate__(self._start)  # type: ignore[attr-defined]  # of these three it has
         return iterator
 
-    def end(self, iterator: Iterator[Any]) -> None:
-        """Have an :meth:`iterator` give no further item."""
-        iterator.__setstate__(len(self._sequence))  # type: ignore[attr-defined]
+    def end(self, iterator: Iterator[Any]) -> int:
+        """Have an :meth:`iterator` give no further item; return how many were taken until then."""
+        length = len(self._sequence)
+        move = partial(iterator.__setstate__, length)  # type: ignore[attr-defined]
+        # Both in one step of the interpreter, between two of which another thread may take one.
+        left, _ = map(operator.call, (partial(operator.length_hint, iterator), move))
+        return length - int(left) - self._start
 
     def taken(self, iterator: Iterator[Any]) -> int:
         """Return how many items were taken from an :meth:`iterator`."""
-        return len(self._sequence) - operator.length_hint(iterator) - self._start
+        if type(self._sequence) is list and len(state := iterator.__reduce__()) == 3:
+            return int(state[2]) - self._start  # also of a list that has become shorter
+        return max(0, len(self._sequence) - operator.length_hint(iterator) - self._start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -79,6 +80,26 @@ def test_the_item_that_fails_is_known_also_once_it_was_ended() -> None:
     with pytest.raises(ValueError, match="700"):
         loop.run()
     assert loop.taken == 701
+
+
+def test_what_was_taken_is_known_whenever_it_is_ended() -> None:
+    """The loop may go on at any moment at which the other thread is asked."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(20):
+            calls: list[int] = []
+
+            def work(item: int, calls: list[int] = calls) -> int:
+                calls.append(item)
+                return sum(range(200))
+
+            loop = Comprehension(work, Span(range(50_000), 0, 50_000), lambda each, left: True)
+            results = loop.run()
+            assert len(results) == loop.taken == len(calls)
+            assert calls == list(range(loop.taken))
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_few_items_are_not_watched() -> None:

@@ -87,11 +87,11 @@ class ThreadBackend(Backend):
         return self._in_flight < self._n_jobs * CHUNKS_AHEAD
 
     def submit(self, chunk: Chunk) -> None:
+        if len(self._workers) < min(self._n_jobs, self._in_flight + 1):
+            self._start_worker()
         self._in_flight += 1
         chunk.dispatched_at = time.time()
         self._chunks.put(chunk)
-        if len(self._workers) < min(self._n_jobs, self._in_flight):
-            self._start_worker()
 
     def wait(self, timeout: float | None) -> Sequence[Message]:
         try:
@@ -128,7 +128,8 @@ class ThreadBackend(Backend):
         ended: list[Message] = []
         for worker in self._workers.values():
             # Those without work leave at once; with work in progress, only a cancelled run ends.
-            worker.thread.join(max(0.0, deadline - time.monotonic()))
+            if worker.thread.ident is not None:
+                worker.thread.join(max(0.0, deadline - time.monotonic()))
         # A thread may have taken its first chunk without our having read its message.
         ended.extend(m for m in self.wait(0) if isinstance(m, WorkerStarted))
         for worker in self._workers.values():
@@ -175,15 +176,17 @@ class ThreadBackend(Backend):
 
     def _start_worker(self) -> None:
         worker = _Worker(next(self._keys))
-        thread = threading.Thread(
+        worker.thread = threading.Thread(
             target=self._context.copy().run,
             args=(self._work, worker),
             name=f"amorsize-{next(_names)}",
             daemon=True,
         )
+        self._workers[worker.key] = worker  # from here on it is ended, also if a Ctrl-C comes now
         try:
-            thread.start()
+            worker.thread.start()
         except RuntimeError as error:
+            del self._workers[worker.key]
             if not self._workers:
                 raise ExecutionError(
                     f"no thread can be started ({error}). Raise the limit of threads and "
@@ -191,9 +194,6 @@ class ThreadBackend(Backend):
                 ) from error
             logger.warning("Going on with %d threads: %s", len(self._workers), error)
             self._n_jobs = len(self._workers)
-            return
-        worker.thread = thread
-        self._workers[worker.key] = worker
 
     def _work(self, worker: _Worker) -> None:
         task = self._task
