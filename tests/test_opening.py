@@ -272,7 +272,7 @@ def test_ctrl_c_in_a_first_call_leaves_no_worker_at_work(tmp_path: Path) -> None
         if item == 0:
             deadline = time.monotonic() + DEADLINE_SECONDS
             while not flag.exists() and time.monotonic() < deadline:
-                sum(range(200_000))
+                sum(range(700_000))
             os.kill(os.getpid(), signal.SIGINT)
             while time.monotonic() < deadline:
                 sum(range(1000))
