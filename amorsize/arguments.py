@@ -10,20 +10,29 @@ import math
 import operator
 from collections.abc import Callable, Iterable
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any
 
 from amorsize.engine import Engine, resolve
 from amorsize.errors import InvalidTypeError, InvalidValueError
+from amorsize.record import Record
 
 
-class Arguments(NamedTuple):
+class Arguments(Record):
     """The checked arguments: integers are ``int`` and durations are ``float``."""
 
-    engine: Engine | None
-    sample_size: int
-    target_chunk_duration: float
-    n_jobs: int | None
-    chunksize: int | None
+    def __init__(
+        self,
+        engine: Engine | None,
+        sample_size: int,
+        target_chunk_duration: float,
+        n_jobs: int | None,
+        chunksize: int | None,
+    ) -> None:
+        self.engine = engine
+        self.sample_size = sample_size
+        self.target_chunk_duration = target_chunk_duration
+        self.n_jobs = n_jobs
+        self.chunksize = chunksize
 
 
 def validate(

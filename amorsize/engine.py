@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from amorsize.errors import InvalidTypeError, InvalidValueError, MissingExtraError
+from amorsize.record import Record
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -22,7 +23,7 @@ _HOW = (
 )
 
 
-class Engine(NamedTuple):
+class Engine(Record):
     """What a run is to use.
 
     Attributes:
@@ -31,9 +32,10 @@ class Engine(NamedTuple):
         workers: how many chunks a lent one runs at once, or None when that is not known.
     """
 
-    type: str
-    lent: Any = None
-    workers: int | None = None
+    def __init__(self, type: str, lent: Any = None, workers: int | None = None) -> None:
+        self.type = type
+        self.lent = lent
+        self.workers = workers
 
 
 def resolve(executor: Any) -> Engine | None:

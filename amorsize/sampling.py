@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from amorsize.gil_probe import AFTER_SECONDS, WINDOW_SECONDS, GilProbe, Look
+from amorsize.record import Record
 
 if TYPE_CHECKING:
     from amorsize.collecting import ChunkCollector
@@ -36,7 +37,6 @@ the GIL (it needs some 5 ms) and for clocks, short against any work worth dividi
 CLEAR_SECONDS = 0.01
 """Nor once two calls or more have taken this long together, when they agree within a factor of two
 and the probe has seen enough: all other cores idle meanwhile."""
-
 
 # Linux only
 _THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None) if HAS_RESOURCE else None
@@ -64,17 +64,25 @@ UNREAD_SECONDS = 2e-5
 """Reading all clocks takes as long as shorter calls do: such are taken to compute."""
 
 
-class Reading(NamedTuple):
+class Reading(Record):
     """CPU seconds and context switches so far, as :class:`Clocks` have them."""
 
-    cpu: float
-    process_cpu: float
-    voluntary: int | None
-    involuntary: int
-    children_cpu: float
+    def __init__(
+        self,
+        cpu: float,
+        process_cpu: float,
+        voluntary: int | None,
+        involuntary: int,
+        children_cpu: float,
+    ) -> None:
+        self.cpu = cpu
+        self.process_cpu = process_cpu
+        self.voluntary = voluntary
+        self.involuntary = involuntary
+        self.children_cpu = children_cpu
 
 
-class Clocks(NamedTuple):
+class Clocks(Record):
     """Where the sample reads time from; tests bring their own.
 
     Attributes:
@@ -87,24 +95,25 @@ class Clocks(NamedTuple):
         peak_bytes: the highest resident size of the process so far.
     """
 
-    wall: Callable[[], float] = time.perf_counter
-    epoch: Callable[[], float] = time.time
-    thread_cpu: Callable[[], float] = time.thread_time
-    process_cpu: Callable[[], float] = time.process_time
-    usage: Callable[[], tuple[int | None, int, float]] = _read_usage
-    peak_bytes: Callable[[], int] = _read_peak_bytes
+    def __init__(
+        self,
+        wall: Callable[[], float] = time.perf_counter,
+        epoch: Callable[[], float] = time.time,
+        thread_cpu: Callable[[], float] = time.thread_time,
+        process_cpu: Callable[[], float] = time.process_time,
+        usage: Callable[[], tuple[int | None, int, float]] = _read_usage,
+        peak_bytes: Callable[[], int] = _read_peak_bytes,
+    ) -> None:
+        self.wall = wall
+        self.epoch = epoch
+        self.thread_cpu = thread_cpu
+        self.process_cpu = process_cpu
+        self.usage = usage
+        self.peak_bytes = peak_bytes
 
     def read(self) -> Reading:
         """Read all clocks but those on the wall."""
         return Reading(self.thread_cpu(), self.process_cpu(), *self.usage())
-
-
-class Running(NamedTuple):
-    """A call in progress: when it began, by the wall, the thread's and the process' CPU clock."""
-
-    began: float
-    cpu: float
-    process_cpu: float
 
 
 class Sample:
@@ -135,13 +144,12 @@ class Sample:
         collector: keeps what the calls bring beside results; None where nobody listens.
         together, together_seconds: calls that were timed as one, and how long they took.
         earlier_seconds: what calls took that say nothing of those to come.
-        running: the call in progress, or None.
+        running: when the call in progress began, and a reading before it; None between calls.
         peak_before_bytes: the process' highest resident size when the calls began.
     """
 
-    # Not a dataclass: making the class would take longer than all that the shortest runs need.
-    def __init__(self, **facts: Any) -> None:
-        """``facts`` take the place of what an empty sample begins with."""
+    # Not a dataclass: see ``record``.
+    def __init__(self, **facts: Any) -> None:  # they take the place of what an empty one has
         self.items: list[Any] = []
         self.results: list[Any] = []
         self.failures: list[tuple[int, BaseException, str]] = []
@@ -163,7 +171,7 @@ class Sample:
         self.together = 0
         self.together_seconds = 0.0
         self.earlier_seconds = 0.0
-        self.running: Running | None = None
+        self.running: tuple[float, Reading] | None = None
         self.peak_before_bytes = 0
         self._closed = False
         self._taking = Lock()
@@ -210,21 +218,21 @@ class Sample:
         May be called from another thread than the sample's.
 
         Args:
-            wall, cpu, process_cpu: the clocks of :class:`Running`, now.
+            wall, cpu, process_cpu: the clocks of :class:`Clocks`, now.
         """
-        running = self.running
-        if running is None:
+        if (running := self.running) is None:
             return None
-        seconds = max(0.0, wall - running.began)
+        began, before = running
+        seconds = max(0.0, wall - began)
         return Sample(
             items=self.items[:],
             results=self.results[:],
             failures=self.failures[:],
             seconds=self.seconds + seconds,
             item_seconds=[*self.item_seconds, seconds],
-            cpu_seconds=self.cpu_seconds + max(0.0, cpu - running.cpu),
+            cpu_seconds=self.cpu_seconds + max(0.0, cpu - before.cpu),
             process_cpu_seconds=self.process_cpu_seconds
-            + max(0.0, process_cpu - running.process_cpu),
+            + max(0.0, process_cpu - before.process_cpu),
             input_seconds=self.input_seconds[:],
             voluntary_switches=None,  # those of another thread are not to be had
             peak_growth_bytes=max(0, _read_peak_bytes() - self.peak_before_bytes),
@@ -364,7 +372,7 @@ def extend_sample(
             if sample.collector is not None:
                 sample.collector.enter()
             began = wall()
-            sample.running = Running(began, before.cpu, before.process_cpu)
+            sample.running = began, before
             if gil is not None:
                 gil.enter(began)
             try:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from amorsize.known_functions import KnownFunctions
+from amorsize.record import Record
 
 if TYPE_CHECKING:
     from amorsize.payload import Payload
@@ -38,7 +39,7 @@ STREAM_ITEMS = 1000
 """An input of unknown length is taken for this much serial work, and at least so many items."""
 
 
-class Workload(NamedTuple):
+class Workload(Record):
     """What the sample says about the whole input.
 
     Attributes:
@@ -58,20 +59,37 @@ class Workload(NamedTuple):
         payload: what crosses to a worker process; None when not measured.
     """
 
-    total: int | None
-    sampled: int
-    remaining: int
-    sample_seconds: float
-    item_seconds: float
-    cpu_seconds: float
-    gil_seconds: float
-    wait_seconds: float = 0.0
-    input_seconds: float = 0.0
-    inner_parallelism: float = 1.0
-    gil_known: bool = False
-    queued_share: float = 0.0
-    working_bytes: int = 0
-    payload: Payload | None = None
+    def __init__(
+        self,
+        total: int | None,
+        sampled: int,
+        remaining: int,
+        sample_seconds: float,
+        item_seconds: float,
+        cpu_seconds: float,
+        gil_seconds: float,
+        wait_seconds: float = 0.0,
+        input_seconds: float = 0.0,
+        inner_parallelism: float = 1.0,
+        gil_known: bool = False,
+        queued_share: float = 0.0,
+        working_bytes: int = 0,
+        payload: Payload | None = None,
+    ) -> None:
+        self.total = total
+        self.sampled = sampled
+        self.remaining = remaining
+        self.sample_seconds = sample_seconds
+        self.item_seconds = item_seconds
+        self.cpu_seconds = cpu_seconds
+        self.gil_seconds = gil_seconds
+        self.wait_seconds = wait_seconds
+        self.input_seconds = input_seconds
+        self.inner_parallelism = inner_parallelism
+        self.gil_known = gil_known
+        self.queued_share = queued_share
+        self.working_bytes = working_bytes
+        self.payload = payload
 
     @property
     def waits(self) -> bool:

@@ -399,9 +399,9 @@ def test_a_call_in_progress_is_taken_as_one_that_ends_now() -> None:
     seen: list[Sample | None] = []
 
     def func(item: int) -> int:
-        running = sample.running
-        assert running is not None
-        seen.append(sample.so_far(running.began + 2.0, running.cpu + 1.5, running.process_cpu))
+        assert sample.running is not None
+        began, before = sample.running
+        seen.append(sample.so_far(began + 2.0, before.cpu + 1.5, before.process_cpu))
         assert sample.close() == 1
         return item
 
