@@ -5,16 +5,22 @@ Every message says what was given, what is allowed and what to do; nothing has r
 
 from __future__ import annotations
 
-import inspect
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterable
-from types import FunctionType
-from typing import Any
+from functools import partial
+from types import CodeType, FunctionType, MethodType
+from typing import TYPE_CHECKING, Any
 
 from amorsize.engine import Engine, resolve
-from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.record import Record
+
+if TYPE_CHECKING:
+    from amorsize.errors import InvalidTypeError, InvalidValueError
+
+_CO_COROUTINE = 0x80
+"""As ``inspect`` has it."""
 
 
 class Arguments(Record):
@@ -60,19 +66,19 @@ def validate(
     1.0
     """
     if not callable(func):
-        raise InvalidTypeError(
+        raise _type_error(
             f"func is {_shown(func)}, which cannot be called; "
             "give a function that takes one item, and the data second."
         )
     if _is_coroutine_function(func):
-        raise InvalidTypeError(
+        raise _type_error(
             f"func is {_shown(func)}, a coroutine function: its calls only make coroutines; "
             "give a plain function, such as lambda item: asyncio.run(func(item))."
         )
     # What iter() looks for, without calling it: that may already start something.
     kind = type(data)
     if not hasattr(kind, "__getitem__") and getattr(kind, "__iter__", None) is None:
-        raise InvalidTypeError(
+        raise _type_error(
             f"data is {_shown(data)}, which cannot be iterated; "
             "give a list, a generator or any other iterable of items."
         )
@@ -89,8 +95,24 @@ def validate(
 
 def _is_coroutine_function(func: Callable[..., Any]) -> bool:
     if type(func) is FunctionType and not vars(func):  # the commonest, at a tenth of the time
-        return bool(func.__code__.co_flags & inspect.CO_COROUTINE)
-    return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(type(func).__call__)
+        return bool(func.__code__.co_flags & _CO_COROUTINE)
+    makes_coroutines: Callable[[Any], bool] = _makes_coroutines
+    if "inspect" in sys.modules:
+        import inspect  # which another thread may be loading just now
+
+        makes_coroutines = inspect.iscoroutinefunction
+    return makes_coroutines(func) or makes_coroutines(type(func).__call__)
+
+
+def _makes_coroutines(func: Any) -> bool:
+    """Say what ``inspect.iscoroutinefunction()`` says, without ``inspect``: loading it takes 8 ms.
+
+    Nothing is marked as a coroutine function where it is not loaded: it sets the marks.
+    """
+    while isinstance(func, MethodType | partial):
+        func = func.__func__ if isinstance(func, MethodType) else func.func
+    code = getattr(func, "__code__", None)
+    return isinstance(code, CodeType) and bool(code.co_flags & _CO_COROUTINE)
 
 
 def check_options(
@@ -110,7 +132,7 @@ def check_options(
         InvalidValueError: an argument is out of its range.
     """
     if name is not None and not isinstance(name, str):
-        raise InvalidTypeError(f"name must be a string or None; got {name!r}")
+        raise _type_error(f"name must be a string or None; got {name!r}")
     check_seconds("progress_interval", progress_interval, zero=True)
     check_switch("progress", progress)
     check_switch("return_exceptions", return_exceptions)
@@ -124,17 +146,17 @@ def check_count(name: str, value: Any, meaning: str) -> int:
     """Return a whole number of at least 1, or say what is wrong with it."""
     optional = "" if name == "sample_size" else ", or leave it out to have it chosen"
     if isinstance(value, bool):
-        raise InvalidTypeError(
+        raise _type_error(
             f"{name} is {value!r}, a bool; give a whole number of at least 1 ({meaning}){optional}."
         )
     try:
         number = operator.index(value)
     except TypeError:
-        raise InvalidTypeError(
+        raise _type_error(
             f"{name} is {_shown(value)}; give a whole number of at least 1 ({meaning}){optional}."
         ) from None
     if number < 1:
-        raise InvalidValueError(
+        raise _value_error(
             f"{name} is {number}; it must be at least 1 ({meaning}): "
             f"give a larger number{optional}."
         )
@@ -145,20 +167,20 @@ def check_switch(name: str, value: Any) -> bool:
     """Return a bool, or say what is wrong: "no", for one, would be taken as true."""
     if isinstance(value, bool):
         return value
-    raise InvalidTypeError(f"{name} is {_shown(value)}; give True or False.")
+    raise _type_error(f"{name} is {_shown(value)}; give True or False.")
 
 
 def check_seconds(name: str, value: Any, *, zero: bool = False) -> float:
     """Return a finite number of seconds above 0 (or from it), or say what is wrong with it."""
     bound = "0 or more" if zero else "above 0"
     if isinstance(value, (bool, str, bytes)) or not hasattr(type(value), "__float__"):
-        raise InvalidTypeError(f"{name} is {_shown(value)}; give a number of seconds, {bound}.")
+        raise _type_error(f"{name} is {_shown(value)}; give a number of seconds, {bound}.")
     try:
         seconds = float(value)
     except OverflowError:  # an int beyond all floats
         seconds = math.inf
     if not math.isfinite(seconds) or seconds < 0 or (seconds == 0 and not zero):
-        raise InvalidValueError(f"{name} is {seconds}; give a finite number of seconds, {bound}.")
+        raise _value_error(f"{name} is {seconds}; give a finite number of seconds, {bound}.")
     return seconds
 
 
@@ -174,6 +196,20 @@ def known_length(data: Iterable[Any]) -> int | None:
         return len(data)  # type: ignore[arg-type]  # checked above
     except Exception:  # a wrapper of an unsized input: tqdm, for one, raises TypeError
         return None
+
+
+# Imported where they are raised, here and in what else the shortest runs load: making twenty
+# classes of exceptions takes longer than checking arguments does.
+def _type_error(message: str) -> InvalidTypeError:
+    from amorsize.errors import InvalidTypeError
+
+    return InvalidTypeError(message)
+
+
+def _value_error(message: str) -> InvalidValueError:
+    from amorsize.errors import InvalidValueError
+
+    return InvalidValueError(message)
 
 
 def _shown(value: Any) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Any
 
-from amorsize.errors import input_shrank
 from amorsize.gil_probe import run_beside
 from amorsize.span import Span
 
@@ -71,6 +70,8 @@ class Comprehension:
         del results[len(span) :]  # the function may have made the list longer
         self.taken = len(results)
         if self.taken < len(span) and not self._ended:
+            from amorsize.errors import input_shrank
+
             raise input_shrank()
         return results
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from amorsize.errors import InvalidTypeError, InvalidValueError, MissingExtraError
 from amorsize.record import Record
 
 if TYPE_CHECKING:
@@ -55,6 +54,8 @@ def resolve(executor: Any) -> Engine | None:
     """
     if executor is None or isinstance(executor, Engine):
         return executor
+    from amorsize.errors import InvalidTypeError, InvalidValueError
+
     if isinstance(executor, str):
         if executor == "dask":
             return _of_client(_current_client())
@@ -76,6 +77,8 @@ def resolve(executor: Any) -> Engine | None:
 
 
 def _current_client() -> Any:
+    from amorsize.errors import InvalidValueError, MissingExtraError
+
     try:
         import distributed
     except ImportError as error:
@@ -89,6 +92,8 @@ def _current_client() -> Any:
 
 
 def _of_client(client: Any) -> Engine:
+    from amorsize.errors import InvalidValueError
+
     if client.asynchronous:
         raise InvalidValueError(
             "executor is a Dask client that is asynchronous, which execute() and stream() cannot "

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import pytest
 
 import amorsize
-from amorsize.arguments import known_length, validate
+from amorsize.arguments import _CO_COROUTINE, known_length, validate
 from amorsize.errors import AmorsizeError, InvalidTypeError, InvalidValueError
 
 
@@ -153,6 +156,19 @@ class _CallsACoroutine:
     async def __call__(self, item: int) -> int:
         return item
 
+    async def method(self, item: int) -> int:
+        return item
+
+    def plain(self, item: int) -> int:
+        return item
+
+
+async def _with_an_attribute(item: int) -> int:
+    return item
+
+
+_with_an_attribute.note = "it has one"  # type: ignore[attr-defined]
+
 
 @pytest.mark.parametrize("func", [_coroutine, _CallsACoroutine()])
 def test_a_coroutine_function_is_refused(func: Any) -> None:
@@ -161,6 +177,47 @@ def test_a_coroutine_function_is_refused(func: Any) -> None:
         amorsize.execute(func, [1])
     with pytest.raises(InvalidTypeError, match="coroutine function"):
         amorsize.optimize(func, [1])
+
+
+@pytest.mark.parametrize("loaded", [True, False], ids=["with inspect", "without inspect"])
+def test_coroutine_functions_are_known_whether_or_not_inspect_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, loaded: bool
+) -> None:
+    """The shortest runs do not load it, and say the same."""
+    refused = [
+        _coroutine,
+        _with_an_attribute,
+        _CallsACoroutine(),
+        _CallsACoroutine().method,
+        partial(partial(_coroutine), 1),
+        partial(_CallsACoroutine().method),
+    ]
+    allowed = [abs, str, str.upper, "a".join, partial(abs), _CallsACoroutine().plain, lambda x: x]
+    if not loaded:
+        monkeypatch.delitem(sys.modules, "inspect")
+    for func in refused:
+        with pytest.raises(InvalidTypeError, match="coroutine function"):
+            check(func)
+    for func in allowed:
+        check(func)
+    assert ("inspect" in sys.modules) == loaded
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="inspect marks none before Python 3.12")
+def test_a_function_that_is_marked_as_a_coroutine_function_is_refused() -> None:
+    """It says of itself that its calls make coroutines."""
+
+    def marked(item: int) -> Any:
+        return _coroutine(item)
+
+    inspect.markcoroutinefunction(marked)  # type: ignore[attr-defined,unused-ignore]
+    with pytest.raises(InvalidTypeError, match="coroutine function"):
+        check(marked)
+
+
+def test_the_flag_of_a_coroutine_function_is_the_interpreters() -> None:
+    """It is written down because importing ``inspect`` for it takes 8 ms."""
+    assert inspect.CO_COROUTINE == _CO_COROUTINE
 
 
 @pytest.mark.parametrize("name", ["return_exceptions", "progress", "verbose"])
