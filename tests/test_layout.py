@@ -32,7 +32,7 @@ LAYERS = {
         "errors": "",
         "record": "",
         "hooks.events": "",
-        "hooks.entries": "errors hooks.events",
+        "hooks.entries": "errors hooks.events record",
         "hooks.registration": "hooks.entries hooks.events",
         "hooks.conditions": "errors hooks.entries hooks.events",
         "hooks.chains": "errors hooks.entries hooks.events",
@@ -46,10 +46,7 @@ LAYERS = {
         ),
         "hooks.default": "hooks.entries hooks.events hooks.manager",
         "hooks.helpers": "errors hooks.entries hooks.events",
-        "hooks": (
-            "hooks.chains hooks.conditions hooks.default hooks.entries hooks.events hooks.helpers "
-            "hooks.manager hooks.registration"
-        ),
+        "hooks": "",  # it resolves its names on first use, too
     },
     "facts": {
         "engine": "errors record",
@@ -228,6 +225,10 @@ TYPES_ONLY = {
         "aio errors executor explanation exporters.cloudwatch exporters.datadog "
         "exporters.opentelemetry exporters.prometheus exporters.registry hooks optimizer "
         "streaming user_metrics"
+    ),
+    "hooks": (
+        "hooks.chains hooks.conditions hooks.default hooks.entries hooks.events hooks.helpers "
+        "hooks.manager hooks.registration"
     ),
     "hooks.config": "hooks.manager",
     "cost": "system",

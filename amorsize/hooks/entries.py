@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.hooks.events import HookContext, HookEvent
+from amorsize.record import Record
 
 Hook: TypeAlias = Callable[[HookContext], object]
 """A hook is any callable that takes one :class:`HookContext`, an ``async def`` function
@@ -19,16 +18,12 @@ Condition: TypeAlias = Callable[[HookContext], object]
 """Says, by a true value, that a hook is to be called for this context."""
 
 
-@dataclass(slots=True)
 class HookStats:
     """How the calls of one hook at one event went. Its manager's lock is held around it."""
 
-    calls: int = 0
-    errors: int = 0
-    dropped: int = 0
-    timed_calls: int = 0
-    total_seconds: float = 0.0
-    longest_seconds: float = 0.0
+    def __init__(self) -> None:
+        self.calls = self.errors = self.dropped = self.timed_calls = 0
+        self.total_seconds = self.longest_seconds = 0.0
 
     def took(self, seconds: float) -> None:
         """Add a call that was measured."""
@@ -38,7 +33,7 @@ class HookStats:
         self.longest_seconds = max(self.longest_seconds, seconds)
 
 
-class Options(NamedTuple):
+class Options(Record):
     """How a hook is to be called.
 
     Attributes:
@@ -48,17 +43,23 @@ class Options(NamedTuple):
         timeout: seconds that a call in the background may take; None for the default.
     """
 
-    when: Condition | None = None
-    priority: int = 0
-    background: bool = False
-    timeout: float | None = None
+    def __init__(
+        self,
+        when: Condition | None = None,
+        priority: int = 0,
+        background: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        self.when = when
+        self.priority = priority
+        self.background = background
+        self.timeout = timeout
 
     def as_keywords(self) -> dict[str, Any]:
         """Return the arguments of ``register()`` that they came from."""
-        return self._asdict()
+        return dict(vars(self))
 
 
-@dataclass(slots=True, eq=False)
 class Entry:
     """One registration.
 
@@ -69,14 +70,31 @@ class Entry:
         plain: the callback itself is called, so that dispatch counts its calls.
     """
 
-    event: HookEvent
-    callback: Hook
-    options: Options
-    sequence: int
-    stats: HookStats
-    condition: Condition | None = None
-    call: Callable[[HookContext], object] = field(init=False)
-    plain: bool = field(init=False, default=True)
+    __slots__ = ("call", "callback", "condition", "event", "options", "plain", "sequence", "stats")
+
+    def __init__(
+        self,
+        event: HookEvent,
+        callback: Hook,
+        options: Options,
+        sequence: int,
+        stats: HookStats,
+        condition: Condition | None = None,
+    ) -> None:
+        self.event = event
+        self.callback = callback
+        self.options = options
+        self.sequence = sequence
+        self.stats = stats
+        self.condition = condition
+        self.call: Callable[[HookContext], object] = callback
+        self.plain = True
+
+    def renewed(self) -> Entry:
+        """Return the same registration, to be prepared anew."""
+        return Entry(
+            self.event, self.callback, self.options, self.sequence, self.stats, self.condition
+        )
 
 
 class Dispatch:
@@ -126,7 +144,7 @@ def summarize(stats: dict[HookEvent, dict[str, HookStats]]) -> dict[str, dict[st
         "call_counts": {event: sum(each.calls for each in hooks) for event, hooks in kept.items()},
         "error_counts": {event: count for event, count in errors.items() if count},
         "hooks": {
-            event.value: {name: asdict(each) for name, each in hooks.items()}
+            event.value: {name: dict(vars(each)) for name, each in hooks.items()}
             for event, hooks in stats.items()
             if hooks
         },
@@ -190,6 +208,8 @@ def require_hook(callback: object) -> None:
 
 
 def _require_one_argument(callback: Callable[..., Any], what: str) -> None:
+    import inspect  # 8 ms, where nothing else has loaded it
+
     try:
         signature = inspect.signature(callback)
     except (ValueError, TypeError):
@@ -205,6 +225,8 @@ def _require_one_argument(callback: Callable[..., Any], what: str) -> None:
 
 def is_async(callback: object) -> bool:
     """Whether calling it makes a coroutine."""
+    import inspect
+
     return inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(
         getattr(callback, "__call__", None)  # noqa: B004  # the method, not whether there is one
     )

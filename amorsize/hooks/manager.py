@@ -10,13 +10,9 @@ import traceback
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from amorsize.errors import InvalidTypeError, InvalidValueError
-from amorsize.hooks import decorators
-from amorsize.hooks.calls import prepare
-from amorsize.hooks.conditions import fresh
 from amorsize.hooks.entries import (
     Condition,
     Dispatch,
@@ -33,12 +29,12 @@ from amorsize.hooks.entries import (
     summarize,
 )
 from amorsize.hooks.events import HookContext, HookEvent
-from amorsize.hooks.registration import Registration
 
 if TYPE_CHECKING:  # asyncio is imported with the first hook that needs it
     import asyncio
 
     from amorsize.hooks.background import Background
+    from amorsize.hooks.registration import Registration
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +138,10 @@ class HookManager:
             InvalidValueError: an option is not allowed, or the callback is registered for this
                 event with other options.
         """
+        # Here, because most first runs have no hook: they do not pay for what surrounds one.
+        from amorsize.hooks.conditions import fresh
+        from amorsize.hooks.registration import Registration
+
         require_event(event)
         require_hook(callback)
         options = check_options(callback, Options(when, priority, background, timeout))
@@ -193,6 +193,8 @@ class HookManager:
             >>> hooks.trigger(HookContext(HookEvent.POST_EXECUTE))
             post_execute
         """
+        from amorsize.hooks import decorators
+
         if not events or not all(isinstance(event, HookEvent) for event in events):
             raise InvalidTypeError(
                 "on() takes the events, as in @hooks.on(HookEvent.POST_EXECUTE); got "
@@ -232,6 +234,8 @@ class HookManager:
             ...     hooks.trigger(HookContext(HookEvent.POST_EXECUTE, items_completed=3))
             3 items
         """
+        from amorsize.hooks import decorators
+
         methods = list(decorators.marked_methods(owner, self))
         if not methods:
             raise InvalidValueError(
@@ -354,7 +358,7 @@ class HookManager:
             self._timed = timed
             for event, dispatch in self._hooks.items():
                 # Others may be going through these now: they keep what they call.
-                entries = tuple(map(replace, dispatch.entries))
+                entries = tuple(entry.renewed() for entry in dispatch.entries)
                 for entry in entries:
                     self._prepare(entry)
                 self._replace(event, entries)
@@ -423,6 +427,8 @@ class HookManager:
         self._hooks[event] = Dispatch(tuple(ordered))
 
     def _prepare(self, entry: Entry) -> None:
+        from amorsize.hooks.calls import prepare
+
         if entry.options.background and self._background is None:
             from amorsize.hooks.background import Background
 

@@ -346,8 +346,9 @@ def test_loading_imports_what_the_file_names_alone(saved: Any, tmp_path: Path) -
     script = f"""if True:
         import sys
         sys.path.insert(0, {str(tmp_path)!r})
-        from amorsize import HookManager
+        from amorsize import HookEvent, HookManager
         import amorsize.hooks.config
+        HookManager().register(HookEvent.ON_ERROR, print)
         before = set(sys.modules)
         HookManager.load({str(path)!r})
         print(*set(sys.modules) - before)
