@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from amorsize import cost
@@ -91,7 +90,6 @@ class Ahead(Protocol):
     def abandon(self) -> None: ...
 
 
-@dataclass(slots=True, eq=False, repr=False)
 class Chooser:
     """One choice; most arguments are those of :func:`amorsize.optimizer.choose`.
 
@@ -102,25 +100,45 @@ class Chooser:
         notes: what is to be said of how the choice was made.
     """
 
-    func: Callable[[Any], Any]
-    iterator: Iterator[Any]
-    total: int | None
-    sample: Sample
-    sample_size: int
-    return_exceptions: bool
-    n_jobs: int | None
-    chunksize: int | None
-    target_chunk_duration: float
-    allowed: tuple[str, ...]
-    warm_workers: int
-    again: bool
-    system: SystemFacts | None
-    startup: StartupCosts
-    clocks: Clocks | None
-    ahead: Ahead | None = None
-    load: Callable[[], object] | None = None
-    notes: list[str] = field(default_factory=list)
-    _known: Workload | None = None
+    def __init__(
+        self,
+        func: Callable[[Any], Any],
+        iterator: Iterator[Any],
+        total: int | None,
+        sample: Sample,
+        sample_size: int,
+        return_exceptions: bool,
+        n_jobs: int | None,
+        chunksize: int | None,
+        target_chunk_duration: float,
+        allowed: tuple[str, ...],
+        warm_workers: int,
+        again: bool,
+        system: SystemFacts | None,
+        startup: StartupCosts,
+        clocks: Clocks | None,
+        ahead: Ahead | None = None,
+        load: Callable[[], object] | None = None,
+    ) -> None:
+        self.func = func
+        self.iterator = iterator
+        self.total = total
+        self.sample = sample
+        self.sample_size = sample_size
+        self.return_exceptions = return_exceptions
+        self.n_jobs = n_jobs
+        self.chunksize = chunksize
+        self.target_chunk_duration = target_chunk_duration
+        self.allowed = allowed
+        self.warm_workers = warm_workers
+        self.again = again
+        self.system = system
+        self.startup = startup
+        self.clocks = clocks
+        self.ahead = ahead
+        self.load = load
+        self.notes: list[str] = []
+        self._known: Workload | None = None
 
     def look(self, probe: GilProbe, clocks: ThreadClocks) -> float | None:
         """Begin ahead what a call in progress already warrants; say when to look again.

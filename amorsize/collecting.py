@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import Any, Protocol
 
+from amorsize.record import Record
 from amorsize.tracing import TraceLink
 from amorsize.user_metrics import MetricsCollector
 
@@ -19,8 +19,7 @@ class Collector(Protocol):
     def take(self) -> Any: ...
 
 
-@dataclass(slots=True)
-class Collect:
+class Collect(Record):
     """What is to be collected in every chunk of an execution; pickles.
 
     Attributes:
@@ -28,8 +27,9 @@ class Collect:
         trace: the trace that the function's spans belong to, or None.
     """
 
-    user_metrics: bool = False
-    trace: TraceLink | None = None
+    def __init__(self, user_metrics: bool = False, trace: TraceLink | None = None) -> None:
+        self.user_metrics = user_metrics
+        self.trace = trace
 
     def use_in_worker(self, provider_at_start: Any) -> None:
         """Get a worker process ready, before the function is loaded; see ``chunk_trace``."""

@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from amorsize.record import Record
 from amorsize.workload import Workload
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ NO_MEMORY = "memory does not hold two of its workers"
 ONE_CORE = "one core is usable"
 
 
-class Candidate(NamedTuple):
+class Candidate(Record):
     """What one engine is predicted to take for the remaining items.
 
     Attributes:
@@ -86,20 +87,34 @@ class Candidate(NamedTuple):
         wanted_jobs: workers that would have been considered, had memory held them.
     """
 
-    engine: str
-    n_jobs: int = 1
-    chunksize: int = 1
-    startup_seconds: float = 0.0
-    compute_seconds: float = 0.0
-    pickling_seconds: float = 0.0
-    round_trip_seconds: float = 0.0
-    seconds: float = 0.0
-    speedup: float = 1.0
-    problem: str | None = None
-    wanted_jobs: int = 0
+    def __init__(
+        self,
+        engine: str,
+        n_jobs: int = 1,
+        chunksize: int = 1,
+        startup_seconds: float = 0.0,
+        compute_seconds: float = 0.0,
+        pickling_seconds: float = 0.0,
+        round_trip_seconds: float = 0.0,
+        seconds: float = 0.0,
+        speedup: float = 1.0,
+        problem: str | None = None,
+        wanted_jobs: int = 0,
+    ) -> None:
+        self.engine = engine
+        self.n_jobs = n_jobs
+        self.chunksize = chunksize
+        self.startup_seconds = startup_seconds
+        self.compute_seconds = compute_seconds
+        self.pickling_seconds = pickling_seconds
+        self.round_trip_seconds = round_trip_seconds
+        self.seconds = seconds
+        self.speedup = speedup
+        self.problem = problem
+        self.wanted_jobs = wanted_jobs
 
 
-class Plan(NamedTuple):
+class Plan(Record):
     """What to do, and what was considered.
 
     Attributes:
@@ -107,8 +122,9 @@ class Plan(NamedTuple):
         candidates: the best of each engine, the serial run first.
     """
 
-    chosen: Candidate
-    candidates: tuple[Candidate, ...]
+    def __init__(self, chosen: Candidate, candidates: tuple[Candidate, ...]) -> None:
+        self.chosen = chosen
+        self.candidates = candidates
 
 
 def effective_cores(system: SystemFacts, workers: int) -> float:

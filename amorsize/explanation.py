@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from amorsize.cost import ONE_CORE
+from amorsize.record import Record
 
 if TYPE_CHECKING:
     from amorsize.cost import Candidate, Plan
@@ -25,7 +25,7 @@ NAMES = {
 }
 
 
-class Details(NamedTuple):
+class Details(Record):
     """What a choice was made from.
 
     Attributes:
@@ -39,18 +39,29 @@ class Details(NamedTuple):
         notes: steps taken on the way.
     """
 
-    plan: Plan
-    workload: Workload
-    system: SystemFacts | None
-    startup: Mapping[str, StartupModel]
-    call_seconds: tuple[float, float]
-    switches: int | None
-    n_jobs: int | None
-    chunksize: int | None
-    notes: list[str]
+    def __init__(
+        self,
+        plan: Plan,
+        workload: Workload,
+        system: SystemFacts | None,
+        startup: Mapping[str, StartupModel],
+        call_seconds: tuple[float, float],
+        switches: int | None,
+        n_jobs: int | None,
+        chunksize: int | None,
+        notes: list[str],
+    ) -> None:
+        self.plan = plan
+        self.workload = workload
+        self.system = system
+        self.startup = startup
+        self.call_seconds = call_seconds
+        self.switches = switches
+        self.n_jobs = n_jobs
+        self.chunksize = chunksize
+        self.notes = notes
 
 
-@dataclass(slots=True)
 class OptimizationResult:
     """How to run a function over its data, and why.
 
@@ -72,16 +83,58 @@ class OptimizationResult:
     process, n_jobs=4, chunksize=10, estimated speedup 3.6: Processes, because they are faster.
     """
 
-    n_jobs: int
-    chunksize: int
-    executor_type: str
-    estimated_speedup: float
-    reason: str
-    warnings: list[str] = field(default_factory=list)
-    data: Any = field(default=None, repr=False, compare=False)
-    details: Details | None = field(default=None, repr=False, compare=False)
-    corrections: int = field(default=0, repr=False, compare=False)
-    final_chunksize: int | None = field(default=None, repr=False, compare=False)
+    __slots__ = (
+        "chunksize",
+        "corrections",
+        "data",
+        "details",
+        "estimated_speedup",
+        "executor_type",
+        "final_chunksize",
+        "n_jobs",
+        "reason",
+        "warnings",
+    )
+
+    def __init__(
+        self,
+        n_jobs: int,
+        chunksize: int,
+        executor_type: str,
+        estimated_speedup: float,
+        reason: str,
+        warnings: list[str] | None = None,
+        data: Any = None,
+        details: Details | None = None,
+        corrections: int = 0,
+        final_chunksize: int | None = None,
+    ) -> None:
+        self.n_jobs = n_jobs
+        self.chunksize = chunksize
+        self.executor_type = executor_type
+        self.estimated_speedup = estimated_speedup
+        self.reason = reason
+        self.warnings = [] if warnings is None else warnings
+        self.data = data
+        self.details = details
+        self.corrections = corrections
+        self.final_chunksize = final_chunksize
+
+    def _choice(self) -> dict[str, Any]:
+        """What is compared, and shown: data and details may be large."""
+        names = ("n_jobs", "chunksize", "executor_type", "estimated_speedup", "reason", "warnings")
+        return {name: getattr(self, name) for name in names}
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, OptimizationResult):
+            return NotImplemented
+        return self._choice() == other._choice()
+
+    __hash__ = None  # type: ignore[assignment]  # it changes, and holds a list
+
+    def __repr__(self) -> str:
+        choice = ", ".join(f"{name}={value!r}" for name, value in self._choice().items())
+        return f"OptimizationResult({choice})"
 
     def explain(self) -> str:
         """The arithmetic: facts, sample, what each engine would take, which was taken and why.

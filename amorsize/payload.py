@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+from amorsize.record import Record
 from amorsize.sampling import Sample
 
 PICKLE_LIMIT_BYTES = 64 << 20
 """Pickling of one object stops here, and its size is extrapolated."""
 
 
-class Payload(NamedTuple):
+class Payload(Record):
     """What crosses to a worker process and back, and whether it can.
 
     Attributes:
@@ -23,13 +24,23 @@ class Payload(NamedTuple):
         problem: why it cannot be sent to another process, or None.
     """
 
-    function_bytes: int = 0
-    function_seconds: float = 0.0
-    item_bytes: int = 0
-    item_seconds: float = 0.0
-    result_bytes: int = 0
-    result_seconds: float = 0.0
-    problem: str | None = None
+    def __init__(
+        self,
+        function_bytes: int = 0,
+        function_seconds: float = 0.0,
+        item_bytes: int = 0,
+        item_seconds: float = 0.0,
+        result_bytes: int = 0,
+        result_seconds: float = 0.0,
+        problem: str | None = None,
+    ) -> None:
+        self.function_bytes = function_bytes
+        self.function_seconds = function_seconds
+        self.item_bytes = item_bytes
+        self.item_seconds = item_seconds
+        self.result_bytes = result_bytes
+        self.result_seconds = result_seconds
+        self.problem = problem
 
 
 def measure_payload(

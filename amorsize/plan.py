@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from amorsize.engine import Engine
+from amorsize.record import Record
 from amorsize.worker import Chunk, ChunkOutcome
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ LONGEST_WAIT_SECONDS = 0.5
 its handler when the wait is over."""
 
 
-class Plan(NamedTuple):
+class Plan(Record):
     """What was decided before the run.
 
     Attributes:
@@ -32,17 +33,28 @@ class Plan(NamedTuple):
             so that it runs on a thread of its own.
     """
 
-    engine: Engine
-    n_jobs: int
-    chunksize: int
-    estimated_speedup: float
-    reason: str = ""
-    may_change: bool = False
-    n_jobs_named: bool = False
-    interruptible: bool = False
+    def __init__(
+        self,
+        engine: Engine,
+        n_jobs: int,
+        chunksize: int,
+        estimated_speedup: float,
+        reason: str = "",
+        may_change: bool = False,
+        n_jobs_named: bool = False,
+        interruptible: bool = False,
+    ) -> None:
+        self.engine = engine
+        self.n_jobs = n_jobs
+        self.chunksize = chunksize
+        self.estimated_speedup = estimated_speedup
+        self.reason = reason
+        self.may_change = may_change
+        self.n_jobs_named = n_jobs_named
+        self.interruptible = interruptible
 
 
-class Sampled(NamedTuple):
+class Sampled(Record):
     """What was run in this process before the plan was made.
 
     Attributes:
@@ -51,12 +63,18 @@ class Sampled(NamedTuple):
         interrupted: what ended the sampling (Ctrl-C, SystemExit), if anything did.
     """
 
-    items: list[Any]
-    outcome: ChunkOutcome | None = None
-    interrupted: BaseException | None = None
+    def __init__(
+        self,
+        items: list[Any],
+        outcome: ChunkOutcome | None = None,
+        interrupted: BaseException | None = None,
+    ) -> None:
+        self.items = items
+        self.outcome = outcome
+        self.interrupted = interrupted
 
 
-class Begun(NamedTuple):
+class Begun(Record):
     """What was begun ahead of the run; see :mod:`amorsize.head_start`.
 
     Attributes:
@@ -66,18 +84,27 @@ class Begun(NamedTuple):
         error: what it failed with, if it did.
     """
 
-    backend: Backend
-    chunks: list[Chunk]
-    news: list[Message]
-    error: Exception | None
+    def __init__(
+        self, backend: Backend, chunks: list[Chunk], news: list[Message], error: Exception | None
+    ) -> None:
+        self.backend = backend
+        self.chunks = chunks
+        self.news = news
+        self.error = error
 
 
-class TimeLimits(NamedTuple):
+class TimeLimits(Record):
     """Bounds in seconds, None for none; ``deadline`` is on the monotonic clock."""
 
-    timeout: float | None = None
-    item_timeout: float | None = None
-    deadline: float | None = None
+    def __init__(
+        self,
+        timeout: float | None = None,
+        item_timeout: float | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        self.timeout = timeout
+        self.item_timeout = item_timeout
+        self.deadline = deadline
 
     def patience(self) -> float:
         """Return how long the run loop may sleep before it must look at a limit again."""

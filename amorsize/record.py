@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class Record:
     """Named values that are compared, and shown, together.
 
-    A class of records has an ``__init__`` that takes each value by the name of its attribute. A
-    record is not changed: :meth:`_replace` makes another.
+    A class of records has an ``__init__`` that takes each value by the name of its attribute. None
+    is changed once it is shared: :meth:`_replace` makes another.
 
     >>> class Point(Record):
     ...     def __init__(self, x: int, y: int = 0) -> None:

@@ -7,7 +7,6 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -20,14 +19,14 @@ from amorsize.user_metrics import admit, current_collector
 from amorsize.worker import Chunk, ChunkOutcome, text_of
 
 
-@dataclass(slots=True, eq=False, repr=False)
 class _WorkerRecord:
     """What is told of a worker at its end."""
 
-    id: int
-    metadata: dict[str, Any]
-    items: int = 0
-    busy_seconds: float = 0.0
+    def __init__(self, id: int, metadata: dict[str, Any]) -> None:
+        self.id = id
+        self.metadata = metadata
+        self.items = 0
+        self.busy_seconds = 0.0
 
 
 class Reporter:

@@ -18,9 +18,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from amorsize.errors import InvalidValueError
+from amorsize.record import Record
 
 ROOT = "/"
 
@@ -45,7 +45,7 @@ def engines_here() -> tuple[str, ...]:
     return ("serial", "thread") if serving else ENGINES
 
 
-class SystemFacts(NamedTuple):
+class SystemFacts(Record):
     """What this process may use.
 
     Attributes:
@@ -59,13 +59,23 @@ class SystemFacts(NamedTuple):
         available_bytes: memory that can still be taken, None when not read.
     """
 
-    logical_cores: int
-    affinity_cores: int
-    physical_cores: int
-    quota_cores: float | None
-    usable_cores: int
-    total_bytes: int | None = None
-    available_bytes: int | None = None
+    def __init__(
+        self,
+        logical_cores: int,
+        affinity_cores: int,
+        physical_cores: int,
+        quota_cores: float | None,
+        usable_cores: int,
+        total_bytes: int | None = None,
+        available_bytes: int | None = None,
+    ) -> None:
+        self.logical_cores = logical_cores
+        self.affinity_cores = affinity_cores
+        self.physical_cores = physical_cores
+        self.quota_cores = quota_cores
+        self.usable_cores = usable_cores
+        self.total_bytes = total_bytes
+        self.available_bytes = available_bytes
 
     @classmethod
     def of(
@@ -314,7 +324,7 @@ def _stat(level: str, field: str) -> int:
     return 0
 
 
-class StartupModel(NamedTuple):
+class StartupModel(Record):
     """What starting workers of one engine costs.
 
     Attributes:
@@ -326,9 +336,10 @@ class StartupModel(NamedTuple):
     2.0
     """
 
-    boot_seconds: float
-    spawn_seconds: float
-    measured: bool = False
+    def __init__(self, boot_seconds: float, spawn_seconds: float, measured: bool = False) -> None:
+        self.boot_seconds = boot_seconds
+        self.spawn_seconds = spawn_seconds
+        self.measured = measured
 
     def seconds(self, workers: int, *, cores: int) -> float:
         """Seconds until ``workers`` new workers are ready."""

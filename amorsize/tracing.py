@@ -13,8 +13,9 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
+
+from amorsize.record import Record
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +26,7 @@ SpanIds: TypeAlias = tuple[int, int, bool]
 """Trace id, span id, and whether the trace is sampled."""
 
 
-@dataclass(slots=True)
-class TraceLink:
+class TraceLink(Record):
     """An execution's place in a trace; pickles, and crosses into workers.
 
     Attributes:
@@ -45,15 +45,27 @@ class TraceLink:
         pid: the process that it comes from.
     """
 
-    carrier: dict[str, str]
-    trace_id: int
-    span_id: int
-    sampled: bool
-    capture: bool
-    max_spans: int
-    exact: bool = True
-    live: int = 0
-    pid: int = field(default_factory=os.getpid)
+    def __init__(
+        self,
+        carrier: dict[str, str],
+        trace_id: int,
+        span_id: int,
+        sampled: bool,
+        capture: bool,
+        max_spans: int,
+        exact: bool = True,
+        live: int = 0,
+        pid: int | None = None,
+    ) -> None:
+        self.carrier = carrier
+        self.trace_id = trace_id
+        self.span_id = span_id
+        self.sampled = sampled
+        self.capture = capture
+        self.max_spans = max_spans
+        self.exact = exact
+        self.live = live
+        self.pid = os.getpid() if pid is None else pid
 
     def grant(self) -> bool:
         """Let the spans of one more chunk leave at once, if the budget has room."""

@@ -1,7 +1,7 @@
 """Runs one chunk, anywhere: in the caller, in a thread, in a worker process, on a cluster.
 
-Imports the standard library, ``amorsize.collecting``, ``amorsize.errors`` and ``amorsize.span``
-only: every worker imports this module.
+Imports the standard library, and of amorsize what a worker process imports anyway: every worker
+imports this module.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from amorsize.collecting import Collect
 from amorsize.errors import FunctionExitError, TransportError, input_shrank
+from amorsize.record import Record
 from amorsize.span import Span
 
 HOSTNAME = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
@@ -37,7 +37,6 @@ class Board(Protocol):
     def __setitem__(self, slot: int, value: int, /) -> None: ...
 
 
-@dataclass(slots=True)
 class Chunk:
     """A run of consecutive items of the input.
 
@@ -49,15 +48,24 @@ class Chunk:
         dispatched_at: when it was handed to a backend, seconds since the epoch.
     """
 
-    id: int
-    start: int
-    items: Sequence[Any]
-    retry_of: int | None = None
-    dispatched_at: float = 0.0
+    __slots__ = ("dispatched_at", "id", "items", "retry_of", "start")
+
+    def __init__(
+        self,
+        id: int,
+        start: int,
+        items: Sequence[Any],
+        retry_of: int | None = None,
+        dispatched_at: float = 0.0,
+    ) -> None:
+        self.id = id
+        self.start = start
+        self.items = items
+        self.retry_of = retry_of
+        self.dispatched_at = dispatched_at
 
 
-@dataclass(slots=True)
-class Failure:
+class Failure(Record):
     """An item whose call raised.
 
     Attributes:
@@ -66,12 +74,12 @@ class Failure:
         traceback: as text, as the worker saw it.
     """
 
-    index: int
-    error: BaseException
-    traceback: str
+    def __init__(self, index: int, error: BaseException, traceback: str) -> None:
+        self.index = index
+        self.error = error
+        self.traceback = traceback
 
 
-@dataclass(slots=True, eq=False, repr=False)
 class ChunkOutcome:
     """What comes back from a chunk: an envelope that can grow.
 
@@ -87,18 +95,33 @@ class ChunkOutcome:
         extras: what else rides home, by name (log records, the user's numbers, spans).
     """
 
-    chunk_id: int
-    start: int
-    size: int
-    results: list[Any] | None
-    failures: list[Failure]
-    started_at: float
-    duration: float
-    pid: int
-    hostname: str
-    thread_name: str
-    results_bytes: int = 0
-    extras: dict[str, Any] = field(default_factory=dict)
+    def __init__(
+        self,
+        chunk_id: int,
+        start: int,
+        size: int,
+        results: list[Any] | None,
+        failures: list[Failure],
+        started_at: float,
+        duration: float,
+        pid: int,
+        hostname: str,
+        thread_name: str,
+        results_bytes: int = 0,
+        extras: dict[str, Any] | None = None,
+    ) -> None:
+        self.chunk_id = chunk_id
+        self.start = start
+        self.size = size
+        self.results = results
+        self.failures = failures
+        self.started_at = started_at
+        self.duration = duration
+        self.pid = pid
+        self.hostname = hostname
+        self.thread_name = thread_name
+        self.results_bytes = results_bytes
+        self.extras = {} if extras is None else extras
 
 
 _COUNTED = (Span, list, tuple, range)

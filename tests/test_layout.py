@@ -51,23 +51,23 @@ LAYERS = {
     "facts": {
         "engine": "errors record",
         "arguments": "engine errors record",
-        "system": "errors",
+        "system": "errors record",
         "user_metrics": "errors",
-        "tracing": "",
+        "tracing": "record",
         "chunk_trace": "tracing",
-        "collecting": "chunk_trace tracing user_metrics",
+        "collecting": "chunk_trace record tracing user_metrics",
         "known_functions": "",
         "gil_probe": "",
         "thread_clocks": "",
         "span": "",
         "comprehension": "errors gil_probe span",
         "sampling": "collecting gil_probe record",
-        "payload": "sampling",
+        "payload": "record sampling",
     },
     "decision": {
         "workload": "known_functions record",
-        "cost": "workload",
-        "explanation": "cost",
+        "cost": "record workload",
+        "explanation": "cost record",
         "chooser": ("cost explanation gil_probe payload sampling system thread_clocks workload"),
         "opening": (
             "arguments comprehension gil_probe known_functions sampling span thread_clocks workload"
@@ -77,11 +77,11 @@ LAYERS = {
     # A worker process imports process_worker and what that needs; all of it is to stay light.
     "execution": {
         "sinks": "",
-        "worker": "collecting errors span",
+        "worker": "collecting errors record span",
         "chunking": "span",
         "log_records": "tracing",
         "backends": "",
-        "backends.base": "collecting errors worker",
+        "backends.base": "collecting errors record worker",
         "backends.channel": "",
         "backends.wire": "backends.channel errors worker",
         "backends.process_worker": (
@@ -106,7 +106,7 @@ LAYERS = {
     "the run loop": {
         "reporting": "backends.base hooks.events hooks.manager tracing user_metrics worker",
         "termination": "",
-        "plan": "engine worker",
+        "plan": "engine record worker",
         "backends.factory": (
             "backends.base backends.dask backends.futures backends.process backends.serial "
             "backends.thread plan"
@@ -523,6 +523,7 @@ def test_a_worker_process_imports_no_more_than_it_needs() -> None:
         "amorsize.collecting",
         "amorsize.errors",
         "amorsize.log_records",
+        "amorsize.record",
         "amorsize.span",
         "amorsize.tracing",
         "amorsize.user_metrics",

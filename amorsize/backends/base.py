@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from amorsize.collecting import Collect
 from amorsize.errors import UnpicklableItemError
+from amorsize.record import Record
 from amorsize.worker import Chunk, ChunkOutcome
 
 SHORT_CHUNK_SECONDS = 0.02
@@ -17,41 +17,63 @@ SHORT_CHUNK_SECONDS = 0.02
 the next one travels (0.1 ms); longer ones are not, so that none waits behind a slow one."""
 
 
-@dataclass(slots=True, eq=False, repr=False)
 class Task:
     """What every chunk of an execution has in common."""
 
-    func: Callable[[Any], Any]
-    return_exceptions: bool = False
-    stamp_items: bool = False
-    collect: Collect = field(default_factory=Collect)
+    __slots__ = ("collect", "func", "return_exceptions", "stamp_items")
+
+    def __init__(
+        self,
+        func: Callable[[Any], Any],
+        return_exceptions: bool = False,
+        stamp_items: bool = False,
+        collect: Collect | None = None,
+    ) -> None:
+        self.func = func
+        self.return_exceptions = return_exceptions
+        self.stamp_items = stamp_items
+        self.collect = Collect() if collect is None else collect
 
 
-class WorkerStarted(NamedTuple):
+class WorkerStarted(Record):
     """A worker takes its first chunk of this execution; ``details`` join its events' metadata."""
 
-    worker: int
-    pid: int
-    hostname: str
-    thread_name: str
-    details: Mapping[str, Any] = MappingProxyType({})
+    def __init__(
+        self,
+        worker: int,
+        pid: int,
+        hostname: str,
+        thread_name: str,
+        details: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        self.worker = worker
+        self.pid = pid
+        self.hostname = hostname
+        self.thread_name = thread_name
+        self.details = details
 
 
-class ChunkDone(NamedTuple):
+class ChunkDone(Record):
     """A chunk came back, with results or with its failure."""
 
-    worker: int
-    outcome: ChunkOutcome
+    __match_args__ = ("worker", "outcome")
+
+    def __init__(self, worker: int, outcome: ChunkOutcome) -> None:
+        self.worker = worker
+        self.outcome = outcome
 
 
-class ChunkRefused(NamedTuple):
+class ChunkRefused(Record):
     """A chunk did not leave, because an item of it cannot travel; as if ``submit()`` said so."""
 
-    chunk: Chunk
-    error: UnpicklableItemError
+    __match_args__ = ("chunk", "error")
+
+    def __init__(self, chunk: Chunk, error: UnpicklableItemError) -> None:
+        self.chunk = chunk
+        self.error = error
 
 
-class WorkerLost(NamedTuple):
+class WorkerLost(Record):
     """A worker died, or was ended because its item took too long.
 
     Attributes:
@@ -68,19 +90,32 @@ class WorkerLost(NamedTuple):
         recovered: the engine itself runs again what the worker was at: the run goes on.
     """
 
-    worker: int
-    pid: int
-    exit_code: int | None
-    started: bool
-    chunk: Chunk | None = None
-    item_index: int | None = None
-    untouched: Sequence[Chunk] = ()
-    exit_reason: str = "died"
-    detail: str = ""
-    recovered: bool = False
+    def __init__(
+        self,
+        worker: int,
+        pid: int,
+        exit_code: int | None,
+        started: bool,
+        chunk: Chunk | None = None,
+        item_index: int | None = None,
+        untouched: Sequence[Chunk] = (),
+        exit_reason: str = "died",
+        detail: str = "",
+        recovered: bool = False,
+    ) -> None:
+        self.worker = worker
+        self.pid = pid
+        self.exit_code = exit_code
+        self.started = started
+        self.chunk = chunk
+        self.item_index = item_index
+        self.untouched = untouched
+        self.exit_reason = exit_reason
+        self.detail = detail
+        self.recovered = recovered
 
 
-class WorkerEnded(NamedTuple):
+class WorkerEnded(Record):
     """A worker is done with this execution.
 
     ``exit_reason`` is ``finished``, ``cancelled`` (the run ended before its input) or
@@ -88,19 +123,25 @@ class WorkerEnded(NamedTuple):
     here is said of what went down with it.
     """
 
-    worker: int
-    exit_reason: str
-    exit_code: int | None = None
+    __match_args__ = ("worker", "exit_reason", "exit_code")
+
+    def __init__(self, worker: int, exit_reason: str, exit_code: int | None = None) -> None:
+        self.worker = worker
+        self.exit_reason = exit_reason
+        self.exit_code = exit_code
 
 
-class Overdue(NamedTuple):
+class Overdue(Record):
     """An item that has been running for longer than allowed; ``stamp`` is the board's."""
 
-    worker: int
-    chunk: Chunk
-    item_index: int
-    seconds: float
-    stamp: int
+    def __init__(
+        self, worker: int, chunk: Chunk, item_index: int, seconds: float, stamp: int
+    ) -> None:
+        self.worker = worker
+        self.chunk = chunk
+        self.item_index = item_index
+        self.seconds = seconds
+        self.stamp = stamp
 
 
 Message: TypeAlias = WorkerStarted | ChunkDone | ChunkRefused | WorkerLost | WorkerEnded

@@ -8,7 +8,6 @@ import socket
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from amorsize import system
 from amorsize.backends import wire
@@ -45,16 +44,16 @@ _STILLBORN_LIMIT = 3
 _POLL_SECONDS = 0.5
 
 
-@dataclass(slots=True)
 class _Seat:
     """A worker's place in this execution."""
 
-    key: int
-    process: WorkerProcess
-    in_flight: deque[Chunk] = field(default_factory=deque)
-    loaded: bool = False
-    started: bool = False
-    hostname: str = HOSTNAME
+    def __init__(self, key: int, process: WorkerProcess) -> None:
+        self.key = key
+        self.process = process
+        self.in_flight: deque[Chunk] = deque()
+        self.loaded = False
+        self.started = False
+        self.hostname = HOSTNAME
 
     def may_queue(self) -> bool:
         """Say whether a chunk may be sent ahead of the one that is running."""

@@ -10,7 +10,6 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from amorsize.backends.base import (
     SHORT_CHUNK_SECONDS,
@@ -37,14 +36,15 @@ _STOP_GRACE_SECONDS = 0.1
 _names = itertools.count()
 
 
-@dataclass(slots=True)
 class _Worker:
-    key: int
-    thread: threading.Thread = field(init=False)
-    board: list[int] = field(default_factory=lambda: [-1] * BOARD_SLOTS)
-    chunk: Chunk | None = None
-    started: bool = False
-    dismissed: bool = False
+    thread: threading.Thread
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+        self.board = [-1] * BOARD_SLOTS
+        self.chunk: Chunk | None = None
+        self.started = False
+        self.dismissed = False
 
 
 class ThreadBackend(Backend):
