@@ -21,7 +21,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import re
 import sys
 import threading
 import time
@@ -54,7 +53,6 @@ Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
 
 _CALLS = {COUNTER: "count", GAUGE: "set_gauge", HISTOGRAM: "observe"}
 
-_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _RESERVED_ENDS = ("_total", "_count", "_sum", "_bucket", "_created", "_info")
 """Prometheus appends these itself, so that they would clash."""
 
@@ -419,7 +417,7 @@ def _check_name(name: object, kind: Kind) -> None:
         raise InvalidTypeError(
             f"the name given to {call}() is of type {type(name).__qualname__}; give a string."
         )
-    if not _NAME.fullmatch(name) or len(name) > MAX_NAME_CHARACTERS:
+    if not (name.isascii() and name.isidentifier()) or len(name) > MAX_NAME_CHARACTERS:
         raise InvalidValueError(
             f"{call}() got the name {name[:MAX_NAME_CHARACTERS]!r}; give letters, digits and "
             f"underscores, not beginning with a digit, at most {MAX_NAME_CHARACTERS} of them."
