@@ -526,7 +526,6 @@ def test_a_worker_process_imports_no_more_than_it_needs() -> None:
         "amorsize.record",
         "amorsize.span",
         "amorsize.tracing",
-        "amorsize.user_metrics",
         "amorsize.worker",
     }
     assert not {"psutil", "cloudpickle"} & set(done.stdout.split())
