@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 import amorsize
+import amorsize.hooks
 
 PACKAGE = Path(amorsize.__file__).parent
 
@@ -504,6 +505,18 @@ def test_a_run_that_is_over_at_once_loads_nothing_that_plans_runs_or_tells() -> 
     assert not unwanted & set(done.stdout.split())
 
 
+def test_a_run_without_hooks_loads_nothing_that_surrounds_one() -> None:
+    """Conditions, chains, decorators and helpers are for those who register a hook."""
+    script = (
+        "import amorsize, sys\namorsize.execute(abs, [1], executor='serial')\nprint(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    loaded = {name for name in done.stdout.split() if name.startswith("amorsize.hooks.")}
+    assert loaded == {"amorsize.hooks.entries", "amorsize.hooks.events", "amorsize.hooks.manager"}
+
+
 def test_a_worker_process_imports_no_more_than_it_needs() -> None:
     """What runs chunks elsewhere starts fast: no optimizer, no exporter, no psutil."""
     script = "import amorsize.backends.process_worker, sys\n"
@@ -528,15 +541,18 @@ def test_a_worker_process_imports_no_more_than_it_needs() -> None:
         "amorsize.tracing",
         "amorsize.worker",
     }
-    assert not {"psutil", "cloudpickle"} & set(done.stdout.split())
+    assert not {"cloudpickle", "dataclasses", "inspect", "psutil"} & set(done.stdout.split())
 
 
 def test_a_misspelt_name_of_the_package_is_an_attribute_error() -> None:
     """Names are resolved on demand, and unknown ones are still unknown."""
     with pytest.raises(AttributeError, match="module 'amorsize' has no attribute 'exceute'"):
         amorsize.exceute  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match=r"module 'amorsize\.hooks' has no attribute 'evry'"):
+        amorsize.hooks.evry  # type: ignore[attr-defined]
 
 
 def test_dir_lists_the_public_names() -> None:
     """Completion in a notebook works before the first use."""
     assert set(amorsize.__all__) <= set(dir(amorsize))
+    assert set(amorsize.hooks.__all__) <= set(dir(amorsize.hooks))

@@ -103,3 +103,20 @@ def test_a_context_survives_pickling() -> None:
     """A context can be sent elsewhere or written down, and comes back equal."""
     context = HookContext(HookEvent.ON_CHUNK_COMPLETE, chunk_id=1, metadata={"chunk_start": 7})
     assert pickle.loads(pickle.dumps(context)) == context
+
+
+def test_contexts_are_equal_where_all_their_fields_are() -> None:
+    """As those of any dataclass are, the timestamp among them."""
+    context = HookContext(HookEvent.ON_CHUNK_COMPLETE, chunk_id=1, metadata={"chunk_start": 7})
+    assert dataclasses.replace(context) == context
+    assert dataclasses.replace(context, metadata={"chunk_start": 8}) != context
+    assert context != context.event
+
+
+def test_a_context_shows_all_its_fields() -> None:
+    """Also one that a hook has put into its own metadata."""
+    context = HookContext(HookEvent.PRE_EXECUTE, 1.5)
+    context.metadata["self"] = context
+    text = repr(context)
+    assert text.startswith(f"HookContext(event={HookEvent.PRE_EXECUTE!r}, timestamp=1.5, n_jobs=0,")
+    assert text.endswith("results_size_bytes=0, metadata={'self': ...})")
