@@ -13,7 +13,6 @@ were free.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -26,7 +25,7 @@ from amorsize.explanation import (
     say_reason,
     say_warnings,
 )
-from amorsize.gil_probe import LOOK_SECONDS, GilProbe
+from amorsize.gil_probe import LOOK_SECONDS
 from amorsize.payload import measure_payload
 from amorsize.sampling import Clocks, Sample, extend_sample
 from amorsize.system import (
@@ -37,7 +36,6 @@ from amorsize.system import (
     measure_startup,
     read_system,
 )
-from amorsize.thread_clocks import ThreadClocks
 from amorsize.workload import (
     HOPELESS_SECONDS,
     KNOWN_WORKLOADS,
@@ -140,11 +138,14 @@ class Chooser:
         self.notes: list[str] = []
         self._known: Workload | None = None
 
-    def look(self, probe: GilProbe, clocks: ThreadClocks) -> float | None:
+    def look(self, sample: Sample, workload: Workload) -> float | None:
         """Begin ahead what a call in progress already warrants; say when to look again.
 
-        Called from another thread. A call so far counts as a call of that length: it can only get
-        longer. Mistakes end here.
+        Called from another thread. Mistakes end here.
+
+        Args:
+            sample: the items so far, with the call in progress as one that ends now.
+            workload: what it means for the whole input, that call included.
 
         Returns:
             Seconds until the next look; None for no other.
@@ -152,24 +153,14 @@ class Chooser:
         if self.ahead is None:
             return None
         try:
-            return self._look(self.ahead, probe, clocks)
+            return self._look(self.ahead, sample, workload)
         except Exception:
             logger.debug("Nothing is begun ahead of the run", exc_info=True)
             return None
 
-    def _look(self, ahead: Ahead, probe: GilProbe, clocks: ThreadClocks) -> float | None:
-        sample = self.sample.so_far(time.perf_counter(), clocks.cpu(), time.process_time())
-        if sample is None:
-            return LOOK_SECONDS
+    def _look(self, ahead: Ahead, sample: Sample, workload: Workload) -> float | None:
         taken = sample.item_seconds[-1]
         later = max(LOOK_SECONDS, taken)  # when it has taken twice as long
-        if (share := probe.share()) is None:
-            return later
-        sample.gil_share = share
-        sample.queued_seconds = clocks.queued()
-        workload = describe(sample, self.total)
-        # The call in progress is work as well: two items are enough for two workers.
-        workload = workload._replace(remaining=workload.remaining + 1)
         if self._hopeless(workload):
             return later
         cores = self._cores()
@@ -181,6 +172,9 @@ class Chooser:
         engine, n_jobs = plan.chosen.engine, plan.chosen.n_jobs
         if not _gains(plan, workload):
             return later
+        if ahead.engine not in (None, engine):
+            return None  # calls are not what they seemed: once this one is over, more is known
+        more = False
         if engine == "process":
             ahead.begin(engine, n_jobs)
             # Whether results travel is known where they did before; else the first one tells, and
@@ -192,11 +186,16 @@ class Chooser:
         elif workload.queued_share > DISTURBED_SHARE:
             return later  # threads are of no use to what holds the GIL: a calmer look tells
         elif ahead.may_dispatch:
-            ahead.begin(engine, n_jobs)
-            ahead.dispatch(
-                self.sample, min(n_jobs - 1, FIRST_THREADS_PER_CORE * cores.usable_cores)
-            )
-        return None
+            # As many as a call warrants that has come to its end; till then a few, and twice as
+            # many at each look.
+            few = max(2 * ahead.n_jobs, FIRST_THREADS_PER_CORE * cores.usable_cores)
+            threads = n_jobs if len(sample.item_seconds) > 1 else min(n_jobs, few)
+            more = threads < n_jobs
+            ahead.begin(engine, threads)
+            ahead.dispatch(self.sample, CHUNKS_A_THREAD * threads - 1 - ahead.dispatched)
+        if self.load is not None:
+            self.load()
+        return later if more else None
 
     def begin_at_once(self) -> bool:
         """Begin what an earlier run of the function warrants; say whether anything was begun.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from amorsize.engine import AnyExecutor
     from amorsize.explanation import OptimizationResult
     from amorsize.hooks.manager import HookManager
+    from amorsize.workload import Workload
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -243,4 +244,10 @@ def _open_unwatched(
             load=lambda: import_module("amorsize.call"),
         )
 
-    return Opening(func, data, choose_for, sample_size=checked.sample_size)
+    def start_workers(workload: Workload) -> None:
+        if "amorsize.chooser" not in sys.modules:
+            from amorsize.prestart import prestart
+
+            prestart(workload)
+
+    return Opening(func, data, choose_for, sample_size=checked.sample_size, prestart=start_workers)

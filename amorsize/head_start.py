@@ -79,7 +79,7 @@ class HeadStart:
         return bool(sequence and items) and type(sequence[0]) is items  # type: ignore[index]
 
     def begin(self, engine: str, n_jobs: int) -> None:
-        """Open an engine, and start workers that take time to start.
+        """Open an engine, and start workers that take time to start; again for more of them.
 
         Raises:
             TransportError: the function does not travel.
@@ -95,17 +95,20 @@ class HeadStart:
                     self._close()
                     raise
                 self.engine, self.n_jobs = engine, n_jobs
+            elif n_jobs > self.n_jobs:
+                self._backend.use_workers(n_jobs)
+                self.n_jobs = n_jobs
             self._backend.start_workers()
 
     def dispatch(self, sample: Sample, chunks: int, *, start: int | None = None) -> bool:
         """Have workers begin with the items behind the sample, one each; False where none can be.
 
-        The sample then takes no further item; with ``start`` it may take so many, which it has not
-        begun with yet.
+        Once more, it goes on behind those that they have. The sample then takes no further item;
+        with ``start`` it may take so many, which it has not begun with yet.
         """
         may_reopen = start is None
-        if start is None:
-            start = sample.close()
+        if start is None and (taken := sample.close()) is not None:
+            start = taken + self.dispatched
         if self._backend is None or self._sequence is None or start is None:
             return False
         try:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from amorsize.arguments import known_length
 from amorsize.comprehension import Comprehension
-from amorsize.gil_probe import AFTER_SECONDS, GilProbe, switching_often
+from amorsize.gil_probe import AFTER_SECONDS, LOOK_SECONDS, GilProbe, switching_often
 from amorsize.known_functions import KnownFunctions
 from amorsize.sampling import Sample, draw_sample, sample_together
 from amorsize.span import Span
@@ -56,6 +56,8 @@ class Opening:
             thread or another.
         sample_size: items to measure at most.
         return_exceptions: go on behind items that raise.
+        prestart: told what calls are like, once, before ``make_chooser`` is called, which may take
+            long; None where it does not.
 
     Attributes:
         began: when the run began, by ``time.perf_counter()``.
@@ -75,6 +77,7 @@ class Opening:
         *,
         sample_size: int,
         return_exceptions: bool = False,
+        prestart: Callable[[Workload], None] | None = None,
     ) -> None:
         self.began = time.perf_counter()
         self._func = func
@@ -89,6 +92,7 @@ class Opening:
         self.context = contextvars.copy_context()
         self.result: OptimizationResult | None = None
         self._make_chooser = make_chooser
+        self._prestart = prestart
         self._chooser: Chooser | None = None
         self._done = False
 
@@ -124,7 +128,7 @@ class Opening:
             )
         finally:
             if look is not None:
-                self.sample.queued_seconds = look.settle()
+                look.settle(self.sample)
         if size > 1 and not self._return_exceptions:
             sample_together(self.sample, self._func, self.iterator, self.total)
 
@@ -159,8 +163,16 @@ class Opening:
     def choose(self) -> OptimizationResult:
         """Choose, once, what is done with all other items; it is :attr:`result` from then on."""
         if self.result is None:
+            if self._is_well():
+                self.prestart(describe(self.sample, self.total))
             self.result = self.chooser.choose()
         return self.result
+
+    def prestart(self, workload: Workload) -> None:
+        """Have workers start that calls of this kind need, before what chooses is loaded."""
+        if (prestart := self._prestart) is not None and self._chooser is None:
+            self._prestart = None
+            prestart(workload)
 
     def abandon(self) -> None:
         """End what was begun, and nobody took over."""
@@ -244,23 +256,55 @@ class _Look:
         self._clocks = clocks
         self._looking = Lock()
         self._settled = False
+        self._spent = 0.0
         self.begin = clocks.begin
 
     def __call__(self, probe: GilProbe) -> float | None:
         with self._looking, switching_often():
-            if self._settled:
-                return None
+            # What is computed here is not the function's.
+            self._spent -= time.thread_time()
             try:
-                chooser = self._opening.chooser
-            except Exception:
-                return None  # the caller's thread meets that again
-            return chooser.look(probe, self._clocks)
+                return None if self._settled else self._look(probe)
+            finally:
+                self._spent += time.thread_time()
 
-    def settle(self) -> float | None:
-        """Wait for a look in progress, and allow no other; say for how long calls had no CPU."""
+    def _look(self, probe: GilProbe) -> float | None:
+        if (seen := self._see(probe)) is None:
+            return LOOK_SECONDS
+        self._opening.prestart(seen[1])
+        try:
+            chooser = self._opening.chooser
+        except Exception:
+            return None  # the caller's thread meets that again
+        # Loading it may have taken long enough for a call to come to its end.
+        seen = self._see(probe)
+        return LOOK_SECONDS if seen is None else chooser.look(*seen)
+
+    def _see(self, probe: GilProbe) -> tuple[Sample, Workload] | None:
+        """Say what is known in the middle of a call, and what it means for the whole input.
+
+        A call so far counts as a call of that length: it can only get longer.
+        """
+        cpu, process_cpu = self._clocks.cpu(), time.process_time()
+        sample = self._opening.sample.so_far(time.perf_counter(), cpu, process_cpu)
+        if sample is None or (share := probe.share()) is None:
+            return None
+        sample.gil_share = share
+        self._correct(sample, self._spent + time.thread_time())
+        workload = describe(sample, self._opening.total)
+        # The call in progress is work as well: two items are enough for two workers.
+        return sample, workload._replace(remaining=workload.remaining + 1)
+
+    def settle(self, sample: Sample) -> None:
+        """Wait for a look in progress, allow no other, and note what looks told of the calls."""
         self._settled = True
         with self._looking:
-            return self._clocks.queued()
+            self._correct(sample, self._spent)
+
+    def _correct(self, sample: Sample, spent: float) -> None:
+        sample.queued_seconds = self._clocks.queued()
+        ours = max(0.0, sample.process_cpu_seconds - sample.cpu_seconds)
+        sample.process_cpu_seconds -= min(ours, spent)
 
 
 def nobody_listens() -> bool:

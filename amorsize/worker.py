@@ -11,30 +11,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
+from amorsize.backends.board import ITEM, ITEM_STARTED, Board, point_board
 from amorsize.collecting import Collect
 from amorsize.errors import FunctionExitError, TransportError, input_shrank
 from amorsize.record import Record
 from amorsize.span import Span
 
 HOSTNAME = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
-
-CHUNK, ITEM, ITEM_STARTED = 0, 1, 2
-"""Slots of a board: chunk in progress (-1 for none), index of the item (the end of the chunk once
-all are computed), start of the call in progress in monotonic ns (0 for none).
-
-A board outlives its worker, so that the parent knows which item a killed worker was at. It is
-shared memory for a process, a list for a thread.
-"""
-BOARD_SLOTS = 3
-
-
-class Board(Protocol):
-    """A few integers that somebody else may read at any time."""
-
-    def __getitem__(self, slot: int, /) -> int: ...
-    def __setitem__(self, slot: int, value: int, /) -> None: ...
 
 
 class Chunk:
@@ -210,13 +195,6 @@ def run_chunk(
         thread_name=threading.current_thread().name,
         extras=extras,
     )
-
-
-def point_board(board: Board, chunk_id: int, start: int) -> None:
-    """Say that a chunk is in progress, and no call yet; in an order that is true at each step."""
-    board[ITEM_STARTED] = 0
-    board[ITEM] = start
-    board[CHUNK] = chunk_id
 
 
 def unreadable(chunk_id: int, start: int, size: int, error: Exception) -> ChunkOutcome:

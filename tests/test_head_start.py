@@ -122,6 +122,28 @@ def test_threads_begin_while_a_first_call_waits(
     assert posted(recorder)["head_start_items"] >= 1
 
 
+def test_there_are_more_threads_the_longer_a_first_call_waits(
+    hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """Few at first; it ends only when many times as many are at work."""
+    many = 48
+    at_work: set[int] = set()
+    enough = threading.Event()
+
+    def work(item: int) -> int:
+        at_work.add(threading.get_ident())
+        if len(at_work) >= many:
+            enough.set()
+        if not enough.wait(DEADLINE_SECONDS):
+            raise TimeoutError(f"only {len(at_work)} threads began")
+        return item
+
+    results = amorsize.execute(work, range(200), hooks=hooks)
+    assert results == list(range(200))
+    assert_contract(recorder.contexts)
+    assert posted(recorder)["head_start_items"] >= many - 1
+
+
 def test_a_generator_is_not_drawn_from_two_threads(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:

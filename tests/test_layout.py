@@ -69,7 +69,7 @@ LAYERS = {
         "workload": "known_functions record",
         "cost": "record workload",
         "explanation": "cost record",
-        "chooser": ("cost explanation gil_probe payload sampling system thread_clocks workload"),
+        "chooser": "cost explanation gil_probe payload sampling system workload",
         "opening": (
             "arguments comprehension gil_probe known_functions sampling span thread_clocks workload"
         ),
@@ -78,28 +78,31 @@ LAYERS = {
     # A worker process imports process_worker and what that needs; all of it is to stay light.
     "execution": {
         "sinks": "",
-        "worker": "collecting errors record span",
+        "backends": "",
+        "backends.board": "",
+        "worker": "backends.board collecting errors record span",
         "chunking": "span",
         "log_records": "tracing",
-        "backends": "",
         "backends.base": "collecting errors record worker",
         "backends.channel": "",
         "backends.wire": "backends.channel errors worker",
         "backends.process_worker": (
-            "backends.channel backends.wire collecting errors log_records worker"
+            "backends.board backends.channel backends.wire collecting errors log_records worker"
         ),
-        "backends.process_pool": "backends.channel errors system worker",
+        "backends.process_pool": "backends.board backends.channel errors system",
         "backends.process": (
-            "backends.base backends.process_pool backends.wire errors log_records system worker"
+            "backends.base backends.board backends.process_pool backends.wire errors log_records "
+            "system worker"
         ),
+        "prestart": "backends.process_pool system workload",
         "backends.serial": "backends.base worker",
-        "backends.thread": "errors backends.base worker",
-        "backends.foreign_worker": "backends.wire collecting log_records worker",
+        "backends.thread": "backends.base backends.board errors worker",
+        "backends.foreign_worker": "backends.board backends.wire collecting log_records worker",
         "backends.foreign": (
             "backends.base backends.foreign_worker backends.wire errors log_records tracing worker"
         ),
         "backends.futures": (
-            "backends.base backends.foreign backends.foreign_worker errors worker"
+            "backends.base backends.board backends.foreign backends.foreign_worker errors worker"
         ),
         "backends.dask": "backends.base backends.foreign backends.foreign_worker errors",
     },
@@ -197,7 +200,7 @@ LAYERS = {
         "driving": "backends.process_pool call errors sinks",
         "executor": (
             "arguments backends.base backends.process_pool call environment head_start opening "
-            "sinks termination"
+            "prestart sinks termination"
         ),
         "streaming": "call driving hooks.manager sinks termination",
         "aio": "call driving explanation hooks.manager sinks termination",
@@ -235,7 +238,7 @@ TYPES_ONLY = {
     "cost": "system",
     "workload": "payload sampling",
     "aio": "engine",
-    "executor": "chooser engine explanation hooks.manager",
+    "executor": "chooser engine explanation hooks.manager workload",
     "opening": "chooser collecting explanation",
     "streaming": "engine",
     "explanation": "cost sampling system workload",
@@ -530,6 +533,7 @@ def test_a_worker_process_imports_no_more_than_it_needs() -> None:
     loaded = {name for name in done.stdout.split() if name.startswith("amorsize.")}
     assert loaded == {
         "amorsize.backends",
+        "amorsize.backends.board",
         "amorsize.backends.channel",
         "amorsize.backends.process_worker",
         "amorsize.backends.wire",

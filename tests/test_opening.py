@@ -183,6 +183,25 @@ def test_a_function_is_short_only_where_its_calls_were() -> None:
     assert opening._SHORT.recall(abs)
 
 
+def test_what_a_look_computes_is_not_the_functions() -> None:
+    """A function that waits does not look parallel inside because something is loaded beside."""
+
+    def load(_: opening.Opening) -> Any:
+        began = time.thread_time()
+        while time.thread_time() < began + 0.1:
+            pass
+        raise RuntimeError("enough")
+
+    def work(item: int) -> int:
+        time.sleep(0.5)
+        return item
+
+    begun = opening.Opening(work, [1, 2], load, sample_size=1)
+    begun.draw()
+    assert begun.sample.results == [1]
+    assert begun.sample.process_cpu_seconds < 0.05
+
+
 @pytest.mark.parametrize("wait", [False, True])
 def test_items_that_turn_out_long_are_shared_after_all(planned: list[str], wait: bool) -> None:
     """A run that began alone goes over to workers; each item runs once."""

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from amorsize.backends.board import BOARD_SLOTS, CHUNK, ITEM, ITEM_STARTED
 from amorsize.errors import FunctionExitError
-from amorsize.worker import BOARD_SLOTS, CHUNK, ITEM, ITEM_STARTED, Chunk, Span, run_chunk
+from amorsize.worker import Chunk, Span, run_chunk
 
 
 def chunk(*items: Any, start: int = 10, id: int = 4) -> Chunk:

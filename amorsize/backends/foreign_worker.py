@@ -28,10 +28,10 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from amorsize.backends import wire
+from amorsize.backends.board import BOARD_SLOTS
 from amorsize.collecting import Collect
 from amorsize.log_records import RecordKeeper, keep_records
 from amorsize.worker import (
-    BOARD_SLOTS,
     HOSTNAME,
     Chunk,
     ChunkOutcome,

@@ -13,10 +13,11 @@ from concurrent.futures import BrokenExecutor, CancelledError
 from typing import Any
 
 from amorsize.backends.base import Message, Task, WorkerEnded, WorkerLost, WorkerStarted
+from amorsize.backends.board import BOARD_SLOTS
 from amorsize.backends.foreign import Begun, Flight, ForeignBackend, Landed
 from amorsize.backends.foreign_worker import PackedChunk, Place, here, read_note
 from amorsize.errors import ExecutorBrokenError
-from amorsize.worker import BOARD_SLOTS, HOSTNAME, ChunkOutcome, run_chunk
+from amorsize.worker import HOSTNAME, ChunkOutcome, run_chunk
 
 _STOP_GRACE_SECONDS = 0.3
 _GONE_SECONDS = 5.0

@@ -22,10 +22,11 @@ from amorsize.backends.base import (
     WorkerLost,
     WorkerStarted,
 )
+from amorsize.backends.board import CHUNK, ITEM, ITEM_STARTED
 from amorsize.backends.process_pool import WorkerProcess, pool, read_surroundings
 from amorsize.errors import TransportError, WorkerDiedError
 from amorsize.log_records import read_levels
-from amorsize.worker import CHUNK, HOSTNAME, ITEM, ITEM_STARTED, Chunk
+from amorsize.worker import HOSTNAME, Chunk
 
 _keys = itertools.count()
 

@@ -12,7 +12,6 @@ ever waits for another to end; beyond that they share ``limit`` workers evenly.
 from __future__ import annotations
 
 import atexit
-import logging
 import mmap
 import os
 import socket
@@ -26,11 +25,8 @@ from subprocess import _args_from_interpreter_flags  # type: ignore[attr-defined
 from typing import Any
 
 from amorsize import system
+from amorsize.backends.board import BOARD_SLOTS, CHUNK, ITEM, ITEM_STARTED
 from amorsize.backends.channel import Channel
-from amorsize.errors import ExecutionError
-from amorsize.worker import BOARD_SLOTS, CHUNK, ITEM, ITEM_STARTED
-
-logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 60.0
 """Workers that nobody used for so long are ended."""
@@ -93,6 +89,8 @@ class WorkerProcess:
 
     def __init__(self, environment: dict[str, str]) -> None:
         if not sys.executable:
+            from amorsize.errors import ExecutionError
+
             raise ExecutionError(
                 "worker processes need sys.executable, which is empty in this embedded "
                 "interpreter. Set it to the path of a Python interpreter, or pass "
@@ -133,6 +131,7 @@ class WorkerProcess:
         self.connection = Channel(ours.detach())
         self.sentinel = _open_sentinel(self.pid)
         self.idle_since = 0.0
+        self._ready = False
         self._told: Surroundings | None = None
 
     def clear_board(self) -> None:
@@ -147,7 +146,12 @@ class WorkerProcess:
 
     def is_up(self, at: float) -> None:
         """Take note that the worker was ready for work at ``at``, in seconds since the epoch."""
+        self._ready = True
         system.record_startup("process", 1, at - self._started_at)
+
+    def is_ready(self) -> bool:
+        """Say whether it has come up, also where nobody has read yet that it has."""
+        return self._ready or self.connection.poll()
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
@@ -238,10 +242,23 @@ class WorkerPool:
             self._members.append(member)
         return member
 
+    def prestart(self, workers: int) -> None:
+        """Start workers that no execution has asked for yet, unless so many are idle already.
+
+        Raises OSError where none can be started.
+        """
+        _, _, environment = read_surroundings(1)
+        with self._lock:
+            while len(self._idle) < workers:
+                worker = WorkerProcess(environment)
+                worker.idle_since = time.monotonic()
+                self._idle.append(worker)
+                self._schedule_reaper()
+
     def warm_workers(self) -> int:
         """Count the idle workers that are up."""
         with self._lock:
-            return len(self._idle)
+            return sum(worker.is_ready() for worker in self._idle)
 
     def pids(self) -> list[int]:
         """List the processes of all workers, idle and leased."""

@@ -15,16 +15,14 @@ import time
 from typing import Any
 
 from amorsize.backends import wire
+from amorsize.backends.board import BOARD_SLOTS, CHUNK, point_board
 from amorsize.backends.channel import Channel
 from amorsize.collecting import Collect
 from amorsize.log_records import RecordKeeper, keep_records
 from amorsize.worker import (
-    BOARD_SLOTS,
-    CHUNK,
     HOSTNAME,
     Chunk,
     ChunkOutcome,
-    point_board,
     run_chunk,
     text_of,
     unreadable,

@@ -22,8 +22,9 @@ from amorsize.backends.base import (
     WorkerLost,
     WorkerStarted,
 )
+from amorsize.backends.board import BOARD_SLOTS, CHUNK, ITEM, ITEM_STARTED
 from amorsize.errors import ExecutionError
-from amorsize.worker import BOARD_SLOTS, CHUNK, HOSTNAME, ITEM, ITEM_STARTED, Chunk, run_chunk
+from amorsize.worker import HOSTNAME, Chunk, run_chunk
 
 logger = logging.getLogger(__name__)
 
