@@ -48,6 +48,10 @@ def burn(_: Any) -> int:
     return sum(number * number for number in range(50_000))
 
 
+def _no_switches() -> tuple[int | None, int, float]:
+    return 0, 0, 0.0
+
+
 def wait(_: Any) -> None:
     time.sleep(0.005)
 
@@ -101,14 +105,15 @@ def test_waiting_for_children_that_compute_gets_no_more_threads_than_cores() -> 
 
 
 def test_releasing_the_gil_gets_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the probe sees of a free GIL on an idle machine; a busy one may hide it."""
+    """What the probe and the clocks see on an idle machine; a busy one may hide it."""
     monkeypatch.setattr(GilProbe, "share", lambda self: 0.63)
+    idle = Clocks(thread_cpu=time.perf_counter, process_cpu=time.perf_counter, usage=_no_switches)
     buffers = [bytes(8 << 20)] * 100
 
     def sha(buffer: bytes) -> bytes:
         return hashlib.sha256(buffer).digest()
 
-    result, _ = chosen(sha, buffers, 100)
+    result, _ = chosen(sha, buffers, 100, clocks=idle)
     assert (result.executor_type, result.n_jobs) == ("thread", 4)
     assert "releases the GIL" in result.reason
 
