@@ -435,40 +435,48 @@ def sample_together(
     if each > TOGETHER_SECONDS / 16 or max(sample.input_seconds) > TOGETHER_SECONDS:
         return
     wall = (clocks or Clocks()).wall
-    size = min(MAX_TOGETHER, int(TOGETHER_SECONDS / max(each, 1e-9)))
-    before = len(sample.items)
-    results = sample.results
-    began = wall()
+    size = len(sample.items) + min(MAX_TOGETHER, int(TOGETHER_SECONDS / max(each, 1e-9)))
+    items, results, collector = sample.items, sample.results, sample.collector
+    before, seconds = len(items), 0.0
     try:
-        sample.items.extend(islice(iterator, size))
-        sample.exhausted = len(sample.items) < before + size
-        if sample.collector is not None:
-            sample.collector.enter()
-        began = wall()
-        try:
-            for item in islice(sample.items, before, None):
-                results.append(func(item))
-        except Exception as error:
-            sample.fail(len(results), error)
-        finally:
-            sample.together_seconds = max(0.0, wall() - began)
-            sample.together = len(results) - before
-            if sample.collector is not None:
-                sample.collector.leave()
+        while (taken := len(results)) < size and seconds < 4 * TOGETHER_SECONDS:
+            # Those behind a few may take longer.
+            wanted = min(max(4, taken - before), TOGETHER_SLICE_ITEMS, size - taken)
+            try:
+                items.extend(islice(iterator, wanted))
+            except Exception as error:  # what came before it is called
+                sample.input_error = error
+            piece = items[taken:]
+            if collector is not None:
+                collector.enter()
+            began = wall()
+            try:
+                for item in piece:
+                    results.append(func(item))
+            finally:
+                seconds += wall() - began
+                if collector is not None:
+                    collector.leave()
+            if len(piece) < wanted:
+                sample.exhausted = sample.input_error is None
+                break
     except Exception as error:
-        sample.input_error = error
+        sample.fail(len(results), error)
     except BaseException as error:
         sample.interrupted = error
+    finally:
+        sample.together, sample.together_seconds = len(results) - before, max(0.0, seconds)
 
 
 TOGETHER_SECONDS = 1e-3
 """About so long a sample of very short calls goes on."""
+TOGETHER_SLICE_ITEMS = 32
 MAX_TOGETHER = 256
 TOGETHER_ITEMS = 64
 """Where fewer remain, it does not matter what a very short call takes exactly."""
 
 _ASK_SECONDS = 1e-3
-_OURS = (__name__, "amorsize.comprehension", "amorsize.opening")
+_OURS = (__name__, "amorsize.opening")
 
 
 def _is_clear(sample: Sample, spent: float, gil: GilProbe | None) -> bool:

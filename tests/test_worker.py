@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from amorsize.errors import FunctionExitError
-from amorsize.worker import BOARD_SLOTS, CHUNK, ITEM, ITEM_STARTED, Chunk, Span, run_chunk
+from amorsize.span import Span
+from amorsize.worker import BOARD_SLOTS, CHUNK, ITEM, ITEM_STARTED, Chunk, run_chunk
 
 
 def chunk(*items: Any, start: int = 10, id: int = 4) -> Chunk:

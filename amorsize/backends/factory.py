@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from amorsize.backends.base import Backend
 from amorsize.plan import Plan
+from amorsize.watch import TooLong
 
 
-def make_backend(plan: Plan) -> Backend:
-    """Make the backend of one run."""
+def make_backend(plan: Plan, too_long: TooLong | None = None) -> Backend:
+    """Make the backend of one run.
+
+    Args:
+        plan: the plan.
+        too_long: says whether a serial run is to end a chunk early; None for never.
+    """
     engine = plan.engine
     if engine.type == "process":
         from amorsize.backends.process import ProcessBackend  # starts no process, costs 10 ms
@@ -24,7 +30,7 @@ def make_backend(plan: Plan) -> Backend:
     if engine.type == "thread" or plan.interruptible:
         from amorsize.backends.thread import ThreadBackend
 
-        return ThreadBackend(plan.n_jobs)
+        return ThreadBackend(plan.n_jobs, too_long if engine.type == "serial" else None)
     from amorsize.backends.serial import SerialBackend
 
-    return SerialBackend()
+    return SerialBackend(too_long)

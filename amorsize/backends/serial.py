@@ -8,13 +8,19 @@ import time
 from collections.abc import Sequence
 
 from amorsize.backends.base import Backend, ChunkDone, Message, Task, WorkerEnded, WorkerStarted
+from amorsize.watch import TooLong, Watch
 from amorsize.worker import HOSTNAME, Chunk, run_chunk
 
 
 class SerialBackend(Backend):
-    """Runs each chunk inside ``wait()``, at the speed of a loop."""
+    """Runs each chunk inside ``wait()``, at the speed of a loop.
 
-    def __init__(self) -> None:
+    Args:
+        too_long: says whether to end a chunk early; None for never.
+    """
+
+    def __init__(self, too_long: TooLong | None = None) -> None:
+        self._too_long = too_long
         self._task: Task | None = None
         self._chunk: Chunk | None = None
         self._started = False
@@ -43,6 +49,7 @@ class SerialBackend(Backend):
             return_exceptions=self._task.return_exceptions,
             exits_pass=True,
             collect=self._task.collect,
+            over=self._too_long and Watch(chunk.items, chunk.start, self._too_long),
         )
         self._chunk = None
         return (ChunkDone(0, outcome),)

@@ -24,6 +24,7 @@ from amorsize.backends.base import (
     WorkerStarted,
 )
 from amorsize.errors import ExecutionError
+from amorsize.watch import TooLong, Watch
 from amorsize.worker import BOARD_SLOTS, CHUNK, HOSTNAME, ITEM, ITEM_STARTED, Chunk, run_chunk
 
 logger = logging.getLogger(__name__)
@@ -57,10 +58,12 @@ class ThreadBackend(Backend):
     Args:
         n_jobs: threads at most; each starts when there is a chunk for it. With one, it stands in
             for a serial run that must stay interruptible.
+        too_long: says whether to end a chunk early, behind which none is begun; None for never.
     """
 
-    def __init__(self, n_jobs: int) -> None:
+    def __init__(self, n_jobs: int, too_long: TooLong | None = None) -> None:
         self._n_jobs = n_jobs
+        self._too_long = too_long
         self._workers: dict[int, _Worker] = {}
         self._chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
         self._news: queue.SimpleQueue[WorkerStarted | ChunkDone | None] = queue.SimpleQueue()
@@ -220,6 +223,7 @@ class ThreadBackend(Backend):
                 stamp_items=task.stamp_items,
                 stopped=stopped,
                 collect=task.collect,
+                over=self._too_long and Watch(chunk.items, chunk.start, self._too_long),
             )
             if outcome.results is None and not outcome.failures:
                 return  # stopped half way: nobody waits for this outcome
@@ -229,3 +233,5 @@ class ThreadBackend(Backend):
                 worker.board[CHUNK] = -1
                 worker.chunk = None
             self._news.put(ChunkDone(key, outcome))
+            if outcome.size < len(chunk.items):
+                return
