@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
@@ -210,6 +211,39 @@ def test_a_stream_grows(
     assert sorted(results) == sorted(work.calls) == list(range(SHORT + LONG))
     assert_grown(recorder)
     assert len(work.threads) > 2
+
+
+@pytest.mark.parametrize("kind", ["list", "generator"])
+def test_a_coroutine_s_run_grows(hooks: HookManager, recorder: RecordingHook, kind: str) -> None:
+    """Its driver is a thread of its own."""
+    work = Work()
+    data = KINDS[kind](SHORT + LONG)
+    assert asyncio.run(amorsize.aexecute(work, data, hooks=hooks)) == list(range(SHORT + LONG))
+    assert_grown(recorder)
+    assert len(work.threads) > 2
+
+
+def test_a_size_of_chunks_that_was_asked_for_is_kept_by_workers(
+    hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """Only the chunk in which the run changes, and what is measured, are of other sizes."""
+    work = Work()
+    data = list(range(SHORT + 6 * LONG))
+    assert amorsize.execute(work, data, hooks=hooks, chunksize=4) == data
+    assert_grown(recorder)
+    sizes = [
+        each.chunk_size
+        for each in recorder.of(HookEvent.ON_CHUNK_COMPLETE)
+        if (each.metadata["chunk_start"] > SHORT + LONG and each.worker_id is not None)
+    ]
+    assert sizes.count(4) >= len(sizes) - 1
+
+
+def test_both_choices_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    """On stderr, as they are made."""
+    amorsize.execute(Work(), range(SHORT + LONG), verbose=True)
+    said = capsys.readouterr().err
+    assert said.index("Serial, because") < said.index("Threads, because")
 
 
 def test_a_slow_consumer_bounds_a_stream_that_has_grown() -> None:
