@@ -22,7 +22,7 @@ from amorsize.known_functions import KnownFunctions
 from amorsize.sampling import Sample, draw_sample, sample_together
 from amorsize.span import Span
 from amorsize.thread_clocks import ThreadClocks
-from amorsize.watch import Watch
+from amorsize.watch import Watcher
 from amorsize.workload import (
     HOPELESS_SECONDS,
     KNOWN_WORKLOADS,
@@ -261,7 +261,8 @@ class Opening:
         def too_long(each: float, at: int) -> bool:
             return is_surprise(each, total - at, foreseen)
 
-        func, watch = self._func, Watch(Span(sequence, before, total), before, too_long)
+        func, watcher = self._func, Watcher(too_long)
+        watch = watcher.look_after(Span(sequence, before, total), before)
         began = time.perf_counter()
         try:
             with watch as items:
@@ -274,6 +275,7 @@ class Opening:
             sample.items = [*sequence[:taken], *[None] * max(0, lost)]
             return True
         finally:
+            watcher.close()
             sample.earlier_seconds += time.perf_counter() - began
         taken = before + watch.taken
         results[:0] = sample.results

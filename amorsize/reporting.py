@@ -251,7 +251,8 @@ class Reporter:
             details |= self._chunk_metadata(chunk, outcome)
             if outcome is not None and outcome.results is not None:
                 details["chunk_completes"] = True
-            fields |= {"chunk_id": chunk.id, "chunk_size": len(chunk.items)}
+            size = len(chunk.items) if outcome is None else outcome.size
+            fields |= {"chunk_id": chunk.id, "chunk_size": size}
         if outcome is not None:
             fields["chunk_time"] = outcome.duration
         self._tell(

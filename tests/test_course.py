@@ -174,6 +174,8 @@ def test_exceptions_are_in_place_before_in_and_behind_the_change(
     errors = recorder.of(HookEvent.ON_ERROR)
     assert sum(each.metadata["failed_items"] for each in errors) == len(failing)
     assert {each.metadata["item_index"] for each in errors} <= failing
+    done = {each.chunk_id: each.chunk_size for each in recorder.of(HookEvent.ON_CHUNK_COMPLETE)}
+    assert all(done[each.chunk_id] == each.chunk_size for each in errors)
 
 
 @pytest.mark.parametrize("behind", [1, 3, 40])

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amorsize import watch as watch_module
 from amorsize.span import Span
-from amorsize.watch import SLICE_ITEMS, SLICED_ITEMS, Watch
+from amorsize.watch import SLICE_ITEMS, SLICED_ITEMS, TooLong, Watch, Watcher
 
 DEADLINE_SECONDS = 60.0
 
@@ -22,9 +23,16 @@ def never(each: float, at: int) -> bool:
     return False
 
 
+def look_after(items: Sequence[Any], start: int, too_long: TooLong) -> Watch:
+    return Watcher(too_long).look_after(items, start)
+
+
 def go_over(watch: Watch, func: Callable[[Any], Any]) -> list[Any]:
-    with watch as items:
-        results = [func(item) for item in items]
+    try:
+        with watch as items:
+            results = [func(item) for item in items]
+    finally:
+        watch.watcher.close()
     watch.settle(results)
     return results
 
@@ -36,7 +44,7 @@ def test_it_is_a_comprehension_over_the_span(size: int, start: int, kind: Any) -
     """Of each kind of sequence, from anywhere in it."""
     sequence: Sequence[int] = range(size) if kind is range else kind(range(size))
     start = min(start, size)
-    watch = Watch(Span(sequence, start, size), start, never)
+    watch = look_after(Span(sequence, start, size), start, never)
     assert go_over(watch, lambda item: item * 2) == [item * 2 for item in range(start, size)]
     assert (watch.taken, watch.ended) == (size - start, False)
 
@@ -58,7 +66,7 @@ def test_another_thread_ends_it_where_items_are_too_long(kind: Any) -> None:
         asked.append((each, at, threading.get_ident()))
         return each > 0.0005
 
-    watch = Watch(sequence, 50, too_long)
+    watch = look_after(sequence, 50, too_long)
     results = go_over(watch, work)
     assert results == calls == list(range(watch.taken))
     assert watch.ended
@@ -84,7 +92,7 @@ def test_the_item_that_fails_is_known_also_once_it_was_ended() -> None:
         ended.set()
         return True
 
-    watch = Watch(range(10_000), 0, too_long)
+    watch = look_after(range(10_000), 0, too_long)
     with pytest.raises(ValueError, match="700"):
         go_over(watch, work)
     assert watch.taken == 701
@@ -102,7 +110,7 @@ def test_what_was_taken_is_known_whenever_it_is_ended() -> None:
                 calls.append(item)
                 return sum(range(200))
 
-            watch = Watch(range(50_000), 0, lambda each, at: True)
+            watch = look_after(range(50_000), 0, lambda each, at: True)
             results = go_over(watch, work)
             assert len(results) == watch.taken == len(calls)
             assert calls == list(range(watch.taken))
@@ -128,7 +136,7 @@ def test_few_items_are_looked_at_between_slices(kind: Any, start: int) -> None:
         asked.append((each, at))
         return each > 0.0005
 
-    watch = Watch(Span(sequence, start, 300), start, too_long)
+    watch = look_after(Span(sequence, start, 300), start, too_long)
     assert go_over(watch, work) == list(range(start, start + watch.taken))
     assert watch.ended
     assert 100 < start + watch.taken <= 100 + 2 * SLICE_ITEMS
@@ -139,7 +147,7 @@ def test_few_items_are_looked_at_between_slices(kind: Any, start: int) -> None:
 def test_slices_that_take_no_time_are_not_asked_about() -> None:
     """A call for each would take longer than they do."""
     asked: list[int] = []
-    frozen = Watch(range(SLICED_ITEMS), 0, lambda each, at: bool(asked.append(at)))
+    frozen = look_after(range(SLICED_ITEMS), 0, lambda each, at: bool(asked.append(at)))
     assert go_over(frozen, lambda item: item) == list(range(SLICED_ITEMS))
     assert len(asked) < SLICED_ITEMS / SLICE_ITEMS
 
@@ -154,7 +162,7 @@ def test_a_list_that_changes_meanwhile(size: int) -> None:
             growing.append(item)
         return item
 
-    watch = Watch(growing, 0, never)
+    watch = look_after(growing, 0, never)
     assert (go_over(watch, grow), watch.taken) == (list(range(size)), size)
     shrinking = list(range(size))
 
@@ -163,7 +171,7 @@ def test_a_list_that_changes_meanwhile(size: int) -> None:
         return item
 
     with pytest.raises(RuntimeError, match="lost items"):
-        go_over(Watch(shrinking, 0, never), shrink)
+        go_over(look_after(shrinking, 0, never), shrink)
 
 
 def test_what_a_list_gains_once_it_was_ended_has_no_result() -> None:
@@ -182,6 +190,37 @@ def test_what_a_list_gains_once_it_was_ended_has_no_result() -> None:
         ended.set()
         return True
 
-    watch = Watch(data, 0, too_long)
+    watch = look_after(data, 0, too_long)
     assert go_over(watch, work) == list(range(701))
     assert watch.taken == 701
+
+
+@pytest.mark.parametrize("can_start", [True, False])
+def test_one_thread_looks_after_all_passes(
+    monkeypatch: pytest.MonkeyPatch, can_start: bool
+) -> None:
+    """Waking one takes as long as many a pass; where none can be started, the loop looks itself."""
+    jobs: list[Callable[[], None]] = []
+
+    def run_beside(job: Callable[[], None]) -> bool:
+        jobs.append(job)
+        return can_start
+
+    monkeypatch.setattr(watch_module, "run_beside", run_beside)
+    watcher = Watcher(lambda each, at: True)
+
+    def work(item: int) -> int:
+        if item == 40:
+            time.sleep(0.01)
+        return item
+
+    for _ in range(3):
+        watch = watcher.look_after(range(SLICED_ITEMS + 1), 0)
+        with watch as items:
+            results = [work(item) for item in items]
+        watch.settle(results)
+        assert watch.ended is not can_start
+        assert len(results) == (SLICED_ITEMS + 1 if can_start else watch.taken)
+    assert len(jobs) == (1 if can_start else 3)
+    watcher.close()
+    jobs[0]()  # is over at once

@@ -12,8 +12,9 @@ def make_backend(plan: Plan, too_long: TooLong | None = None) -> Backend:
 
     Args:
         plan: the plan.
-        too_long: says whether a serial run is to end a chunk early; None for never.
+        too_long: says whether a serial run that may grow is to end a chunk early.
     """
+    too_long = too_long if plan.may_grow and plan.engine.type == "serial" else None
     engine = plan.engine
     if engine.type == "process":
         from amorsize.backends.process import ProcessBackend  # starts no process, costs 10 ms
@@ -30,7 +31,7 @@ def make_backend(plan: Plan, too_long: TooLong | None = None) -> Backend:
     if engine.type == "thread" or plan.interruptible:
         from amorsize.backends.thread import ThreadBackend
 
-        return ThreadBackend(plan.n_jobs, too_long if engine.type == "serial" else None)
+        return ThreadBackend(plan.n_jobs, too_long)
     from amorsize.backends.serial import SerialBackend
 
     return SerialBackend(too_long)

@@ -24,7 +24,7 @@ from amorsize.backends.base import (
     WorkerStarted,
 )
 from amorsize.errors import ExecutionError
-from amorsize.watch import TooLong, Watch
+from amorsize.watch import TooLong, Watcher
 from amorsize.worker import BOARD_SLOTS, CHUNK, HOSTNAME, ITEM, ITEM_STARTED, Chunk, run_chunk
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class ThreadBackend(Backend):
 
     def __init__(self, n_jobs: int, too_long: TooLong | None = None) -> None:
         self._n_jobs = n_jobs
-        self._too_long = too_long
+        self._watcher = None if too_long is None else Watcher(too_long)
         self._workers: dict[int, _Worker] = {}
         self._chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
         self._news: queue.SimpleQueue[WorkerStarted | ChunkDone | None] = queue.SimpleQueue()
@@ -123,6 +123,8 @@ class ThreadBackend(Backend):
         self._news.put(None)
 
     def close(self, *, cancel: bool) -> Sequence[Message]:
+        if self._watcher is not None:
+            self._watcher.close()
         if cancel:
             self._stop.set()
         for _ in self._workers:
@@ -201,7 +203,7 @@ class ThreadBackend(Backend):
     def _work(self, worker: _Worker) -> None:
         task = self._task
         assert task is not None
-        key = worker.key
+        key, watcher = worker.key, self._watcher
         told = False
 
         def stopped() -> bool:
@@ -223,7 +225,7 @@ class ThreadBackend(Backend):
                 stamp_items=task.stamp_items,
                 stopped=stopped,
                 collect=task.collect,
-                over=self._too_long and Watch(chunk.items, chunk.start, self._too_long),
+                over=None if watcher is None else watcher.look_after(chunk.items, chunk.start),
             )
             if outcome.results is None and not outcome.failures:
                 return  # stopped half way: nobody waits for this outcome
