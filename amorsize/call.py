@@ -22,13 +22,14 @@ from amorsize.chunking import (
     chunk_seconds,
 )
 from amorsize.collecting import Collect
+from amorsize.course import Course
 from amorsize.engine import Engine
 from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.explanation import OptimizationResult
 from amorsize.head_start import HeadStart, make_chooser
 from amorsize.hooks.manager import HookManager, get_default_manager
 from amorsize.opening import Opening
-from amorsize.plan import Plan, Sampled, TimeLimits
+from amorsize.plan import Plan, Rest, Sampled, Stage, TimeLimits
 from amorsize.reporting import Reporter
 from amorsize.run import Run
 from amorsize.sampling import Sample
@@ -46,7 +47,13 @@ chunks alone bounds them."""
 
 
 class Call:
-    """The arguments of one call, checked, and the run that they describe."""
+    """The arguments of one call, checked, and the run that they describe.
+
+    Attributes:
+        result: the choice, once the run is prepared.
+        run: the run, once it is prepared.
+        on_change: called, while running, with the choice that was made anew.
+    """
 
     def __init__(
         self,
@@ -119,6 +126,7 @@ class Call:
         self._progress = _progress_manager(self._cleanup) if progress else None
         self.result: OptimizationResult
         self.run: Run | None = None
+        self.on_change: Callable[[OptimizationResult], None] = lambda result: None
         self._told: tuple[Reporter, list[HookManager]]
 
     def begin(self) -> None:
@@ -159,10 +167,8 @@ class Call:
         opening = self._opening
         if opening is None:
             opening = self._open(task)
-            self._cleanup.callback(opening.abandon)
-        sample: Sample | None = None
-        if engine is None and self._n_jobs != 1:
-            sample = opening.sample
+        chosen = engine is None and self._n_jobs != 1
+        if chosen:
             if self._opening is None:
                 opening.draw(collect.in_chunk(0))
             self.result = opening.choose()
@@ -174,54 +180,29 @@ class Call:
             )
             engine = engine or Engine("serial")
         self.result.data = self._data
-        ahead = opening.chooser.ahead
-        assert isinstance(ahead, HeadStart)
+        sample = opening.sample
         source = Input(
             opening.iterator,
             patient=opening.total is not None,
-            drawn=0 if sample is None else len(sample.items) + ahead.dispatched,
+            drawn=len(sample.items),
             sequence=opening.sequence,
             copies=engine.type != "serial" or interruptible,
         )
-        if sample is not None:
-            source.exhausted = sample.exhausted
-            if isinstance(sample.input_error, Exception):
-                source.exhausted, source.error = True, sample.input_error
-        plan = Plan(
-            engine=engine,
-            n_jobs=self.result.n_jobs,
-            chunksize=self.result.chunksize,
-            estimated_speedup=self.result.estimated_speedup,
-            reason=self.result.reason,
-            may_change=(
-                sample is not None
-                and engine.type in ("thread", "process")
-                and not interruptible
-                and self._n_jobs is None
-                and self._chunksize is None
-            ),
-            n_jobs_named=self._n_jobs is not None,
-            interruptible=interruptible,
+        source.exhausted = sample.exhausted
+        if isinstance(sample.input_error, Exception):
+            source.exhausted, source.error = True, sample.input_error
+        stage = partial(self._stage, streams=isinstance(sink, StreamBuffer), alone=interruptible)
+        course = Course(
+            stage(opening, self.result, engine, chosen=chosen),
+            source,
+            opening.total,
+            partial(self._choose_anew, task, stage),
         )
-        limit = MAX_CHUNK_ITEMS
-        if isinstance(sink, StreamBuffer):
-            limit = _STREAM_CHUNK_ITEMS
-        elif opening.sequence is not None and engine.type == "serial":
-            limit = _SERIAL_CHUNK_ITEMS
+        self._cleanup.callback(course.end)
         self.run = Run(
             task=task,
-            plan=plan,
+            course=course,
             data=source,
-            total=opening.total,
-            sampled=_sampled(sample),
-            sizer=ChunkSizer(
-                fixed=self._chunksize,
-                first=plan.chunksize,
-                target_seconds=chunk_seconds(engine.type, plan.n_jobs, self._target_chunk_duration),
-                n_jobs=plan.n_jobs,
-                limit=limit,
-                shortest_seconds=SHORTEST_CHUNK_SECONDS.get(engine.type, 0.0002),
-            ),
             sink=sink,
             reporter=reporter,
             limits=TimeLimits(
@@ -229,13 +210,12 @@ class Call:
                 item_timeout=self._item_timeout,
                 deadline=(None if self._timeout is None else self._began_monotonic + self._timeout),
             ),
-            begun=ahead.hand_over(engine.type, plan.n_jobs),
         )
         return self.run
 
-    def _open(self, task: Task) -> Opening:
+    def _open(self, task: Task, rest: Rest | None = None) -> Opening:
         limited = self._timeout is not None or self._item_timeout is not None
-        return Opening(
+        opening = Opening(
             self._func,
             self._data,
             partial(
@@ -249,7 +229,77 @@ class Call:
             ),
             sample_size=self._sample_size,
             return_exceptions=self._return_exceptions,
+            rest=rest,
         )
+        self._cleanup.callback(opening.abandon)
+        return opening
+
+    def _choose_anew(self, task: Task, stage: Callable[..., Stage], rest: Rest) -> Stage:
+        """Measure the next items of a run like first ones, and choose what to do with the rest."""
+        opening = self._open(task, rest)
+        opening.draw(task.collect.in_chunk(rest.chunk_id))
+        result = opening.choose()
+        optimizer.tell(result, self._verbose)
+        self.on_change(result)
+        made: Stage = stage(opening, result, Engine(result.executor_type), chosen=True)
+        return made
+
+    def _stage(
+        self,
+        opening: Opening,
+        result: OptimizationResult,
+        engine: Engine,
+        *,
+        chosen: bool,
+        streams: bool,
+        alone: bool,
+    ) -> Stage:
+        """Say how a run goes on behind its first items; ``chosen`` where the engine is our choice.
+
+        Args:
+            opening: those items.
+            result: what was chosen.
+            engine: the same.
+            chosen: whether we have chosen it.
+            streams: whether the results go to a stream.
+            alone: whether a serial run is on a thread of its own.
+        """
+        ahead, details = opening.chooser.ahead, result.details
+        assert isinstance(ahead, HeadStart)
+        plan = Plan(
+            engine=engine,
+            n_jobs=result.n_jobs,
+            chunksize=result.chunksize,
+            estimated_speedup=result.estimated_speedup,
+            reason=result.reason,
+            may_change=(
+                chosen
+                and engine.type in ("thread", "process")
+                and not alone
+                and self._n_jobs is None
+                and self._chunksize is None
+            ),
+            n_jobs_named=self._n_jobs is not None,
+            interruptible=alone,
+            # An item that hangs must hang where it can be ended: not in a sample.
+            may_grow=chosen and self._n_jobs is None and self._item_timeout is None,
+            item_seconds=0.0 if details is None else details.workload.item_seconds,
+        )
+        limit = MAX_CHUNK_ITEMS
+        if streams:
+            limit = _STREAM_CHUNK_ITEMS
+        elif opening.sequence is not None and engine.type == "serial":
+            limit = _SERIAL_CHUNK_ITEMS
+        sizer = ChunkSizer(
+            fixed=self._chunksize,
+            first=plan.chunksize,
+            target_seconds=chunk_seconds(engine.type, plan.n_jobs, self._target_chunk_duration),
+            n_jobs=plan.n_jobs,
+            limit=limit,
+            shortest_seconds=SHORTEST_CHUNK_SECONDS.get(engine.type, 0.0002),
+        )
+        sampled = _sampled(opening.sample, opening.start, opening.chunk_id)
+        return Stage(plan, sizer, sampled, partial(ahead.hand_over, engine.type, plan.n_jobs))
 
     def conclude(self) -> None:
         """Note what the run corrected; wait for the hooks in the background.
@@ -259,6 +309,7 @@ class Call:
         reporter, managers = self._told
         self.result.corrections = reporter.corrections
         self.result.final_chunksize = reporter.final_chunksize
+        self.result.changes = reporter.changes
         execution_id = reporter.execution_id
         with ExitStack() as drains:  # a Ctrl-C in one of them does not spare the others
             for manager in reversed(managers):
@@ -275,10 +326,8 @@ class Call:
         return [each for each in (default, hooks, self._progress) if each is not None]
 
 
-def _sampled(sample: Sample | None) -> Sampled:
-    if sample is None:
-        return Sampled([])
-    failures = [Failure(*failure) for failure in sample.failures]
+def _sampled(sample: Sample, start: int, chunk_id: int) -> Sampled:
+    failures = [Failure(start + index, error, text) for index, error, text in sample.failures]
     items = sample.items
     if sample.interrupted is not None:
         items = items[: len(sample.results)]  # the last call did not come to its end
@@ -287,8 +336,8 @@ def _sampled(sample: Sample | None) -> Sampled:
     complete = len(sample.results) == len(items)
     assert complete or failures or sample.interrupted is not None, "results of the sample are lost"
     outcome = ChunkOutcome(
-        chunk_id=0,
-        start=0,
+        chunk_id=chunk_id,
+        start=start,
         size=len(items),
         results=sample.results if complete else None,
         failures=failures,

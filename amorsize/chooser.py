@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from amorsize import cost
+from amorsize.clocks import Clocks
 from amorsize.explanation import (
     NAMES,
     OptimizationResult,
@@ -27,7 +28,7 @@ from amorsize.explanation import (
 )
 from amorsize.gil_probe import LOOK_SECONDS
 from amorsize.payload import measure_payload
-from amorsize.sampling import Clocks, Sample, extend_sample
+from amorsize.sampling import Sample, extend_sample
 from amorsize.system import (
     ENGINES,
     STARTUP,

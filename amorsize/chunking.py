@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from amorsize.span import Span
@@ -55,6 +55,7 @@ class Input:
         copies: whether a piece of the sequence is a copy of it, as it must be that goes elsewhere.
 
     Attributes:
+        sequence, copies: as given.
         drawn: items taken so far.
         exhausted: whether the end has been seen.
         error: what the iterator raised, if it did; that is its end.
@@ -76,8 +77,8 @@ class Input:
     ) -> None:
         self._iterator = iterator
         self._patient = patient
-        self._sequence = sequence
-        self._copies = copies
+        self.sequence = sequence
+        self.copies = copies
         self.drawn = drawn
         self.exhausted = False
         self.error: Exception | None = None
@@ -85,22 +86,41 @@ class Input:
     @property
     def instant(self) -> bool:
         """Whether drawing runs none of the user's code, so that it never waits for anything."""
-        return self._sequence is not None
+        return self.sequence is not None
+
+    def __iter__(self) -> Iterator[Any]:
+        """Draw the items that are left, one by one."""
+        while items := self.draw(1):
+            yield items[0]
+
+    def give_back(self, pieces: Sequence[Sequence[Any]]) -> None:
+        """Take the items back that were drawn last: they are the next to be drawn."""
+        given = sum(map(len, pieces))
+        if not given:
+            return
+        self.drawn -= given
+        self.exhausted = False
+        if self.sequence is None:
+            self._iterator = chain(chain.from_iterable(pieces), self._iterator)
+
+    def skip(self, count: int) -> None:
+        """Leave out items of the sequence: somebody else has taken them, by their index."""
+        self.drawn += count
 
     def draw(self, size: int) -> Sequence[Any]:
         """Take up to ``size`` items; none at all only at the end."""
         items: list[Any] = []
         if self.exhausted:
             return items
-        if self._sequence is not None:
+        if self.sequence is not None:
             # The function may have made a list shorter meanwhile: what was drawn stays so.
-            stop = max(self.drawn, min(self.drawn + size, len(self._sequence)))
-            if self._copies:
-                piece = self._sequence[self.drawn : stop]
+            stop = max(self.drawn, min(self.drawn + size, len(self.sequence)))
+            if self.copies:
+                piece = self.sequence[self.drawn : stop]
             else:
-                piece = Span(self._sequence, self.drawn, stop)
+                piece = Span(self.sequence, self.drawn, stop)
             self.drawn = stop
-            self.exhausted = self.drawn >= len(self._sequence)
+            self.exhausted = self.drawn >= len(self.sequence)
             return piece
         pieces = islice(self._iterator, size)
         try:
@@ -118,6 +138,7 @@ class Input:
         except Exception as error:
             # What came before it is kept (extend() has it) and runs; then the error is raised.
             self.exhausted, self.error = True, error
+            self._iterator = iter(())
         self.drawn += len(items)
         return items
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from amorsize.call import Call
 from amorsize.errors import ExecutionCancelledError, InvalidTypeError
+from amorsize.explanation import OptimizationResult
 from amorsize.sinks import Sink, StreamBuffer
 
 _CHUNKS_A_WORKER = 3
@@ -77,9 +78,9 @@ class Driver:
             with call:
                 run = call.prepare(self._sink, interruptible=True)
                 if isinstance(self._sink, StreamBuffer):
-                    self._sink.window = _CHUNKS_A_WORKER * call.result.n_jobs + 1
                     self._sink.on_room = call.wake
-                _cancel_at_exit(self.cancel, processes=call.result.executor_type == "process")
+                self._get_ready(call.result)
+                call.on_change = self._get_ready
                 try:
                     run.drive()
                 finally:
@@ -92,6 +93,12 @@ class Driver:
             # A consumer that is gone knows.
             self._sink.end(None if cancelled else self.error)
             self._on_end()
+
+    def _get_ready(self, result: OptimizationResult) -> None:
+        """Get ready for as many workers as were chosen."""
+        if isinstance(self._sink, StreamBuffer):
+            self._sink.window = _CHUNKS_A_WORKER * result.n_jobs + 1
+        _cancel_at_exit(self.cancel, processes=result.executor_type == "process")
 
 
 def require_order(ordered: object) -> None:

@@ -77,6 +77,7 @@ class OptimizationResult:
         corrections: how often the size of the chunks was corrected by half or more while running;
             of a result of ``execute()``, once it is over.
         final_chunksize: what it was corrected to at last; None where it was not.
+        changes: what it went over to while running, and why, in sentences.
 
     >>> result = OptimizationResult(4, 10, "process", 3.6, "Processes, because they are faster.")
     >>> print(result)
@@ -84,6 +85,7 @@ class OptimizationResult:
     """
 
     __slots__ = (
+        "changes",
         "chunksize",
         "corrections",
         "data",
@@ -108,6 +110,7 @@ class OptimizationResult:
         details: Details | None = None,
         corrections: int = 0,
         final_chunksize: int | None = None,
+        changes: list[str] | None = None,
     ) -> None:
         self.n_jobs = n_jobs
         self.chunksize = chunksize
@@ -119,6 +122,7 @@ class OptimizationResult:
         self.details = details
         self.corrections = corrections
         self.final_chunksize = final_chunksize
+        self.changes = [] if changes is None else changes
 
     def _choice(self) -> dict[str, Any]:
         """What is compared, and shown: data and details may be large."""
@@ -146,7 +150,7 @@ class OptimizationResult:
         No sample was taken: the first chunks show how long a call takes.
         """
         if self.details is not None:
-            return render(self.details, self.reason, self.warnings, self._corrected())
+            return render(self.details, self.reason, self.warnings, self._while_running())
         workers = "1 worker" if self.n_jobs == 1 else f"{self.n_jobs} workers"
         items = "1 item" if self.chunksize == 1 else f"{self.chunksize} items"
         lines = [
@@ -154,17 +158,20 @@ class OptimizationResult:
             f"estimated speedup {self.estimated_speedup:.1f}",
             self.reason,
             "No sample was taken: the first chunks show how long a call takes.",
-            *self._corrected(),
+            *self._while_running(),
             *(f"warning: {warning}" for warning in self.warnings),
         ]
         return "\n".join(lines)
 
-    def _corrected(self) -> list[str]:
-        if not self.corrections:
-            return []
-        times = "once" if self.corrections == 1 else f"{self.corrections} times"
-        to = count_of(self.final_chunksize or 1, "item")
-        return [f"The size of the chunks was corrected {times} while running, at last to {to}."]
+    def _while_running(self) -> list[str]:
+        lines = [f"While running it changed. {change}" for change in self.changes]
+        if self.corrections:
+            times = "once" if self.corrections == 1 else f"{self.corrections} times"
+            to = count_of(self.final_chunksize or 1, "item")
+            lines.append(
+                f"The size of the chunks was corrected {times} while running, at last to {to}."
+            )
+        return lines
 
     def __str__(self) -> str:
         return (

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Collection
 from itertools import islice
 
 from amorsize.backends.base import ChunkDone, Message, Overdue, WorkerLost
@@ -13,7 +14,7 @@ from amorsize.errors import (
     WorkerDiedError,
 )
 from amorsize.termination import Terminated
-from amorsize.worker import Chunk, Failure, add_note
+from amorsize.worker import Chunk, ChunkOutcome, Failure, add_note
 
 _HINT = "Pass return_exceptions=True to go on with the other items."
 
@@ -67,14 +68,40 @@ def overdue(late: Overdue, loss: WorkerLost, item_timeout: float | None) -> Item
     )
 
 
-def say_in_flight(in_flight: Iterable[Chunk], count: int) -> str:
-    """Name the chunks in flight, the oldest first, for a message."""
+def timed_out(
+    timeout: float | None, done: int, total: int | None, in_flight: Collection[Chunk]
+) -> ExecutionTimeoutError:
+    """Describe a run that took too long; the chunks in flight are named, the oldest first."""
+    of_total = "" if total is None else f" of {total}"
+    return ExecutionTimeoutError(
+        f"the run took longer than timeout={timeout} seconds: {done}{of_total} items are done"
+        f"{_say_in_flight(in_flight)}"
+    )
+
+
+def in_place(chunk: Chunk, error: Exception) -> ChunkOutcome:
+    """Make the outcome of an item that did not come back: its error."""
+    return ChunkOutcome(
+        chunk_id=chunk.id,
+        start=chunk.start,
+        size=1,
+        results=[error],
+        failures=[],
+        started_at=time.time(),
+        duration=0.0,
+        pid=0,
+        hostname="",
+        thread_name="",
+    )
+
+
+def _say_in_flight(in_flight: Collection[Chunk]) -> str:
     chunks = [
         f"items {chunk.start} to {chunk.start + len(chunk.items) - 1} (chunk {chunk.id})"
         for chunk in islice(in_flight, _NAMED_CHUNKS)
     ]
     if not chunks:
         return ""
-    others = count - len(chunks)
+    others = len(in_flight) - len(chunks)
     more = f" and {others} further chunks" if others else ""
     return f"; in flight were {', '.join(chunks)}{more}"

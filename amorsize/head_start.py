@@ -41,6 +41,8 @@ class HeadStart:
         sequence: the input, where any of its items can be had by its index; None otherwise.
         context: the context variables of the run; what is started has them.
         may_work: whether the caller's thread may go on with the sample while workers start.
+        start: the index in the sequence of the sample's first item.
+        chunk_id: the id of the sample's chunk.
 
     Attributes:
         engine: what was begun, or None.
@@ -50,11 +52,20 @@ class HeadStart:
     """
 
     def __init__(
-        self, task: Task, sequence: Sequence[Any] | None, context: Context, *, may_work: bool
+        self,
+        task: Task,
+        sequence: Sequence[Any] | None,
+        context: Context,
+        *,
+        may_work: bool,
+        start: int = 0,
+        chunk_id: int = 0,
     ) -> None:
         self._task = task
         self._sequence = sequence
         self._context = context
+        self._start = start
+        self._chunk_id = chunk_id
         self._backend: Backend | None = None
         self._chunks: list[Chunk] = []
         self._news: list[Message] = []
@@ -112,6 +123,7 @@ class HeadStart:
         if self._backend is None or self._sequence is None or start is None:
             return False
         try:
+            start += self._start
             self._dispatch(range(start, min(start + chunks, len(self._sequence))))
         finally:
             if may_reopen and not self.dispatched:
@@ -125,8 +137,8 @@ class HeadStart:
                 backend = self._backend
                 if backend is None or not (backend.has_room() or backend.can_hold()):
                     break
-                # The sample is chunk 0.
-                chunk = Chunk(len(self._chunks) + 1, at, self._sequence[at : at + 1])
+                chunk_id = self._chunk_id + 1 + len(self._chunks)
+                chunk = Chunk(chunk_id, at, self._sequence[at : at + 1])
                 backend.submit(chunk)
                 self._chunks.append(chunk)
                 self.dispatched += 1
@@ -213,6 +225,13 @@ def make_chooser(
         system=None,
         startup=STARTUP,
         clocks=None,
-        ahead=HeadStart(task, opening.sequence, opening.context, may_work=may_work),
+        ahead=HeadStart(
+            task,
+            opening.sequence,
+            opening.context,
+            may_work=may_work,
+            start=opening.start,
+            chunk_id=opening.chunk_id,
+        ),
         load=load,
     )

@@ -17,17 +17,18 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from amorsize.arguments import known_length
-from amorsize.comprehension import Comprehension
+from amorsize.clocks import ThreadClocks
 from amorsize.gil_probe import AFTER_SECONDS, LOOK_SECONDS, GilProbe, switching_often
 from amorsize.known_functions import KnownFunctions
 from amorsize.sampling import Sample, draw_sample, sample_together
 from amorsize.span import Span
-from amorsize.thread_clocks import ThreadClocks
+from amorsize.watch import Watcher
 from amorsize.workload import (
     HOPELESS_SECONDS,
     KNOWN_WORKLOADS,
     TRIVIAL_SECONDS,
     Workload,
+    assumed_items,
     describe,
 )
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from amorsize.chooser import Chooser
     from amorsize.collecting import ChunkCollector
     from amorsize.explanation import OptimizationResult
+    from amorsize.plan import Rest
 
 LOADING_SECONDS = 0.01
 """What loading everything else takes, about, in a process that has not done so."""
@@ -44,6 +46,21 @@ _SHORT = KnownFunctions[bool]()
 
 SURPRISE = 4
 """Items are no longer what they were once they take so many times as long."""
+
+
+def is_surprise(each_seconds: float, left: int, foreseen_seconds: float) -> bool:
+    """Say whether items take so much longer than foreseen that the others are to be planned anew.
+
+    Args:
+        each_seconds: what an item took lately.
+        left: how many are left.
+        foreseen_seconds: what an item was foreseen to take.
+
+    >>> is_surprise(0.02, 10, 1e-6), is_surprise(0.02, 2, 1e-6), is_surprise(0.02, 10, 0.01)
+    (True, False, False)
+    """
+    foreseen = max(TRIVIAL_SECONDS, foreseen_seconds)
+    return each_seconds > SURPRISE * foreseen and each_seconds * left > SURPRISE * LOADING_SECONDS
 
 
 class Opening:
@@ -58,12 +75,15 @@ class Opening:
         return_exceptions: go on behind items that raise.
         prestart: told what calls are like, once, before ``make_chooser`` is called, which may take
             long; None where it does not.
+        rest: what to begin with instead of the first item, in the middle of a run.
 
     Attributes:
         began: when the run began, by ``time.perf_counter()``.
         iterator: where further items come from.
-        total: the length of the input, or None.
+        total: the length of the input, or of what is left of it; or None.
         sequence: the input, where slices of it say the same as its iterator; or None.
+        start: the index in the input of the first item.
+        chunk_id: the id of the chunk that the sample is.
         sample: the items so far.
         context: the context variables of the calling thread.
         result: the choice, once it is made.
@@ -78,16 +98,24 @@ class Opening:
         sample_size: int,
         return_exceptions: bool = False,
         prestart: Callable[[Workload], None] | None = None,
+        rest: Rest | None = None,
     ) -> None:
         self.began = time.perf_counter()
         self._func = func
         self._sample_size = sample_size
         self._return_exceptions = return_exceptions
-        self.iterator: Iterator[Any] = iter(data)
-        self.total = known_length(data)
-        # A range may be endless; and of a subclass one never knows.
-        sliceable = type(data) in (list, tuple, range) and self.total is not None
-        self.sequence: Sequence[Any] | None = data if sliceable else None  # type: ignore[assignment]
+        self.iterator: Iterator[Any]
+        self.sequence: Sequence[Any] | None
+        if rest is None:
+            self.iterator, self.total = iter(data), known_length(data)
+            # A range may be endless; and of a subclass one never knows.
+            sliceable = type(data) in (list, tuple, range) and self.total is not None
+            self.sequence = data if sliceable else None  # type: ignore[assignment]
+            self.start = self.chunk_id = 0
+        else:
+            self.iterator, self.sequence, self.total = rest.iterator, rest.sequence, rest.left
+            self.start, self.chunk_id = rest.start, rest.chunk_id
+            _SHORT.forget(func)
         self.sample = Sample()
         self.context = contextvars.copy_context()
         self.result: OptimizationResult | None = None
@@ -95,6 +123,7 @@ class Opening:
         self._prestart = prestart
         self._chooser: Chooser | None = None
         self._done = False
+        self._begun_anew = rest is not None
 
     @property
     def chooser(self) -> Chooser:
@@ -109,6 +138,15 @@ class Opening:
         Args:
             collector: keeps what the calls bring beside results; None for none.
         """
+        size = self._measure(collector)
+        if size > 1 and not self._return_exceptions:
+            sample_together(self.sample, self._func, self.iterator, self.total)
+            if self._is_well() and self._have_changed():
+                self._begin_anew()
+                self._measure(collector)
+
+    def _measure(self, collector: ChunkCollector | None) -> int:
+        """Call the function on a few items, timed one by one; say on how many at most."""
         look: _Look | None = None
         size = self._sample_size
         if self._is_known() and self.chooser.begin_at_once():
@@ -129,8 +167,22 @@ class Opening:
         finally:
             if look is not None:
                 look.settle(self.sample)
-        if size > 1 and not self._return_exceptions:
-            sample_together(self.sample, self._func, self.iterator, self.total)
+        return size
+
+    def _have_changed(self) -> bool:
+        """Whether calls that were timed together were not as short as those before them."""
+        sample = self.sample
+        if not sample.together or sample.exhausted:
+            return False
+        each = sample.together_seconds / sample.together
+        left = assumed_items(each) if self.total is None else self.total - len(sample.items)
+        return is_surprise(each, left, sorted(sample.item_seconds)[len(sample.item_seconds) // 2])
+
+    def _begin_anew(self) -> None:
+        """Measure the next items like first ones."""
+        _SHORT.forget(self._func)
+        self.sample.begin_anew()
+        self._begun_anew = True
 
     def finish(self) -> list[Any] | None:
         """Call the function on all other items, where workers would not help; the results.
@@ -151,8 +203,7 @@ class Opening:
             if self._go_on():
                 break
             # Items are not what they were: the next ones say what to do with the rest.
-            _SHORT.forget(self._func)
-            self.sample.begin_anew()
+            self._begin_anew()
             self.result = None
             self.draw()
         if not self._is_well() or not (self._done or self._is_over()):
@@ -166,6 +217,8 @@ class Opening:
             if self._is_well():
                 self.prestart(describe(self.sample, self.total))
             self.result = self.chooser.choose()
+            if self._begun_anew:  # a further run's first items are not like these
+                KNOWN_WORKLOADS.forget(self._func)
         return self.result
 
     def prestart(self, workload: Workload) -> None:
@@ -214,35 +267,40 @@ class Opening:
         """
         assert self.sequence is not None
         assert self.total is not None
-        sample, sequence, before = self.sample, self.sequence, len(self.sample.items)
-        foreseen = max(TRIVIAL_SECONDS, describe(sample, self.total).item_seconds)
+        sample, sequence, total = self.sample, self.sequence, self.total
+        before = len(sample.items)
+        foreseen = describe(sample, total).item_seconds
 
-        def too_long(each: float, left: int) -> bool:
-            return each > SURPRISE * foreseen and each * left > SURPRISE * LOADING_SECONDS
+        def too_long(each: float, at: int) -> bool:
+            return is_surprise(each, total - at, foreseen)
 
-        loop = Comprehension(self._func, Span(sequence, before, self.total), too_long)
+        func, watcher = self._func, Watcher(too_long)
+        watch = watcher.look_after(Span(sequence, before, total), before)
         began = time.perf_counter()
         try:
-            results = loop.run()
+            with watch as items:
+                results = [func(item) for item in items]
+            watch.settle(results)
         except Exception as error:
-            taken = before + loop.taken
+            taken = before + watch.taken
             sample.fail(taken - 1, error)
             lost = taken - len(sequence)  # a list may have become shorter
             sample.items = [*sequence[:taken], *[None] * max(0, lost)]
             return True
         finally:
+            watcher.close()
             sample.earlier_seconds += time.perf_counter() - began
-        taken = before + loop.taken
+        taken = before + watch.taken
         results[:0] = sample.results
         sample.results = results
-        if taken == self.total:
+        if taken == total:
             self._done = True
             # They are not copied: nobody adds to them.
             whole = taken == len(sequence)
             sample.items = sequence if whole else list(sequence[:taken])  # type: ignore[assignment]
             return True
         sample.items = list(sequence[:taken])
-        self.iterator = Span(sequence, taken, self.total).iterator()
+        self.iterator = Span(sequence, taken, total).iterator()
         if self._chooser is not None:
             self._chooser.iterator = self.iterator
         return False

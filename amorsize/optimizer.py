@@ -16,9 +16,10 @@ from typing import Any
 from amorsize import cost
 from amorsize.arguments import known_length, validate
 from amorsize.chooser import Chooser
+from amorsize.clocks import Clocks, ThreadClocks
 from amorsize.engine import Engine, resolve
 from amorsize.explanation import NAMES, OptimizationResult
-from amorsize.sampling import Clocks, Sample, draw_sample, sample_together
+from amorsize.sampling import Sample, draw_sample, sample_together
 from amorsize.system import (
     ENGINES,
     STARTUP,
@@ -27,7 +28,6 @@ from amorsize.system import (
     engines_here,
     read_system,
 )
-from amorsize.thread_clocks import ThreadClocks
 
 logger = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from amorsize.engine import Engine
@@ -11,6 +12,7 @@ from amorsize.worker import Chunk, ChunkOutcome
 
 if TYPE_CHECKING:
     from amorsize.backends.base import Backend, Message
+    from amorsize.chunking import ChunkSizer
 
 LONGEST_WAIT_SECONDS = 0.5
 """A signal that comes just before the loop begins to wait does not interrupt the wait: Python runs
@@ -31,6 +33,9 @@ class Plan(Record):
         n_jobs_named: whether the caller said how many workers.
         interruptible: a serial run must answer to time limits or to the consumer of a stream,
             so that it runs on a thread of its own.
+        may_grow: whether a serial run may go over to workers where its items turn out long: the
+            choice was ours.
+        item_seconds: what an item is foreseen to take.
     """
 
     def __init__(
@@ -43,6 +48,8 @@ class Plan(Record):
         may_change: bool = False,
         n_jobs_named: bool = False,
         interruptible: bool = False,
+        may_grow: bool = False,
+        item_seconds: float = 0.0,
     ) -> None:
         self.engine = engine
         self.n_jobs = n_jobs
@@ -52,13 +59,15 @@ class Plan(Record):
         self.may_change = may_change
         self.n_jobs_named = n_jobs_named
         self.interruptible = interruptible
+        self.may_grow = may_grow
+        self.item_seconds = item_seconds
 
 
 class Sampled(Record):
     """What was run in this process before the plan was made.
 
     Attributes:
-        items: those items, the first of the input.
+        items: those items.
         outcome: what came of them, None when there were none.
         interrupted: what ended the sampling (Ctrl-C, SystemExit), if anything did.
     """
@@ -79,7 +88,7 @@ class Begun(Record):
 
     Attributes:
         backend: open, with its workers started.
-        chunks: those that were handed to it; their ids count from 1, behind that of the sample.
+        chunks: those that were handed to it; their ids are those behind that of the sample.
         news: what it has told.
         error: what it failed with, if it did.
     """
@@ -91,6 +100,55 @@ class Begun(Record):
         self.chunks = chunks
         self.news = news
         self.error = error
+
+
+class Rest(Record):
+    """What is left of an input when the choice is made anew.
+
+    Attributes:
+        iterator: where its items come from.
+        sequence: the whole input, where any of its items can be had by its index.
+        left: how many items are left, None when unknown.
+        start: the index of the first of them.
+        chunk_id: the id of the chunk that they begin with.
+    """
+
+    def __init__(
+        self,
+        iterator: Iterator[Any],
+        sequence: Sequence[Any] | None,
+        left: int | None,
+        start: int,
+        chunk_id: int,
+    ) -> None:
+        self.iterator = iterator
+        self.sequence = sequence
+        self.left = left
+        self.start = start
+        self.chunk_id = chunk_id
+
+
+class Stage(Record):
+    """What a run begins with, and what it goes on with when the choice was made anew.
+
+    Attributes:
+        plan: how.
+        sizer: in what chunks.
+        sampled: what was run before.
+        take_over: gives what was begun ahead, once; from then on the run closes it.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        sizer: ChunkSizer,
+        sampled: Sampled,
+        take_over: Callable[[], Begun | None],
+    ) -> None:
+        self.plan = plan
+        self.sizer = sizer
+        self.sampled = sampled
+        self.take_over = take_over
 
 
 class TimeLimits(Record):

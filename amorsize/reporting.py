@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amorsize import tracing
 from amorsize.backends.base import WorkerStarted
@@ -17,6 +18,11 @@ from amorsize.hooks.manager import HookManager
 from amorsize.tracing import TraceLink
 from amorsize.user_metrics import admit, current_collector
 from amorsize.worker import Chunk, ChunkOutcome, text_of
+
+if TYPE_CHECKING:
+    from amorsize.plan import Plan
+
+logger = logging.getLogger(__name__)
 
 
 class _WorkerRecord:
@@ -70,6 +76,7 @@ class Reporter:
         self._open = False  # from PRE_EXECUTE to POST_EXECUTE
         self.n_jobs = 0
         self.chunksize = 0
+        self.changes: list[str] = []
         self.corrections = 0
         self.final_chunksize: int | None = None
         self.total_items: int | None = None
@@ -126,9 +133,13 @@ class Reporter:
         self._open = True
         self._tell(HookEvent.PRE_EXECUTE)
 
-    def changed_engine(self, executor_type: str) -> None:
-        """Note that the run goes on with another engine."""
-        self._decided["changed_to"] = executor_type
+    def changed_engine(self, plan: Plan) -> None:
+        """Note that the run goes on with another engine, and why."""
+        self._decided["changed_to"] = plan.engine.type
+        self.n_jobs, self.chunksize = plan.n_jobs, plan.chunksize
+        change = f"Behind {self.items_completed:,} items: {plan.reason}"
+        self.changes.append(change)
+        logger.debug("The run goes on otherwise. %s", change)
 
     def worker_started(self, message: WorkerStarted) -> None:
         """Tell that a worker takes its first chunk."""
@@ -239,7 +250,8 @@ class Reporter:
             details |= self._chunk_metadata(chunk, outcome)
             if outcome is not None and outcome.results is not None:
                 details["chunk_completes"] = True
-            fields |= {"chunk_id": chunk.id, "chunk_size": len(chunk.items)}
+            size = len(chunk.items) if outcome is None else outcome.size
+            fields |= {"chunk_id": chunk.id, "chunk_size": size}
         if outcome is not None:
             fields["chunk_time"] = outcome.duration
         self._tell(

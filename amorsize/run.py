@@ -12,10 +12,11 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from amorsize import failures, log_records, termination
+from amorsize.apart import run_apart
 from amorsize.backends.base import (
     Backend,
     ChunkDone,
@@ -27,24 +28,19 @@ from amorsize.backends.base import (
     WorkerStarted,
 )
 from amorsize.backends.factory import make_backend
-from amorsize.chunking import ChunkSizer, Input
-from amorsize.engine import Engine
-from amorsize.errors import (
-    ExecutionCancelledError,
-    ExecutionError,
-    ExecutionTimeoutError,
-    UnpicklableItemError,
-)
+from amorsize.chunking import Input
+from amorsize.course import Course
+from amorsize.errors import ExecutionCancelledError, ExecutionError, UnpicklableItemError
 from amorsize.head_start import TRAVELLED
-from amorsize.plan import Begun, Plan, Sampled, TimeLimits
+from amorsize.plan import Begun, TimeLimits
 from amorsize.reporting import Reporter
+from amorsize.retries import Retries
 from amorsize.sinks import Sink
 from amorsize.worker import Chunk, ChunkOutcome, Failure, add_note
 
 logger = logging.getLogger(__name__)
 
-CHEAP_SECONDS = 5e-7
-"""An item that takes less is done sooner than it is handed to a worker and back."""
+T = TypeVar("T")
 
 
 class Run:
@@ -54,35 +50,28 @@ class Run:
         self,
         *,
         task: Task,
-        plan: Plan,
+        course: Course,
         data: Input,
-        total: int | None,
-        sampled: Sampled,
-        sizer: ChunkSizer,
         sink: Sink,
         reporter: Reporter,
         limits: TimeLimits,
-        begun: Begun | None = None,
     ) -> None:
         self._task = task
-        self._plan = plan
         self._input = data
-        self._total = total
-        self._sampled = sampled
-        self._sizer = sizer
         self._sink = sink
         self._report = reporter
         self._limits = limits
-        self._begun = begun
-        self._backend: Backend | None = None if begun is None else begun.backend
+        self._course = course
+        self._begun: Begun | None
+        self._backend: Backend | None
+        self._begin()
         self._in_flight: dict[int, Chunk] = {}
-        self._again: deque[Chunk] = deque()
+        self._retries = Retries()
         self._unsendable: deque[tuple[Chunk, UnpicklableItemError]] = deque()
         self._next_chunk_id = 0
         self._told: BaseException | None = None
         self._progress_due = False
-        self._drawing = False
-        self._leaving = False
+        self._held_up = False
         self._handover = threading.Lock()
         self._abandoned = False
 
@@ -90,19 +79,18 @@ class Run:
         """Run to the end; raises what the run failed with."""
         status = "ok"
         failed: BaseException | None = None
+        plan, begun = self._course.plan, self._begun
         try:
             self._report.pre_execute(
-                n_jobs=self._plan.n_jobs,
-                chunksize=self._plan.chunksize,
-                total_items=self._total,
-                executor_type=self._plan.engine.type,
-                estimated_speedup=self._plan.estimated_speedup,
+                n_jobs=plan.n_jobs,
+                chunksize=plan.chunksize,
+                total_items=self._course.total,
+                executor_type=plan.engine.type,
+                estimated_speedup=plan.estimated_speedup,
                 decided={
-                    "reason": self._plan.reason,
-                    "sampled_items": len(self._sampled.items),
-                    "head_start_items": sum(
-                        len(chunk.items) for chunk in (self._begun.chunks if self._begun else ())
-                    ),
+                    "reason": plan.reason,
+                    "sampled_items": len(self._course.sampled.items),
+                    "head_start_items": 0 if begun is None else len(begun.chunks),
                 },
             )
             self._take_sample()
@@ -118,22 +106,24 @@ class Run:
                 self._end(status, failed)
 
     def abandon(self) -> bool:
-        """End, from another thread, a cancelled run that is held up in the user's input.
+        """End, from another thread, a cancelled run that is held up in code of the user's.
 
-        The input cannot be interrupted there, and it may never return: the run's end is told
-        now, by the calling thread, and nothing after it. Says whether that was so.
+        Neither the input nor a call that is measured can be interrupted, and it may never return:
+        the run's end is told now, by the calling thread, and nothing after it. Says whether that
+        was so.
         """
         with self._handover:
-            if not self._drawing or self._report.is_telling():
+            if not self._held_up or self._report.is_telling():
                 return False
             self._abandoned = True
+        self._input.exhausted = True  # nothing more is begun
         error = self._cancelled_error()
         self._report.error(error)
         self._end("cancelled", error)
         return True
 
     def _end(self, status: str, failed: BaseException | None) -> None:
-        on_processes = self._plan.engine.type == "process" and self._backend is not None
+        on_processes = self._course.plan.engine.type == "process" and self._backend is not None
         try:
             self._close_backend(cancel=failed is not None)
         except BaseException as error:
@@ -144,7 +134,7 @@ class Run:
         finally:
             self._report.post_execute(status, failed)
         if on_processes and failed is None:
-            first = self._sampled.items[0] if self._sampled.items else None
+            first = self._course.sampled.items[0] if self._course.sampled.items else None
             TRAVELLED.remember(self._task.func, type(first))
 
     def wake(self) -> None:
@@ -153,12 +143,12 @@ class Run:
             self._backend.wake()
 
     def _take_sample(self) -> None:
-        outcome = self._sampled.outcome
-        if outcome is not None:
-            chunk = Chunk(self._new_id(), 0, self._sampled.items)
+        sampled = self._course.sampled
+        if (outcome := sampled.outcome) is not None:
+            chunk = Chunk(self._new_id(), outcome.start, sampled.items)
             self._take_outcome(chunk, outcome, None, sampled=True)
-        if self._sampled.interrupted is not None:
-            raise self._sampled.interrupted
+        if sampled.interrupted is not None:
+            raise sampled.interrupted
 
     def _take_over(self) -> None:
         """Go on with what was begun while the sample ran."""
@@ -168,6 +158,7 @@ class Run:
         if begun.error is not None:
             raise begun.error
         for chunk in begun.chunks:
+            self._input.skip(len(chunk.items))
             self._in_flight[chunk.id] = chunk
             self._next_chunk_id = chunk.id + 1
         for message in begun.news:
@@ -186,6 +177,7 @@ class Run:
                 ):
                     self._handle(message)
             self._leave_workers()
+            self._grow()
             self._fill()
             self._tell_progress()
         if self._input.error is not None:
@@ -194,20 +186,52 @@ class Run:
 
     def _leave_workers(self) -> None:
         """Go on in this thread where items turn out to be cheaper than their way to workers."""
-        item_seconds = self._sizer.item_seconds
-        if self._plan.may_change and item_seconds is not None:
-            self._leaving = self._leaving or item_seconds < CHEAP_SECONDS
-        waiting = self._in_flight or self._again or self._unsendable
-        if not self._leaving or waiting or self._input.exhausted:
+        self._course.look_for_cheap_items()
+        waiting = self._in_flight or self._retries or self._unsendable
+        if not self._course.leaving or waiting or self._input.exhausted:
             return
-        self._leaving = False
         self._close_backend(cancel=False)
-        self._plan = self._plan._replace(engine=Engine("serial"), n_jobs=1, may_change=False)
-        self._backend = make_backend(self._plan)
-        self._backend.open(self._task)
-        self._sizer.go_on_alone()
-        self._report.changed_engine("serial")
-        logger.debug("Items take %.3g s: going on without workers", item_seconds)
+        self._course.leave_workers()
+        self._report.changed_engine(self._course.plan)
+
+    def _grow(self) -> None:
+        """Choose anew where items turn out to be too long for one worker."""
+        if not self._course.growing or self._in_flight:
+            return
+        self._course.growing = False
+        self._close_backend(cancel=False)
+        items, chunk_id = iter(self._input), self._next_chunk_id
+        if self._limits.deadline is None:
+            stage = self._run_theirs(lambda: self._course.ask(items, chunk_id))
+        else:
+            stage = run_apart(
+                lambda items: self._course.ask(items, chunk_id),
+                draw=lambda: self._draw(1),
+                check=self._check_limits,
+            )
+        self._course.turn_to(stage)
+        self._begin()
+        if not self._course.is_alone:
+            self._report.changed_engine(self._course.plan)
+        self._take_sample()
+        self._take_over()
+
+    def _begin(self) -> None:
+        self._begun = begun = self._course.take_over()
+        self._backend = None if begun is None else begun.backend
+
+    def _take_back(self, chunk: Chunk, outcome: ChunkOutcome) -> None:
+        """Take back what a serial chunk has left because its items have become too long."""
+        end = outcome.start + outcome.size
+        if outcome.size < len(chunk.items):
+            # Those behind it were not begun.
+            behind = [each for each in self._in_flight.values() if each.start >= end]
+            self._input.give_back([chunk.items[outcome.size :], *(each.items for each in behind)])
+            for each in behind:
+                del self._in_flight[each.id]
+            self._course.growing = True
+        elif outcome.size and self._course.is_too_long(outcome.duration / outcome.size, end):
+            self._course.growing = True
 
     def _fill(self) -> None:
         """Dispatch what there is room for."""
@@ -216,39 +240,44 @@ class Run:
             or self._backend.has_room()
             or (self._input.instant and self._backend.can_hold())
         ):
-            if self._again:
-                chunk = self._again.popleft()
+            if self._retries:
+                chunk = self._retries.take()
             elif (
-                self._leaving
+                not self._course.is_open
                 or self._input.exhausted
                 or not self._sink.has_room(len(self._in_flight))
             ):
                 break
             else:
                 start = self._input.drawn
-                remaining = None if self._total is None else max(1, self._total - start)
-                items = self._draw(self._sizer.next_size(remaining))
+                total = self._course.total
+                remaining = None if total is None else max(1, total - start)
+                items = self._draw(self._course.sizer.next_size(remaining))
                 if not items:
                     break
                 chunk = Chunk(self._new_id(), start, items)
             self._submit(chunk)
         if self._input.exhausted and self._input.error is None:
             # Only now is the length certain: len() of the input may have been an estimate.
-            self._report.total_items = self._total = self._input.drawn
+            self._report.total_items = self._course.total = self._input.drawn
 
     def _draw(self, size: int) -> Sequence[Any]:
-        self._drawing = True
+        return self._run_theirs(lambda: self._input.draw(size))
+
+    def _run_theirs(self, work: Callable[[], T]) -> T:
+        """Run code of the user's, during which the run can be abandoned."""
+        self._held_up = True
         try:
-            return self._input.draw(size)
+            return work()
         finally:
             with self._handover:
-                self._drawing = False
+                self._held_up = False
             if self._abandoned:
                 raise self._cancelled_error()
 
     def _submit(self, chunk: Chunk) -> None:
         if self._backend is None:
-            self._backend = make_backend(self._plan)
+            self._backend = make_backend(self._course.plan, self._course.is_too_long)
             self._backend.open(self._task)
         self._in_flight[chunk.id] = chunk
         try:
@@ -264,6 +293,8 @@ class Run:
                 self._report.worker_started(message)
             case ChunkDone(worker, outcome):
                 chunk = self._in_flight.pop(outcome.chunk_id)
+                if self._course.is_alone:
+                    self._take_back(chunk, outcome)
                 self._take_outcome(chunk, outcome, worker)
             case ChunkRefused(chunk, error):
                 del self._in_flight[chunk.id]
@@ -309,15 +340,19 @@ class Run:
             )
         if results is None:
             return  # a sample that was interrupted before its first failure
-        self._sizer.learn(outcome.size, outcome.duration)
-        corrected = self._sizer.take_correction()
+        self._course.sizer.learn(outcome.size, outcome.duration)
+        corrected = self._course.sizer.take_correction()
         self._report.chunk_completed(
             chunk, outcome, worker, sampled=sampled, corrected_chunksize=corrected
         )
         self._sink.deliver(outcome.start, results)
         self._progress_due = True
-        if self._total is None and not self._in_flight:
-            self._fill()  # whether this was the last chunk is known only by looking for another
+        # Whether this was the last chunk may be known only by looking for another.
+        if self._course.growing and not self._in_flight:
+            self._input.give_back([self._draw(1)])
+            self._course.growing = not self._input.exhausted
+        if self._course.total is None and not self._in_flight:
+            self._fill()
         self._tell_progress()
 
     def _tell_progress(self) -> None:
@@ -325,10 +360,10 @@ class Run:
             return
         if self._is_over():
             last = self._input.error is None
-        elif self._in_flight or self._again or self._unsendable:
+        elif self._in_flight or self._retries or self._unsendable or self._course.growing:
             last = False
-        elif self._total is not None:
-            last = self._report.items_completed >= self._total
+        elif self._course.total is not None:
+            last = self._report.items_completed >= self._course.total
         else:
             return  # the sink is full, so that nothing could be drawn: the next draw decides
         self._progress_due = False
@@ -337,7 +372,7 @@ class Run:
     def _take_loss(self, loss: WorkerLost, error: ExecutionError | None = None) -> None:
         for untouched in loss.untouched:
             del self._in_flight[untouched.id]
-        self._again.extendleft(reversed(loss.untouched))
+        self._retries.put_first(loss.untouched)
         chunk = loss.chunk
         if chunk is None and not loss.started:
             logger.warning(
@@ -380,11 +415,7 @@ class Run:
             item = chunk.start if loss.item_index is None else loss.item_index
             self._split(chunk, item, error, alone_before=True)
         else:
-            suspects = len(chunk.items)
-            if loss.item_index is not None:
-                suspects = loss.item_index - chunk.start + 1
-            self._run_again(chunk, 0, suspects, alone=True)
-            self._run_again(chunk, suspects, len(chunk.items))
+            self._retries.put_suspects(chunk, loss.item_index, self._new_id)
 
     def _take_unsendable(self, chunk: Chunk, error: UnpicklableItemError) -> None:
         self._fail(error, chunk=chunk, failed_items=1)
@@ -394,31 +425,10 @@ class Run:
         self, chunk: Chunk, index: int, error: Exception, *, alone_before: bool = False
     ) -> None:
         """Let one item of a chunk fail, and run those around it."""
-        position = index - chunk.start
-        self._run_again(chunk, 0, position, alone=alone_before)
-        self._run_again(chunk, position + 1, len(chunk.items))
-        single = Chunk(self._new_id(), index, [chunk.items[position]], retry_of=chunk.id)
-        outcome = ChunkOutcome(
-            chunk_id=single.id,
-            start=index,
-            size=1,
-            results=[error],
-            failures=[],
-            started_at=time.time(),
-            duration=0.0,
-            pid=0,
-            hostname="",
-            thread_name="",
+        single = self._retries.put_around(
+            chunk, index - chunk.start, self._new_id, alone_before=alone_before
         )
-        self._take_outcome(single, outcome, None)
-
-    def _run_again(self, chunk: Chunk, begin: int, end: int, *, alone: bool = False) -> None:
-        """Queue items of a lost chunk; ``alone``, because one of them may be the killer."""
-        width = 1 if alone else max(1, end - begin)
-        for at in range(begin, end, width):
-            items = chunk.items[at : min(at + width, end)]
-            retry_of = chunk.id if alone else None
-            self._again.append(Chunk(self._new_id(), chunk.start + at, items, retry_of))
+        self._take_outcome(single, failures.in_place(single, error), None)
 
     def _fail(
         self,
@@ -451,12 +461,8 @@ class Run:
             raise self._cancelled_error()
         deadline = self._limits.deadline
         if deadline is not None and time.monotonic() >= deadline:
-            at_work = failures.say_in_flight(self._in_flight.values(), len(self._in_flight))
-            of_total = "" if self._total is None else f" of {self._total}"
-            raise ExecutionTimeoutError(
-                f"the run took longer than timeout={self._limits.timeout} seconds: "
-                f"{self._report.items_completed}{of_total} items are done{at_work}"
-            )
+            done, in_flight = self._report.items_completed, self._in_flight.values()
+            raise failures.timed_out(self._limits.timeout, done, self._course.total, in_flight)
         if self._limits.item_timeout is not None and self._backend is not None:
             for late in self._backend.overdue(self._limits.item_timeout):
                 loss = self._backend.end_worker(late)
@@ -470,7 +476,7 @@ class Run:
         )
 
     def _is_over(self) -> bool:
-        return self._input.exhausted and not (self._in_flight or self._again or self._unsendable)
+        return self._input.exhausted and not (self._in_flight or self._retries or self._unsendable)
 
     def _close_backend(self, *, cancel: bool) -> None:
         backend, self._backend = self._backend, None  # once, also where a signal comes between

@@ -10,25 +10,16 @@ all other cores idle.
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from amorsize.clocks import Clocks, Reading, read_peak_bytes
 from amorsize.gil_probe import AFTER_SECONDS, WINDOW_SECONDS, GilProbe, Look
-from amorsize.record import Record
 
 if TYPE_CHECKING:
     from amorsize.collecting import ChunkCollector
-
-try:
-    import resource
-except ImportError:  # on Windows
-    HAS_RESOURCE = False
-else:
-    HAS_RESOURCE = True
 
 BUDGET_SECONDS = 0.05
 """Once the calls have taken this long, no further item is sampled. Long enough for the probe of
@@ -38,82 +29,8 @@ CLEAR_SECONDS = 0.01
 """Nor once two calls or more have taken this long together, when they agree within a factor of two
 and the probe has seen enough: all other cores idle meanwhile."""
 
-# Linux only
-_THREAD: int | None = getattr(resource, "RUSAGE_THREAD", None) if HAS_RESOURCE else None
-
-
-def _read_usage() -> tuple[int | None, int, float]:
-    if not HAS_RESOURCE:
-        return None, 0, 0.0
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    children_seconds = children.ru_utime + children.ru_stime
-    if _THREAD is None:
-        return None, 0, children_seconds
-    thread = resource.getrusage(_THREAD)
-    return thread.ru_nvcsw, thread.ru_nivcsw, children_seconds
-
-
-def _read_peak_bytes() -> int:
-    if not HAS_RESOURCE:
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 UNREAD_SECONDS = 2e-5
 """Reading all clocks takes as long as shorter calls do: such are taken to compute."""
-
-
-class Reading(Record):
-    """CPU seconds and context switches so far, as :class:`Clocks` have them."""
-
-    def __init__(
-        self,
-        cpu: float,
-        process_cpu: float,
-        voluntary: int | None,
-        involuntary: int,
-        children_cpu: float,
-    ) -> None:
-        self.cpu = cpu
-        self.process_cpu = process_cpu
-        self.voluntary = voluntary
-        self.involuntary = involuntary
-        self.children_cpu = children_cpu
-
-
-class Clocks(Record):
-    """Where the sample reads time from; tests bring their own.
-
-    Attributes:
-        wall: seconds on a monotonic clock.
-        epoch: seconds since the epoch.
-        thread_cpu: CPU seconds of the calling thread.
-        process_cpu: CPU seconds of all threads of the process.
-        usage: ``(voluntary, involuntary, children)``: context switches of the thread, the first
-            None where they are not counted, and CPU seconds of child processes that ended.
-        peak_bytes: the highest resident size of the process so far.
-    """
-
-    def __init__(
-        self,
-        wall: Callable[[], float] = time.perf_counter,
-        epoch: Callable[[], float] = time.time,
-        thread_cpu: Callable[[], float] = time.thread_time,
-        process_cpu: Callable[[], float] = time.process_time,
-        usage: Callable[[], tuple[int | None, int, float]] = _read_usage,
-        peak_bytes: Callable[[], int] = _read_peak_bytes,
-    ) -> None:
-        self.wall = wall
-        self.epoch = epoch
-        self.thread_cpu = thread_cpu
-        self.process_cpu = process_cpu
-        self.usage = usage
-        self.peak_bytes = peak_bytes
-
-    def read(self) -> Reading:
-        """Read all clocks but those on the wall."""
-        return Reading(self.thread_cpu(), self.process_cpu(), *self.usage())
 
 
 class Sample:
@@ -235,7 +152,7 @@ class Sample:
             + max(0.0, process_cpu - before.process_cpu),
             input_seconds=self.input_seconds[:],
             voluntary_switches=None,  # those of another thread are not to be had
-            peak_growth_bytes=max(0, _read_peak_bytes() - self.peak_before_bytes),
+            peak_growth_bytes=max(0, read_peak_bytes() - self.peak_before_bytes),
         )
 
     def close(self) -> int | None:
@@ -443,40 +360,48 @@ def sample_together(
     if each > TOGETHER_SECONDS / 16 or max(sample.input_seconds) > TOGETHER_SECONDS:
         return
     wall = (clocks or Clocks()).wall
-    size = min(MAX_TOGETHER, int(TOGETHER_SECONDS / max(each, 1e-9)))
-    before = len(sample.items)
-    results = sample.results
-    began = wall()
+    size = len(sample.items) + min(MAX_TOGETHER, int(TOGETHER_SECONDS / max(each, 1e-9)))
+    items, results, collector = sample.items, sample.results, sample.collector
+    before, seconds = len(items), 0.0
     try:
-        sample.items.extend(islice(iterator, size))
-        sample.exhausted = len(sample.items) < before + size
-        if sample.collector is not None:
-            sample.collector.enter()
-        began = wall()
-        try:
-            for item in islice(sample.items, before, None):
-                results.append(func(item))
-        except Exception as error:
-            sample.fail(len(results), error)
-        finally:
-            sample.together_seconds = max(0.0, wall() - began)
-            sample.together = len(results) - before
-            if sample.collector is not None:
-                sample.collector.leave()
+        while (taken := len(results)) < size and seconds < 4 * TOGETHER_SECONDS:
+            # Those behind a few may take longer.
+            wanted = min(max(4, taken - before), TOGETHER_SLICE_ITEMS, size - taken)
+            try:
+                items.extend(islice(iterator, wanted))
+            except Exception as error:  # what came before it is called
+                sample.input_error = error
+            piece = items[taken:]
+            if collector is not None:
+                collector.enter()
+            began = wall()
+            try:
+                for item in piece:
+                    results.append(func(item))
+            finally:
+                seconds += wall() - began
+                if collector is not None:
+                    collector.leave()
+            if len(piece) < wanted:
+                sample.exhausted = sample.input_error is None
+                break
     except Exception as error:
-        sample.input_error = error
+        sample.fail(len(results), error)
     except BaseException as error:
         sample.interrupted = error
+    finally:
+        sample.together, sample.together_seconds = len(results) - before, max(0.0, seconds)
 
 
 TOGETHER_SECONDS = 1e-3
 """About so long a sample of very short calls goes on."""
+TOGETHER_SLICE_ITEMS = 32
 MAX_TOGETHER = 256
 TOGETHER_ITEMS = 64
 """Where fewer remain, it does not matter what a very short call takes exactly."""
 
 _ASK_SECONDS = 1e-3
-_OURS = (__name__, "amorsize.comprehension", "amorsize.opening")
+_OURS = (__name__, "amorsize.opening")
 
 
 def _is_clear(sample: Sample, spent: float, gil: GilProbe | None) -> bool:

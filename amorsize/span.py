@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -16,7 +16,7 @@ class Span(Sequence[Any]):
     takes a fifth of the time that calls on them take.
 
     >>> span = Span([10, 20, 30, 40], 1, 3)
-    >>> len(span), list(span), span[1], span[1:]
+    >>> len(span), list(span), span[1], list(span[1:])
     (2, [20, 30], 30, [30])
     """
 
@@ -31,7 +31,12 @@ class Span(Sequence[Any]):
         return self._stop - self._start
 
     def __getitem__(self, at: Any) -> Any:
-        return self._sequence[self._start : self._stop][at]
+        where = range(self._start, self._stop)[at]
+        if isinstance(where, int):
+            return self._sequence[where]
+        if where.step == 1:
+            return Span(self._sequence, where.start, where.stop)
+        return [self._sequence[index] for index in where]
 
     def __iter__(self) -> Iterator[Any]:
         return self.up_to_its_end(self.iterator())
@@ -49,14 +54,62 @@ class Span(Sequence[Any]):
 
     def end(self, iterator: Iterator[Any]) -> int:
         """Have an :meth:`iterator` give no further item; return how many were taken until then."""
-        length = len(self._sequence)
-        move = partial(iterator.__setstate__, length)  # type: ignore[attr-defined]
+        move = partial(iterator.__setstate__, len(self._sequence))  # type: ignore[attr-defined]
         # Both in one step of the interpreter, between two of which another thread may take one.
-        left, _ = map(operator.call, (partial(operator.length_hint, iterator), move))
-        return length - int(left) - self._start
+        both: tuple[Callable[[], Any], ...] = (self._reader(iterator), move)
+        state, _ = map(operator.call, both)
+        return self._taken(state)
 
     def taken(self, iterator: Iterator[Any]) -> int:
-        """Return how many items were taken from an :meth:`iterator`."""
-        if type(self._sequence) is list and len(state := iterator.__reduce__()) == 3:
-            return int(state[2]) - self._start  # also of a list that has become shorter
-        return max(0, len(self._sequence) - operator.length_hint(iterator) - self._start)
+        """Return how many items were taken from an :meth:`iterator`; all of them at its end."""
+        return self._taken(self._reader(iterator)())
+
+    def _reader(self, iterator: Iterator[Any]) -> Callable[[], Any]:
+        if type(self._sequence) is list:
+            return iterator.__reduce__  # it knows also of a list that has become shorter
+        return partial(operator.length_hint, iterator)
+
+    def _taken(self, state: Any) -> int:
+        if type(self._sequence) is not list:
+            return len(self._sequence) - int(state) - self._start
+        return int(state[2]) - self._start if len(state) == 3 else len(self)
+
+
+class Pass:
+    """One pass over some items: a context, in which they come one after the other.
+
+    Attributes:
+        span: the items.
+        iterator: what they come from.
+        ended: whether it was ended early.
+        taken: how many had come when it was over, by whatever.
+
+    >>> with Pass([1, 2, 3]) as items:
+    ...     first = next(items)
+    """
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self.span = items if isinstance(items, Span) else Span(items, 0, len(items))
+        self.iterator = self.span.iterator()
+        self.ended = False
+        self.taken = 0
+
+    def __enter__(self) -> Iterator[Any]:
+        return self.span.up_to_its_end(self.iterator)
+
+    def __exit__(self, *exc: object) -> None:
+        if not self.ended:
+            self.taken = min(self.span.taken(self.iterator), len(self.span))
+
+    def settle(self, results: list[Any]) -> None:
+        """Keep to the items that there were, where the function has changed the list meanwhile.
+
+        Raises:
+            RuntimeError: there are fewer results than items.
+        """
+        expected = self.taken if self.ended else len(self.span)
+        if len(results) < expected:
+            from amorsize.errors import input_shrank
+
+            raise input_shrank()
+        del results[expected:]

@@ -15,9 +15,9 @@ from typing import Any
 
 from amorsize.backends.board import ITEM, ITEM_STARTED, Board, point_board
 from amorsize.collecting import Collect
-from amorsize.errors import FunctionExitError, TransportError, input_shrank
+from amorsize.errors import FunctionExitError, TransportError
 from amorsize.record import Record
-from amorsize.span import Span
+from amorsize.span import Pass
 
 HOSTNAME = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
 
@@ -109,10 +109,6 @@ class ChunkOutcome:
         self.extras = {} if extras is None else extras
 
 
-_COUNTED = (Span, list, tuple, range)
-"""Types whose iterators say how many items are left."""
-
-
 def run_chunk(
     func: Callable[[Any], Any],
     chunk: Chunk,
@@ -123,6 +119,7 @@ def run_chunk(
     stopped: Callable[[], bool] | None = None,
     exits_pass: bool = False,
     collect: Collect | None = None,
+    over: Pass | None = None,
 ) -> ChunkOutcome:
     """Call ``func`` on each item of a chunk.
 
@@ -136,14 +133,15 @@ def run_chunk(
         exits_pass: let SystemExit, KeyboardInterrupt and the like through (the caller's own
             thread, where Ctrl-C raises) instead of reporting them as a failure of the item.
         collect: what else to bring home, in the outcome's extras; None for nothing.
+        over: the pass over its items, which may end early; None for one that does not.
 
     Returns:
-        The outcome; its ``results`` are None when an item failed or the chunk was stopped.
+        The outcome; its ``results`` are None when an item failed or the chunk was stopped. It is
+        that of the items that were taken, where the pass over them was ended early.
     """
-    items: Iterable[Any] = chunk.items
+    over = over or Pass(chunk.items)
     if board is not None:
         point_board(board, chunk.id, chunk.start)
-        items = _marked(items, chunk.start, board, stamp_items, stopped)
     results: list[Any] = []
     failures: list[Failure] = []
     caught = Exception if exits_pass else BaseException
@@ -153,31 +151,35 @@ def run_chunk(
     started_at = time.time()
     before = time.perf_counter()
     try:
-        if board is None and not return_exceptions and type(items) in _COUNTED:
-            # A comprehension is what a trivial function is compared with.
-            span = items if isinstance(items, Span) else Span(chunk.items, 0, len(chunk.items))
-            iterator = span.iterator()
-            try:
-                results = [func(item) for item in span.up_to_its_end(iterator)]
-                if len(results) != len(span):
-                    _check_input(results, len(span))
-            except caught as error:
-                failures.append(_failure(chunk.start + span.taken(iterator) - 1, error))
-        else:
-            for item in items:
-                try:
-                    results.append(func(item))
-                except caught as error:
-                    failures.append(_failure(chunk.start + len(results), error))
-                    if not return_exceptions:
-                        break
-                    results.append(failures[-1].error)
+        try:
+            with over as items:
+                if board is None and not return_exceptions:
+                    # A comprehension is what a trivial function is compared with.
+                    results = [func(item) for item in items]
+                else:
+                    if board is not None:
+                        items = _marked(items, chunk.start, board, stamp_items, stopped)
+                    for item in items:
+                        try:
+                            results.append(func(item))
+                        except caught as error:
+                            failures.append(_failure(chunk.start + len(results), error))
+                            if not return_exceptions:
+                                break
+                            results.append(failures[-1].error)
+            if board is None:  # where there is one, nobody changes the items
+                over.settle(results)
+                end = chunk.start + len(results)
+                failures = [failure for failure in failures if failure.index < end]
+        except caught as error:
+            failures = [_failure(chunk.start + over.taken - 1, error)]
         duration = time.perf_counter() - before
     finally:
         if collector is not None:
             collector.leave()
     extras = {} if collector is None else collector.take()
-    complete = len(results) == len(chunk.items)
+    size = over.taken if over.ended else len(chunk.items)
+    complete = len(results) == size
     if board is not None:
         board[ITEM_STARTED] = 0
         if complete:
@@ -185,7 +187,7 @@ def run_chunk(
     return ChunkOutcome(
         chunk_id=chunk.id,
         start=chunk.start,
-        size=len(chunk.items),
+        size=size,
         results=results if complete else None,
         failures=failures,
         started_at=started_at,
@@ -231,13 +233,6 @@ def add_note(error: BaseException, note: str) -> None:
         error.add_note(note)
     except Exception:
         pass
-
-
-def _check_input(results: list[Any], expected: int) -> None:
-    """Keep to the input that there was, where the function has changed the list meanwhile."""
-    if len(results) < expected:
-        raise input_shrank()
-    del results[expected:]
 
 
 def _marked(

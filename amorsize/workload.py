@@ -108,7 +108,7 @@ class Workload(Record):
 
     def over(self, total: int | None, taken: int, sample_seconds: float = 0.0) -> Workload:
         """Return the same work over another input, of which some items are taken already."""
-        remaining = _unknown(self.item_seconds + self.input_seconds)
+        remaining = assumed_items(self.item_seconds + self.input_seconds)
         if total is not None:
             remaining = max(0, total - taken)
         return self._replace(
@@ -195,7 +195,7 @@ def describe(
     if total is not None:
         remaining = max(0, total if again else total - taken)
     else:
-        remaining = _unknown(item + input_seconds)
+        remaining = assumed_items(item + input_seconds)
     return Workload(
         total=total,
         sampled=taken,
@@ -214,8 +214,8 @@ def describe(
     )
 
 
-def _unknown(item_seconds: float) -> int:
-    """How many items an input of unknown length is taken for."""
+def assumed_items(item_seconds: float) -> int:
+    """Say how many items an input of unknown length is taken for."""
     return max(STREAM_ITEMS, math.ceil(STREAM_SECONDS / max(item_seconds, 1e-9)))
 
 

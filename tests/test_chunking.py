@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -115,6 +116,53 @@ def test_items_that_were_taken_before_count_as_drawn() -> None:
     data = Input(iter("cde"), patient=True, drawn=2)
     assert data.draw(2) == ["c", "d"]
     assert data.drawn == 4
+
+
+@pytest.mark.parametrize("kind", [iter, list, tuple])
+@pytest.mark.parametrize("copies", [True, False])
+def test_what_is_given_back_is_drawn_next(kind: Callable[[Any], Any], copies: bool) -> None:
+    """In its order, also where the end had been seen."""
+    data = kind("abcdefg")
+    sequence = None if kind is iter else data
+    source = Input(iter(data), patient=True, sequence=sequence, copies=copies)
+    for size in (1, 4, 9):
+        first = source.draw(2)
+        rest = source.draw(size)
+        source.give_back([first[1:], rest])
+        assert (source.drawn, source.exhausted) == (1, False)
+        assert [*source.draw(3)] == ["b", "c", "d"]
+        source.give_back([["a", "b"], ["c", "d"]] if kind is iter else ["ab", "cd"])
+    assert [*source] == [*"abcdefg"]
+    assert (source.drawn, source.exhausted) == (7, True)
+    source.give_back([[]])
+    assert (source.drawn, source.exhausted) == (7, True)
+
+
+def test_an_error_of_the_input_stays_behind_what_is_given_back() -> None:
+    """However often."""
+
+    def failing() -> Iterator[int]:
+        yield from range(5)
+        raise OSError("the end of the tape")
+
+    source = Input(failing(), patient=True)
+    piece = source.draw(9)
+    for left in (5, 3, 1):
+        source.give_back([piece[-left:]])
+        piece = source.draw(1)
+        source.give_back([piece])
+        piece = source.draw(9)
+        assert piece == [*range(5 - left, 5)]
+        assert source.exhausted
+    assert isinstance(source.error, OSError)
+    assert source.drawn == 5
+
+
+def test_what_somebody_else_has_taken_is_left_out() -> None:
+    """By its index: whether that was the end is seen by the next draw."""
+    source = Input(iter("abcd"), patient=True, sequence="abcd")
+    source.skip(3)
+    assert (source.draw(2), source.draw(1), source.drawn) == ("d", [], 4)
 
 
 def test_a_draw_takes_no_more_than_it_was_asked_for() -> None:

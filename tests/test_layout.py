@@ -59,21 +59,19 @@ LAYERS = {
         "collecting": "chunk_trace record tracing user_metrics",
         "known_functions": "",
         "gil_probe": "",
-        "thread_clocks": "",
-        "span": "",
-        "comprehension": "errors gil_probe span",
-        "sampling": "collecting gil_probe record",
+        "clocks": "record",
+        "span": "errors",
+        "watch": "gil_probe span",
+        "sampling": "clocks collecting gil_probe",
         "payload": "record sampling",
     },
     "decision": {
         "workload": "known_functions record",
         "cost": "record workload",
         "explanation": "cost record",
-        "chooser": "cost explanation gil_probe payload sampling system workload",
-        "opening": (
-            "arguments comprehension gil_probe known_functions sampling span thread_clocks workload"
-        ),
-        "optimizer": "arguments chooser cost engine explanation sampling system thread_clocks",
+        "chooser": "clocks cost explanation gil_probe payload sampling system workload",
+        "opening": ("arguments clocks gil_probe known_functions sampling span watch workload"),
+        "optimizer": "arguments chooser clocks cost engine explanation sampling system",
     },
     # A worker process imports process_worker and what that needs; all of it is to stay light.
     "execution": {
@@ -95,8 +93,8 @@ LAYERS = {
             "system worker"
         ),
         "prestart": "backends.process_pool system workload",
-        "backends.serial": "backends.base worker",
-        "backends.thread": "backends.base backends.board errors worker",
+        "backends.serial": "backends.base watch worker",
+        "backends.thread": "backends.base backends.board errors watch worker",
         "backends.foreign_worker": "backends.board backends.wire collecting log_records worker",
         "backends.foreign": (
             "backends.base backends.foreign_worker backends.wire errors log_records tracing worker"
@@ -113,16 +111,19 @@ LAYERS = {
         "plan": "engine record worker",
         "backends.factory": (
             "backends.base backends.dask backends.futures backends.process backends.serial "
-            "backends.thread plan"
+            "backends.thread plan watch"
         ),
         "failures": "backends.base errors termination worker",
         "head_start": (
             "backends.base backends.factory chooser engine errors gil_probe known_functions "
             "opening plan sampling system worker"
         ),
+        "apart": "",
+        "retries": "worker",
+        "course": "chunking engine opening plan workload",
         "run": (
-            "backends.base backends.factory chunking engine errors failures head_start "
-            "log_records plan reporting sinks termination worker"
+            "apart backends.base backends.factory chunking course errors failures head_start "
+            "log_records plan reporting retries sinks termination worker"
         ),
         "progress": "errors hooks",
     },
@@ -193,11 +194,11 @@ LAYERS = {
     "the way in": {
         "environment": ("errors exporters.base exporters.registry hooks.config hooks.manager"),
         "call": (
-            "arguments backends.base chunking collecting engine environment errors explanation "
-            "head_start hooks.manager opening optimizer plan progress reporting run sampling sinks "
-            "system worker"
+            "arguments backends.base chunking collecting course engine environment errors "
+            "explanation head_start hooks.manager opening optimizer plan progress reporting run "
+            "sampling sinks system worker"
         ),
-        "driving": "backends.process_pool call errors sinks",
+        "driving": "backends.process_pool call errors explanation sinks",
         "executor": (
             "arguments backends.base backends.process_pool call environment head_start opening "
             "prestart sinks termination"
@@ -224,7 +225,8 @@ LAYERS = {
 }
 
 TYPES_ONLY = {
-    "plan": "backends.base",
+    "plan": "backends.base chunking",
+    "reporting": "plan",
     "amorsize": (
         "aio errors executor explanation exporters.cloudwatch exporters.datadog "
         "exporters.opentelemetry exporters.prometheus exporters.registry hooks optimizer "
@@ -239,7 +241,7 @@ TYPES_ONLY = {
     "workload": "payload sampling",
     "aio": "engine",
     "executor": "chooser engine explanation hooks.manager workload",
-    "opening": "chooser collecting explanation",
+    "opening": "chooser collecting explanation plan",
     "streaming": "engine",
     "explanation": "cost sampling system workload",
 }
@@ -491,7 +493,6 @@ def test_a_run_that_is_over_at_once_loads_nothing_that_plans_runs_or_tells() -> 
     loaded = {name for name in done.stdout.split() if name.startswith("amorsize.")}
     assert loaded == {
         "amorsize.arguments",
-        "amorsize.comprehension",
         "amorsize.engine",
         "amorsize.environment",
         "amorsize.executor",
@@ -501,7 +502,8 @@ def test_a_run_that_is_over_at_once_loads_nothing_that_plans_runs_or_tells() -> 
         "amorsize.record",
         "amorsize.sampling",
         "amorsize.span",
-        "amorsize.thread_clocks",
+        "amorsize.clocks",
+        "amorsize.watch",
         "amorsize.workload",
     }
     unwanted = {"dataclasses", "inspect", "logging", "multiprocessing", "pickle", "subprocess"}

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 import amorsize
+from amorsize.clocks import Clocks
 from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.optimizer import OptimizationResult, choose, optimize
-from amorsize.sampling import Clocks, GilProbe, Sample
+from amorsize.sampling import GilProbe, Sample
 from amorsize.system import StartupCosts, SystemFacts
 
 FOUR = SystemFacts.of(4, total_bytes=16 << 30, available_bytes=8 << 30)

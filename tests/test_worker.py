@@ -12,7 +12,8 @@ import pytest
 
 from amorsize.backends.board import BOARD_SLOTS, CHUNK, ITEM, ITEM_STARTED
 from amorsize.errors import FunctionExitError
-from amorsize.worker import Chunk, Span, run_chunk
+from amorsize.span import Span
+from amorsize.worker import Chunk, run_chunk
 
 
 def chunk(*items: Any, start: int = 10, id: int = 4) -> Chunk:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from amorsize.backends.base import Backend
 from amorsize.plan import Plan
+from amorsize.watch import TooLong
 
 
-def make_backend(plan: Plan) -> Backend:
-    """Make the backend of one run."""
+def make_backend(plan: Plan, too_long: TooLong | None = None) -> Backend:
+    """Make the backend of one run.
+
+    Args:
+        plan: the plan.
+        too_long: says whether a serial run that may grow is to end a chunk early.
+    """
+    too_long = too_long if plan.may_grow and plan.engine.type == "serial" else None
     engine = plan.engine
     if engine.type == "process":
         from amorsize.backends.process import ProcessBackend  # starts no process, costs 10 ms
@@ -24,7 +31,7 @@ def make_backend(plan: Plan) -> Backend:
     if engine.type == "thread" or plan.interruptible:
         from amorsize.backends.thread import ThreadBackend
 
-        return ThreadBackend(plan.n_jobs)
+        return ThreadBackend(plan.n_jobs, too_long)
     from amorsize.backends.serial import SerialBackend
 
-    return SerialBackend()
+    return SerialBackend(too_long)

@@ -8,13 +8,19 @@ import time
 from collections.abc import Sequence
 
 from amorsize.backends.base import Backend, ChunkDone, Message, Task, WorkerEnded, WorkerStarted
+from amorsize.watch import TooLong, Watcher
 from amorsize.worker import HOSTNAME, Chunk, run_chunk
 
 
 class SerialBackend(Backend):
-    """Runs each chunk inside ``wait()``, at the speed of a loop."""
+    """Runs each chunk inside ``wait()``, at the speed of a loop.
 
-    def __init__(self) -> None:
+    Args:
+        too_long: says whether to end a chunk early; None for never.
+    """
+
+    def __init__(self, too_long: TooLong | None = None) -> None:
+        self._watcher = None if too_long is None else Watcher(too_long)
         self._task: Task | None = None
         self._chunk: Chunk | None = None
         self._started = False
@@ -36,13 +42,14 @@ class SerialBackend(Backend):
             self._started = True
             name = threading.current_thread().name
             return (WorkerStarted(0, os.getpid(), HOSTNAME, name),)
-        chunk = self._chunk
+        chunk, watcher = self._chunk, self._watcher
         outcome = run_chunk(
             self._task.func,
             chunk,
             return_exceptions=self._task.return_exceptions,
             exits_pass=True,
             collect=self._task.collect,
+            over=None if watcher is None else watcher.look_after(chunk.items, chunk.start),
         )
         self._chunk = None
         return (ChunkDone(0, outcome),)
@@ -51,6 +58,8 @@ class SerialBackend(Backend):
         pass  # wait() never sleeps
 
     def close(self, *, cancel: bool) -> Sequence[Message]:
+        if self._watcher is not None:
+            self._watcher.close()
         if not self._started:
             return ()
         return (WorkerEnded(0, "cancelled" if cancel else "finished"),)

@@ -24,6 +24,7 @@ from amorsize.backends.base import (
 )
 from amorsize.backends.board import BOARD_SLOTS, CHUNK, ITEM, ITEM_STARTED
 from amorsize.errors import ExecutionError
+from amorsize.watch import TooLong, Watcher
 from amorsize.worker import HOSTNAME, Chunk, run_chunk
 
 logger = logging.getLogger(__name__)
@@ -58,10 +59,12 @@ class ThreadBackend(Backend):
     Args:
         n_jobs: threads at most; each starts when there is a chunk for it. With one, it stands in
             for a serial run that must stay interruptible.
+        too_long: says whether to end a chunk early, behind which none is begun; None for never.
     """
 
-    def __init__(self, n_jobs: int) -> None:
+    def __init__(self, n_jobs: int, too_long: TooLong | None = None) -> None:
         self._n_jobs = n_jobs
+        self._watcher = None if too_long is None else Watcher(too_long)
         self._workers: dict[int, _Worker] = {}
         self._chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
         self._news: queue.SimpleQueue[WorkerStarted | ChunkDone | None] = queue.SimpleQueue()
@@ -121,6 +124,8 @@ class ThreadBackend(Backend):
         self._news.put(None)
 
     def close(self, *, cancel: bool) -> Sequence[Message]:
+        if self._watcher is not None:
+            self._watcher.close()
         if cancel:
             self._stop.set()
         for _ in self._workers:
@@ -199,7 +204,7 @@ class ThreadBackend(Backend):
     def _work(self, worker: _Worker) -> None:
         task = self._task
         assert task is not None
-        key = worker.key
+        key, watcher = worker.key, self._watcher
         told = False
 
         def stopped() -> bool:
@@ -221,6 +226,7 @@ class ThreadBackend(Backend):
                 stamp_items=task.stamp_items,
                 stopped=stopped,
                 collect=task.collect,
+                over=None if watcher is None else watcher.look_after(chunk.items, chunk.start),
             )
             if outcome.results is None and not outcome.failures:
                 return  # stopped half way: nobody waits for this outcome
@@ -230,3 +236,5 @@ class ThreadBackend(Backend):
                 worker.board[CHUNK] = -1
                 worker.chunk = None
             self._news.put(ChunkDone(key, outcome))
+            if outcome.size < len(chunk.items):
+                return

@@ -43,7 +43,7 @@ class HookContext:
     Attributes:
         event: which moment this is.
         timestamp: when the context was built, seconds since the epoch.
-        n_jobs: the number of workers of the plan.
+        n_jobs: the number of workers of the plan; of the new one, once a run has changed it.
         chunksize: items a chunk, as planned; chunks may be smaller or larger while running.
         total_items: the length of the input, None while it is unknown.
         items_completed: items whose results (or, with ``return_exceptions=True``, whose

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from amorsize.thread_clocks import ThreadClocks
+from amorsize.clocks import ThreadClocks
 
 pytestmark = pytest.mark.skipif(
     not hasattr(time, "pthread_getcpuclockid"), reason="no clocks of threads on this system"
