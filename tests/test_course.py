@@ -486,6 +486,22 @@ def test_it_grows_again_once_workers_were_left(hooks: HookManager, recorder: Rec
     assert posted(recorder).metadata["changed_to"] == "thread"
 
 
+def test_progress_is_told_before_the_workers_of_an_unknown_length_end(
+    hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """Whether the chunk before was the last is found out first."""
+
+    def work(item: int) -> int:
+        if item:
+            time.sleep(0.02)
+        return item
+
+    data = [1] * 20 + [0] * 400_000
+    assert amorsize.execute(work, iter(data), hooks=hooks) == data
+    assert_contract(recorder.contexts)
+    assert posted(recorder).metadata["changed_to"] == "serial"
+
+
 def test_what_is_not_worth_workers_goes_on_as_it_was(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
