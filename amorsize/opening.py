@@ -124,12 +124,15 @@ class Opening:
         self._chooser: Chooser | None = None
         self._done = False
         self._begun_anew = rest is not None
+        self._abandoned = False
 
     @property
     def chooser(self) -> Chooser:
         """What looks at a call in progress, and chooses; made when it is first asked for."""
         if self._chooser is None:
             self._chooser = self._make_chooser(self)
+            if self._abandoned:  # by a run that did not wait for a call that is looked at only now
+                self.abandon()
         return self._chooser
 
     def draw(self, collector: ChunkCollector | None = None) -> None:
@@ -228,7 +231,8 @@ class Opening:
             prestart(workload)
 
     def abandon(self) -> None:
-        """End what was begun, and nobody took over."""
+        """End what was begun, and nobody took over; begin nothing more."""
+        self._abandoned = True
         if self._chooser is not None and self._chooser.ahead is not None:
             self._chooser.ahead.abandon()
 

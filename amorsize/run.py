@@ -196,7 +196,7 @@ class Run:
 
     def _grow(self) -> None:
         """Choose anew where items turn out to be too long for one worker."""
-        if not self._course.growing or self._in_flight:
+        if not self._course.growing or self._in_flight or self._input.exhausted:
             return
         self._course.growing = False
         self._close_backend(cancel=False)
@@ -348,9 +348,8 @@ class Run:
         self._sink.deliver(outcome.start, results)
         self._progress_due = True
         # Whether this was the last chunk may be known only by looking for another.
-        if self._course.growing and not self._in_flight:
+        if not self._course.is_open and not self._in_flight:
             self._input.give_back([self._draw(1)])
-            self._course.growing = not self._input.exhausted
         if self._course.total is None and not self._in_flight:
             self._fill()
         self._tell_progress()
@@ -360,7 +359,7 @@ class Run:
             return
         if self._is_over():
             last = self._input.error is None
-        elif self._in_flight or self._retries or self._unsendable or self._course.growing:
+        elif self._in_flight or self._retries or self._unsendable or not self._course.is_open:
             last = False
         elif self._course.total is not None:
             last = self._report.items_completed >= self._course.total

@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 
 import amorsize
-from amorsize.errors import ExecutionTimeoutError
+from amorsize.backends.base import Task
+from amorsize.errors import ExecutionCancelledError, ExecutionTimeoutError
+from amorsize.head_start import make_chooser as make_real_chooser
 from amorsize.hooks import HookContext, HookEvent, HookManager
+from amorsize.opening import Opening
 from amorsize.testing import RecordingHook, assert_contract
 
 DEADLINE_SECONDS = 60.0
@@ -336,6 +339,33 @@ def test_a_deadline_is_noticed_while_items_are_measured_anew(
     assert posted(recorder).metadata["status"] == "timeout"
 
 
+def test_what_is_left_behind_at_a_deadline_begins_nothing_more() -> None:
+    """A call that is looked at only once the run is over starts no workers."""
+    over, late = threading.Event(), threading.Event()
+    choosers: list[Any] = []
+
+    def make_chooser(opening: Opening) -> Any:
+        assert over.wait(DEADLINE_SECONDS)
+        chooser = make_real_chooser(opening, Task(func), sample_size=5, target_chunk_duration=0.2)
+        choosers.append(chooser)
+        late.set()
+        return chooser
+
+    def func(item: int) -> int:
+        time.sleep(0.05)
+        return item
+
+    opening = Opening(func, range(1000), make_chooser, sample_size=5)
+    thread = threading.Thread(target=lambda: opening.chooser)
+    thread.start()
+    opening.abandon()
+    over.set()
+    assert late.wait(DEADLINE_SECONDS)
+    thread.join(DEADLINE_SECONDS)
+    with pytest.raises(ExecutionCancelledError):
+        choosers[0].ahead.begin("thread", 2)
+
+
 def test_an_item_with_a_time_limit_runs_where_it_can_be_ended(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
@@ -484,6 +514,22 @@ def test_it_grows_again_once_workers_were_left(hooks: HookManager, recorder: Rec
     kinds = [change.partition(": ")[2].partition(",")[0] for change in plan.changes]
     assert kinds[-2:] == ["Serial", "Threads"]
     assert posted(recorder).metadata["changed_to"] == "thread"
+
+
+def test_progress_is_told_before_the_workers_of_an_unknown_length_end(
+    hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """Whether the chunk before was the last is found out first."""
+
+    def work(item: int) -> int:
+        if item:
+            time.sleep(0.02)
+        return item
+
+    data = [1] * 20 + [0] * 400_000
+    assert amorsize.execute(work, iter(data), hooks=hooks) == data
+    assert_contract(recorder.contexts)
+    assert posted(recorder).metadata["changed_to"] == "serial"
 
 
 def test_what_is_not_worth_workers_goes_on_as_it_was(
