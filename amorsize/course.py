@@ -7,9 +7,9 @@ from typing import Any
 
 from amorsize.chunking import Input
 from amorsize.engine import Engine
-from amorsize.opening import is_surprise
+from amorsize.opening import SURPRISE, is_surprise
 from amorsize.plan import Rest, Stage
-from amorsize.workload import assumed_items
+from amorsize.workload import TRIVIAL_SECONDS, assumed_items
 
 CHEAP_SECONDS = 5e-7
 """An item that takes less is done sooner than it is handed to a worker and back."""
@@ -104,15 +104,19 @@ class Course:
 
     def turn_to(self, stage: Stage) -> None:
         """Go on with another stage."""
+        before = max(TRIVIAL_SECONDS, self.plan.item_seconds)
         self.plan, self.sizer = stage.plan, stage.sizer
         self.sampled, self.take_over = stage.sampled, stage.take_over
         if not self.is_alone:
             self._grown += 1
             self._input.copies = True
-        # Where they are not worth workers, only what takes longer still is a surprise.
+        # What was short again when it was measured is less of a surprise the next time: a single
+        # one may have stood in the queue for a CPU, but some inputs go on like that.
         self.plan = self.plan._replace(
             may_grow=self._grown < MOST_GROWTHS,
-            item_seconds=max(self.plan.item_seconds, self._too_long_seconds),
+            item_seconds=max(
+                self.plan.item_seconds, min(self._too_long_seconds, SURPRISE * before)
+            ),
         )
 
     def end(self) -> None:

@@ -244,6 +244,22 @@ def test_a_size_of_chunks_that_was_asked_for_is_kept_by_workers(
     assert sizes.count(4) >= len(sizes) - 1
 
 
+def test_one_item_that_takes_long_does_not_hide_the_others(
+    hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """It was a false alarm, as a busy machine gives them; those that come later are none."""
+    work = Work()
+
+    def hiccup(item: int) -> int:
+        if item == 1000:
+            time.sleep(0.2)
+        return work(item)
+
+    data = list(range(SHORT + 6 * LONG))
+    assert amorsize.execute(hiccup, data, hooks=hooks, chunksize=4) == data
+    assert_grown(recorder)
+
+
 def test_both_choices_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     """On stderr, as they are made."""
     amorsize.execute(Work(), range(SHORT + LONG), verbose=True)
