@@ -26,7 +26,7 @@ from amorsize.explanation import (
     say_reason,
     say_warnings,
 )
-from amorsize.gil_probe import LOOK_SECONDS
+from amorsize.gil_probe import LOOK_SECONDS, switching_often
 from amorsize.payload import measure_payload
 from amorsize.sampling import Sample, extend_sample
 from amorsize.system import (
@@ -162,20 +162,13 @@ class Chooser:
     def _look(self, ahead: Ahead, sample: Sample, workload: Workload) -> float | None:
         taken = sample.item_seconds[-1]
         later = max(LOOK_SECONDS, taken)  # when it has taken twice as long
-        if self._hopeless(workload):
+        with switching_often():
+            wanted = self._wanted(sample, workload)
+        if wanted is None:
             return later
-        cores = self._cores()
-        plan = self._plan(workload, cores)
-        if plan.chosen.engine != "serial":
-            if plan.chosen.engine == "process":
-                workload = workload._replace(payload=measure_payload(sample, self.func))
-            plan = self._plan(workload, self._machine())
-        engine, n_jobs = plan.chosen.engine, plan.chosen.n_jobs
-        if not _gains(plan, workload):
-            return later
+        engine, n_jobs = wanted.engine, wanted.n_jobs
         if ahead.engine not in (None, engine):
             return None  # calls are not what they seemed: once this one is over, more is known
-        more = False
         if engine == "process":
             ahead.begin(engine, n_jobs)
             # Whether results travel is known where they did before; else the first one tells, and
@@ -184,19 +177,33 @@ class Chooser:
                 return min(later, UNTRIED_SECONDS - taken)
             # This thread's call has one of the cores.
             ahead.dispatch(self.sample, n_jobs - 1)
-        elif workload.queued_share > DISTURBED_SHARE:
+            self._load()
+            return None
+        if workload.queued_share > DISTURBED_SHARE or not ahead.may_dispatch:
             return later  # threads are of no use to what holds the GIL: a calmer look tells
-        elif ahead.may_dispatch:
-            # As many as a call warrants that has come to its end; till then a few, and twice as
-            # many at each look.
-            few = max(2 * ahead.n_jobs, FIRST_THREADS_PER_CORE * cores.usable_cores)
-            threads = n_jobs if len(sample.item_seconds) > 1 else min(n_jobs, few)
-            more = threads < n_jobs
-            ahead.begin(engine, threads)
-            ahead.dispatch(self.sample, CHUNKS_A_THREAD * threads - 1 - ahead.dispatched)
+        self._load()  # not beside threads: should they compute, each file that is read waits long
+        # As many as a call warrants that has come to its end; till then a few, and twice as many
+        # at each look.
+        few = max(2 * ahead.n_jobs, FIRST_THREADS_PER_CORE * self._cores().usable_cores)
+        threads = n_jobs if len(sample.item_seconds) > 1 else min(n_jobs, few)
+        ahead.begin(engine, threads)
+        ahead.dispatch(self.sample, CHUNKS_A_THREAD * threads - 1 - ahead.dispatched)
+        return later if threads < n_jobs else None
+
+    def _wanted(self, sample: Sample, workload: Workload) -> cost.Candidate | None:
+        """Plan for a call in progress; None where nothing is to be begun."""
+        if self._hopeless(workload):
+            return None
+        plan = self._plan(workload, self._cores())
+        if plan.chosen.engine != "serial":
+            if plan.chosen.engine == "process":
+                workload = workload._replace(payload=measure_payload(sample, self.func))
+            plan = self._plan(workload, self._machine())
+        return plan.chosen if _gains(plan, workload) else None
+
+    def _load(self) -> None:
         if self.load is not None:
             self.load()
-        return later if more else None
 
     def begin_at_once(self) -> bool:
         """Begin what an earlier run of the function warrants; say whether anything was begun.
@@ -280,8 +287,7 @@ class Chooser:
             logger.debug("No workers can be started ahead of the run", exc_info=True)
             return False  # the run meets that again, and says so
         self.warm_workers = n_jobs  # what they cost is spent
-        if self.load is not None:
-            self.load()
+        self._load()
         before = len(self.sample.items)
         leave = 0 if self.total is None else n_jobs
         if ahead.may_work and workload.item_seconds < cost.MEANWHILE_SECONDS and not ahead.is_up():

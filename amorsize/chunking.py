@@ -146,11 +146,11 @@ class Input:
 class ChunkSizer:
     """Says how large the next chunk is: as asked, or so that it takes the target duration.
 
-    An adaptive size follows what the items are measured to take, grows at most eightfold at a
-    time (a first item may be untypically fast), and shrinks towards the end of an input of known
-    length, so that no worker is left alone with a long last chunk (guided self-scheduling,
-    Polychronopoulos and Kuck 1987). Where the end is not known, it stays a small share of the time
-    that has passed.
+    An adaptive size follows what the items are measured to take, grows at most to eight times that
+    of the chunk that was measured (a first item may be untypically fast), and shrinks towards the
+    end of an input of known length, so that no worker is left alone with a long last chunk (guided
+    self-scheduling, Polychronopoulos and Kuck 1987). Where the end is not known, it stays a small
+    share of the time that has passed.
 
     Args:
         fixed: items a chunk, as the user asked; None for an adaptive size.
@@ -200,7 +200,9 @@ class ChunkSizer:
             wanted = self._limit
         else:
             wanted = int(self._target * self._items / self._seconds)
-        self._size = max(1, min(wanted, self._size * _GROWTH, self._limit))
+        # Of those that were handed out together, the last knows no more than the first.
+        most = max(self._size, min(self._size, items) * _GROWTH)
+        self._size = max(1, min(wanted, most, self._limit))
 
     def take_correction(self) -> int | None:
         """Return the size where it has changed by half or more since it was last returned."""

@@ -63,7 +63,12 @@ class Course:
     def look_for_cheap_items(self) -> None:
         """Find out whether workers are to be left."""
         each_seconds = self.sizer.item_seconds
-        if self.plan.may_change and each_seconds is not None and each_seconds < CHEAP_SECONDS:
+        if not self.plan.may_change or each_seconds is None:
+            return
+        if self.plan.engine.type == "thread":
+            # They take turns at the GIL: in what an item takes there are items of all others.
+            each_seconds /= self.plan.n_jobs
+        if each_seconds < CHEAP_SECONDS:
             self.leaving = True
 
     def leave_workers(self) -> None:

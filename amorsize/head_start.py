@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import Context
 from threading import Lock
 from typing import Any
@@ -96,7 +96,7 @@ class HeadStart:
             TransportError: the function does not travel.
             OSError: no process can be started.
         """
-        with self._at_work(), switching_often():
+        with self._at_work(engine):
             if self._backend is None:
                 backend = make_backend(Plan(Engine(engine), n_jobs, 1, 1.0))
                 self._backend = backend  # from here on it is closed, whatever happens
@@ -132,7 +132,7 @@ class HeadStart:
 
     def _dispatch(self, items: range) -> None:
         assert self._sequence is not None
-        with self._at_work(), switching_often():
+        with self._at_work(self.engine):
             for at in items:
                 backend = self._backend
                 if backend is None or not (backend.has_room() or backend.can_hold()):
@@ -179,8 +179,10 @@ class HeadStart:
                 self._working.release()
 
     @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        with self._working:
+    def _at_work(self, engine: str | None) -> Iterator[None]:
+        # Threads need none of it, and where they compute, it would be each of them that gives way.
+        often = nullcontext() if engine == "thread" else switching_often()
+        with self._working, often:
             try:
                 if self._abandoned:
                     raise ExecutionCancelledError("the run is over before its workers begin")

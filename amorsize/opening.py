@@ -239,7 +239,8 @@ class Opening:
     def _is_known(self) -> bool:
         """Whether an earlier run has shown what the calls are like."""
         known = KNOWN_WORKLOADS.recall(self._func) is not None
-        return known and not self.sample.items and self.sequence is not None
+        first = not self.sample.items and not self._begun_anew
+        return known and first and self.sequence is not None
 
     def _is_well(self) -> bool:
         sample = self.sample
@@ -322,7 +323,7 @@ class _Look:
         self.begin = clocks.begin
 
     def __call__(self, probe: GilProbe) -> float | None:
-        with self._looking, switching_often():
+        with self._looking:
             # What is computed here is not the function's.
             self._spent -= time.thread_time()
             try:
@@ -331,15 +332,16 @@ class _Look:
                 self._spent += time.thread_time()
 
     def _look(self, probe: GilProbe) -> float | None:
-        if (seen := self._see(probe)) is None:
-            return LOOK_SECONDS
-        self._opening.prestart(seen[1])
-        try:
-            chooser = self._opening.chooser
-        except Exception:
-            return None  # the caller's thread meets that again
-        # Loading it may have taken long enough for a call to come to its end.
-        seen = self._see(probe)
+        with switching_often():
+            if (seen := self._see(probe)) is None:
+                return LOOK_SECONDS
+            self._opening.prestart(seen[1])
+            try:
+                chooser = self._opening.chooser
+            except Exception:
+                return None  # the caller's thread meets that again
+            # Loading it may have taken long enough for a call to come to its end.
+            seen = self._see(probe)
         return LOOK_SECONDS if seen is None else chooser.look(*seen)
 
     def _see(self, probe: GilProbe) -> tuple[Sample, Workload] | None:

@@ -298,8 +298,18 @@ def test_chunks_that_take_no_measurable_time_grow_to_the_limit() -> None:
     """A clock may well say 0 for a trivial function."""
     it = sizer(first=10, limit=500)
     for _ in range(5):
-        it.learn(10, 0.0)
+        it.learn(it.next_size(None), 0.0)
     assert it.next_size(None) == 500
+
+
+def test_chunks_that_left_together_let_a_size_grow_once() -> None:
+    """However many of them come back at a time."""
+    it = sizer(first=10)
+    for _ in range(100):
+        it.learn(10, 1e-5)
+    assert it.next_size(None) == 80
+    it.learn(1, 1e-6)  # and one item that ran again alone takes nothing back
+    assert it.next_size(None) == 80
 
 
 def test_an_empty_chunk_teaches_nothing() -> None:

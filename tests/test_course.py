@@ -17,7 +17,9 @@ from amorsize.errors import ExecutionCancelledError, ExecutionTimeoutError
 from amorsize.head_start import make_chooser as make_real_chooser
 from amorsize.hooks import HookContext, HookEvent, HookManager
 from amorsize.opening import Opening
+from amorsize.plan import Rest
 from amorsize.testing import RecordingHook, assert_contract
+from amorsize.workload import KNOWN_WORKLOADS
 
 DEADLINE_SECONDS = 60.0
 SHORT, LONG = 3000, 60
@@ -258,6 +260,47 @@ def test_one_item_that_takes_long_does_not_hide_the_others(
     data = list(range(SHORT + 6 * LONG))
     assert amorsize.execute(hiccup, data, hooks=hooks, chunksize=4) == data
     assert_grown(recorder)
+
+
+def test_many_threads_are_left_early_where_items_turn_out_trivial(
+    hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """What takes turns at the GIL takes long on each of them: that is not what an item takes."""
+    items = 500_000
+
+    def work(item: int) -> int:
+        if item < 5:
+            time.sleep(0.02)
+        return item
+
+    for _ in range(3):  # a function that is known to wait is begun with at once
+        recorder.contexts.clear()
+        assert amorsize.execute(work, range(items), hooks=hooks) == list(range(items))
+        assert_contract(recorder.contexts)
+        metadata = posted(recorder).metadata
+        assert (metadata["executor_type"], metadata["changed_to"]) == ("thread", "serial")
+        ends = [each.metadata for each in recorder.of(HookEvent.ON_WORKER_END)]
+        in_threads = [each for each in ends if each["thread_name"].startswith("amorsize-")]
+        assert sum(each["items"] for each in in_threads) < items / 2
+
+
+def test_what_an_earlier_run_has_shown_is_nothing_in_the_middle_of_another(
+    hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """Items that turned out long are measured: they are not what they were."""
+    amorsize.execute(time.sleep, [0.02] * 40)
+    assert KNOWN_WORKLOADS.recall(time.sleep) is not None
+    task, rest = Task(time.sleep), Rest(iter([0.0] * 8), [0.0] * 8, 8, 0, 1)
+    anew = Opening(
+        time.sleep,
+        rest.sequence or (),
+        lambda it: make_real_chooser(it, task, sample_size=5, target_chunk_duration=0.2),
+        sample_size=5,
+        rest=rest,
+    )
+    anew.draw()
+    assert anew.sample.items == [0.0] * 5
+    anew.abandon()
 
 
 def test_both_choices_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
