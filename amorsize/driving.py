@@ -92,6 +92,10 @@ class Driver:
             cancelled = isinstance(self.error, ExecutionCancelledError)
             # A consumer that is gone knows.
             self._sink.end(None if cancelled else self.error)
+            # Those who know each other would keep the user's data until they are collected.
+            call.on_change = lambda result: None
+            if isinstance(self._sink, StreamBuffer):
+                self._sink.on_room = lambda: None
             self._on_end()
 
     def _get_ready(self, result: OptimizationResult) -> None:

@@ -13,7 +13,7 @@ import contextvars
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from threading import Lock
+from threading import Lock, get_ident
 from typing import TYPE_CHECKING, Any
 
 from amorsize.arguments import known_length
@@ -201,8 +201,8 @@ class Opening:
             if self._is_hopeless(workload):
                 if workload.item_seconds < AFTER_SECONDS:
                     _SHORT.remember(self._func, True)
-            elif self.choose().executor_type != "serial":
-                return None
+            elif self.choose().executor_type != "serial" or not self._is_well():
+                return None  # choosing may have measured further items
             if self._go_on():
                 break
             # Items are not what they were: the next ones say what to do with the rest.
@@ -318,6 +318,7 @@ class _Look:
         self._opening = opening
         self._clocks = clocks
         self._looking = Lock()
+        self._caller = get_ident()
         self._settled = False
         self._spent = 0.0
         self.begin = clocks.begin
@@ -332,6 +333,8 @@ class _Look:
                 self._spent += time.thread_time()
 
     def _look(self, probe: GilProbe) -> float | None:
+        if self._is_importing():
+            return LOOK_SECONDS
         with switching_often():
             if (seen := self._see(probe)) is None:
                 return LOOK_SECONDS
@@ -343,6 +346,17 @@ class _Look:
             # Loading it may have taken long enough for a call to come to its end.
             seen = self._see(probe)
         return LOOK_SECONDS if seen is None else chooser.look(*seen)
+
+    def _is_importing(self) -> bool:
+        """Whether the caller is in the middle of an import.
+
+        To pickle what is of that module, this thread would wait until it is over; and the caller,
+        after its call, for this thread.
+        """
+        frame = sys._current_frames().get(self._caller)
+        while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+            frame = frame.f_back
+        return frame is not None
 
     def _see(self, probe: GilProbe) -> tuple[Sample, Workload] | None:
         """Say what is known in the middle of a call, and what it means for the whole input.

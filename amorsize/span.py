@@ -55,9 +55,11 @@ class Span(Sequence[Any]):
     def end(self, iterator: Iterator[Any]) -> int:
         """Have an :meth:`iterator` give no further item; return how many were taken until then."""
         move = partial(iterator.__setstate__, len(self._sequence))  # type: ignore[attr-defined]
-        # Both in one step of the interpreter, between two of which another thread may take one.
-        both: tuple[Callable[[], Any], ...] = (self._reader(iterator), move)
-        state, _ = map(operator.call, both)
+        # It is at its end once it has found that there is nothing: a list may still grow.
+        exhaust = partial(next, iterator, None)
+        # All in one step of the interpreter, between two of which another thread may take one.
+        steps: tuple[Callable[[], Any], ...] = (self._reader(iterator), move, exhaust)
+        state, _, _ = map(operator.call, steps)
         return self._taken(state)
 
     def taken(self, iterator: Iterator[Any]) -> int:

@@ -25,6 +25,9 @@ SLICE_SECONDS = 1e-3
 
 LOOK_SECONDS = 0.02
 
+IDLE_LOOKS = 10
+"""Where there is nothing to look at for so long, the thread ends; the next pass begins another."""
+
 
 class Watcher:
     """Looks after passes, one at a time, without costing their items anything.
@@ -49,6 +52,7 @@ class Watcher:
         self.too_long = too_long
         self._over = _thread.allocate_lock()
         self._over.acquire()
+        self._changing = Lock()
         self._runs = False
         self._watch: Watch | None = None
 
@@ -63,19 +67,29 @@ class Watcher:
 
     def begin(self, watch: Watch) -> bool:
         """Have the thread look after a pass; False where none can be started."""
-        self._watch = watch
-        # One for all of them: waking one takes as long as many a pass.
-        self._runs = self._runs or run_beside(self._look_around)
-        return self._runs
+        with self._changing:
+            self._watch = watch
+            # One for all of them: waking one takes as long as many a pass.
+            self._runs = self._runs or run_beside(self._look_around)
+            return self._runs
 
     def end(self) -> None:
         """The pass is over."""
         self._watch = None
 
     def _look_around(self) -> None:
+        idle = 0
         while not self._over.acquire(timeout=LOOK_SECONDS):
             if (watch := self._watch) is not None:
+                idle = 0
                 watch.look()
+                continue
+            idle += 1
+            if idle > IDLE_LOOKS:  # a stream that nobody consumes for now
+                with self._changing:
+                    self._runs = self._watch is not None
+                    if not self._runs:
+                        return
 
 
 class Watch(Pass):

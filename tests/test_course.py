@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -665,3 +667,25 @@ def test_the_next_run_of_such_a_function_is_measured(hooks: HookManager) -> None
         recorder = RecordingHook().attach(hooks)
         amorsize.execute(work, range(SHORT + LONG), hooks=hooks)
         assert_grown(recorder)
+
+
+def test_a_stream_that_is_over_keeps_nothing() -> None:
+    """Its items go with whoever holds them: no cycle is left for the collector."""
+
+    class Item:
+        pass
+
+    data = [Item() for _ in range(10)]
+    item = weakref.ref(data[0])
+    gc.collect()
+    gc.disable()
+    try:
+        for result in amorsize.stream(lambda _: None, data):
+            assert result is None
+        data.clear()
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while item() is not None and time.monotonic() < deadline:
+            time.sleep(0.01)  # its thread is about to end
+        assert item() is None
+    finally:
+        gc.enable()

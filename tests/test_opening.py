@@ -427,6 +427,45 @@ def test_ctrl_c_while_threads_begin_leaves_none_behind() -> None:
     assert left == "[]"
 
 
+def test_a_module_may_run_something_while_it_is_imported(tmp_path: Path) -> None:
+    """Whatever looks at its first call waits for nothing that the import holds."""
+    (tmp_path / "imported.py").write_text(
+        "import time\nimport amorsize\n\n"
+        "def work(item):\n"
+        "    end = time.perf_counter() + 0.25\n"
+        "    while time.perf_counter() < end:\n"
+        "        pass\n"
+        "    return item\n\n"
+        "RESULTS = amorsize.execute(work, list(range(4)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "import imported; print(imported.RESULTS)"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+        check=True,
+    )
+    assert done.stdout.strip() == "[0, 1, 2, 3]"
+
+
+@pytest.mark.parametrize("at", [3, 6, 8])
+def test_nothing_runs_behind_an_item_that_failed_while_workers_start(at: int) -> None:
+    """Choosing measures further items, and they may fail as well."""
+    calls: list[int] = []
+
+    def work(item: int) -> int:
+        calls.append(item)
+        if item == at:
+            raise ValueError(f"item {item}")
+        sum(range(300_000))
+        return item
+
+    with pytest.raises(ValueError, match=f"item {at}"):
+        amorsize.execute(work, list(range(300)))
+    assert len(calls) < 100
+
+
 def test_nothing_is_remembered_of_a_function_that_is_gone() -> None:
     """A closure that was made for one run is not kept alive."""
 
@@ -438,6 +477,7 @@ def test_nothing_is_remembered_of_a_function_that_is_gone() -> None:
     assert KNOWN_WORKLOADS.recall(func) is not None
     count = sys.getrefcount(func)
     assert count == 2
+    gc.collect()  # what other tests have left
     before = len(KNOWN_WORKLOADS)
     del func
     gc.collect()

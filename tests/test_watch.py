@@ -175,11 +175,13 @@ def test_a_list_that_changes_meanwhile(size: int) -> None:
 
 
 def test_what_a_list_gains_once_it_was_ended_has_no_result() -> None:
-    """The iterator stands at the end by then, and would go on with it."""
+    """Nor is it called: whoever goes over the rest of the list comes to it."""
     data = list(range(10_000))
     ended = threading.Event()
+    calls: list[int] = []
 
     def work(item: int) -> int:
+        calls.append(item)
         if item == 700:
             assert ended.wait(DEADLINE_SECONDS)
             time.sleep(0.05)  # until the iterator is moved
@@ -191,8 +193,29 @@ def test_what_a_list_gains_once_it_was_ended_has_no_result() -> None:
         return True
 
     watch = look_after(data, 0, too_long)
-    assert go_over(watch, work) == list(range(701))
+    assert go_over(watch, work) == calls == list(range(701))
     assert watch.taken == 701
+
+
+def test_a_thread_that_has_nothing_to_look_at_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream may stay open for hours; its next chunk has another one."""
+    monkeypatch.setattr(watch_module, "LOOK_SECONDS", 0.001)
+    watcher = Watcher(never)
+    begun: list[threading.Event] = []
+
+    def run_beside(job: Callable[[], None]) -> bool:
+        over = threading.Event()
+        begun.append(over)
+        threading.Thread(target=lambda: (job(), over.set())).start()
+        return True
+
+    monkeypatch.setattr(watch_module, "run_beside", run_beside)
+    items = range(SLICED_ITEMS + 1)
+    for _ in range(2):
+        with watcher.look_after(items, 0) as passed:
+            assert sum(passed) == sum(items)
+        assert begun[-1].wait(DEADLINE_SECONDS)
+    assert len(begun) == 2
 
 
 @pytest.mark.parametrize("can_start", [True, False])
