@@ -43,9 +43,7 @@ class Collect(Record):
         if self.trace is not None and (tracer := _chunk_trace(self.trace, chunk_id)) is not None:
             collectors["trace"] = tracer
         if self.user_metrics:
-            from amorsize.user_metrics import MetricsCollector  # 1.5 ms, which most workers spare
-
-            collectors["user_metrics"] = MetricsCollector()
+            collectors["user_metrics"] = _load_user_metrics().MetricsCollector()
         return ChunkCollector(collectors) if collectors else None
 
 
@@ -76,6 +74,13 @@ class ChunkCollector:
 def _chunk_trace(link: TraceLink, chunk_id: int) -> Collector | None:
     chunk_trace = _load_chunk_trace()
     return None if chunk_trace is None else chunk_trace.ChunkTrace(link, chunk_id)
+
+
+@cache
+def _load_user_metrics() -> ModuleType:
+    from amorsize import user_metrics  # 1.5 ms, which most workers spare
+
+    return user_metrics
 
 
 @cache

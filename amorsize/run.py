@@ -277,7 +277,8 @@ class Run:
 
     def _submit(self, chunk: Chunk) -> None:
         if self._backend is None:
-            self._backend = make_backend(self._course.plan, self._course.is_too_long)
+            plan = self._course.plan
+            self._backend = make_backend(plan, self._course.is_too_long if plan.may_grow else None)
             self._backend.open(self._task)
         self._in_flight[chunk.id] = chunk
         try:
@@ -293,7 +294,7 @@ class Run:
                 self._report.worker_started(message)
             case ChunkDone(worker, outcome):
                 chunk = self._in_flight.pop(outcome.chunk_id)
-                if self._course.is_alone:
+                if self._course.plan.may_grow and self._course.is_alone:
                     self._take_back(chunk, outcome)
                 self._take_outcome(chunk, outcome, worker)
             case ChunkRefused(chunk, error):
