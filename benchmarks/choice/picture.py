@@ -30,6 +30,7 @@ def draw(rows: Sequence[Row], path: Path, *, caption: str) -> None:
             strict=False,
         )
     )
+    nearest = min(row.ratio(name, call) for row in rows for name in names for call in CALLS)
     for sheet, call in zip(sheets, CALLS, strict=True):
         sheet.axvline(1, color="#999999", linewidth=1)
         for name in [*names[1:], OURS]:  # ours on top
@@ -51,8 +52,8 @@ def draw(rows: Sequence[Row], path: Path, *, caption: str) -> None:
                         f"{ratio:.0f}", (_FARTHEST, at), xytext=(7, -3), textcoords="offset points"
                     )
         sheet.set_xscale("log")
-        sheet.set_xlim(0.2, _FARTHEST * 1.25)
-        sheet.xaxis.set_major_locator(FixedLocator([0.25, 0.5, 1, 2, 4, 8]))
+        sheet.set_xlim(min(0.2, 0.8 * nearest), _FARTHEST * 1.25)
+        sheet.xaxis.set_major_locator(FixedLocator([0.125, 0.25, 0.5, 1, 2, 4, 8]))
         sheet.xaxis.set_minor_locator(NullLocator())
         sheet.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         sheet.set_title(TITLES[call])
