@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from amorsize.errors import AmorsizeError as AmorsizeError
     from amorsize.executor import execute as execute
     from amorsize.executor import shutdown as shutdown
-    from amorsize.explanation import OptimizationResult as OptimizationResult
-    from amorsize.exporters.cloudwatch import enable_cloudwatch as enable_cloudwatch
-    from amorsize.exporters.datadog import enable_datadog as enable_datadog
-    from amorsize.exporters.opentelemetry import enable_opentelemetry as enable_opentelemetry
-    from amorsize.exporters.prometheus import enable_prometheus as enable_prometheus
+    from amorsize.exporters.cloudwatch.exporter import enable_cloudwatch as enable_cloudwatch
+    from amorsize.exporters.datadog.exporter import enable_datadog as enable_datadog
+    from amorsize.exporters.opentelemetry.exporter import (
+        enable_opentelemetry as enable_opentelemetry,
+    )
+    from amorsize.exporters.prometheus.exporter import enable_prometheus as enable_prometheus
     from amorsize.exporters.registry import enable as enable
     from amorsize.hooks import HookContext as HookContext
     from amorsize.hooks import HookEvent as HookEvent
@@ -42,10 +43,11 @@ if TYPE_CHECKING:
     from amorsize.hooks import on_failure as on_failure
     from amorsize.hooks import slower_than as slower_than
     from amorsize.optimizer import optimize as optimize
+    from amorsize.planning.explanation import OptimizationResult as OptimizationResult
     from amorsize.streaming import stream as stream
-    from amorsize.user_metrics import count as count
-    from amorsize.user_metrics import observe as observe
-    from amorsize.user_metrics import set_gauge as set_gauge
+    from amorsize.workers.user_metrics import count as count
+    from amorsize.workers.user_metrics import observe as observe
+    from amorsize.workers.user_metrics import set_gauge as set_gauge
 
 __version__ = "0.1.0"
 
@@ -54,11 +56,11 @@ _HOME = {
     "HookContext": "amorsize.hooks",
     "HookEvent": "amorsize.hooks",
     "HookManager": "amorsize.hooks",
-    "OptimizationResult": "amorsize.explanation",
+    "OptimizationResult": "amorsize.planning.explanation",
     "aexecute": "amorsize.aio",
     "astream": "amorsize.aio",
     "chain": "amorsize.hooks",
-    "count": "amorsize.user_metrics",
+    "count": "amorsize.workers.user_metrics",
     "create_error_hook": "amorsize.hooks",
     "create_progress_hook": "amorsize.hooks",
     "create_throughput_hook": "amorsize.hooks",
@@ -72,11 +74,11 @@ _HOME = {
     "execute": "amorsize.executor",
     "function": "amorsize.hooks",
     "get_default_manager": "amorsize.hooks",
-    "observe": "amorsize.user_metrics",
+    "observe": "amorsize.workers.user_metrics",
     "on": "amorsize.hooks",
     "on_failure": "amorsize.hooks",
     "optimize": "amorsize.optimizer",
-    "set_gauge": "amorsize.user_metrics",
+    "set_gauge": "amorsize.workers.user_metrics",
     "shutdown": "amorsize.executor",
     "slower_than": "amorsize.hooks",
     "stream": "amorsize.streaming",

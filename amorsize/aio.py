@@ -9,15 +9,15 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from amorsize import termination
-from amorsize.call import Call
-from amorsize.driving import CLOSE_SECONDS, Driver, require_order
-from amorsize.explanation import OptimizationResult
 from amorsize.hooks.manager import HookManager
-from amorsize.sinks import Collector, Sink, StreamBuffer
+from amorsize.planning.explanation import OptimizationResult
+from amorsize.running import signals
+from amorsize.running.background_run import CLOSE_SECONDS, Driver, require_order
+from amorsize.running.call import Call
+from amorsize.running.sinks import Collector, Sink, StreamBuffer
 
 if TYPE_CHECKING:
-    from amorsize.engine import AnyExecutor
+    from amorsize.planning.engine import AnyExecutor
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -116,7 +116,7 @@ async def aexecute(
     )
     collector = Collector()
     driver = _AsyncDriver(call, collector)
-    with termination.DuringStream(driver.cancel):
+    with signals.DuringStream(driver.cancel):
         try:
             driver.start()
             await driver.ended.wait()
@@ -190,7 +190,7 @@ async def _consume(call: Call, ordered: bool) -> AsyncGenerator[Any, None]:
     buffer = StreamBuffer(ordered=ordered)
     driver = _AsyncDriver(call, buffer)
     buffer.on_change = driver.notify
-    with termination.DuringStream(driver.cancel):
+    with signals.DuringStream(driver.cancel):
         try:
             driver.start()
             while True:

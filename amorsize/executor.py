@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from amorsize import environment
-from amorsize.arguments import check_options, validate
-from amorsize.opening import Opening, nobody_listens
+from amorsize.options import check_options, validate
+from amorsize.running import environment
+from amorsize.running.first_items import Opening, nobody_listens
 
 if TYPE_CHECKING:
-    from amorsize.chooser import Chooser
-    from amorsize.engine import AnyExecutor
-    from amorsize.explanation import OptimizationResult
     from amorsize.hooks.manager import HookManager
-    from amorsize.workload import Workload
+    from amorsize.planning.engine import AnyExecutor
+    from amorsize.planning.explanation import OptimizationResult
+    from amorsize.planning.planner import Chooser
+    from amorsize.planning.workload import Workload
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -148,9 +148,9 @@ def execute(
                 return results
             if results is None:
                 opening.choose()
-        from amorsize import termination
-        from amorsize.call import Call
-        from amorsize.sinks import Collector
+        from amorsize.running import signals
+        from amorsize.running.call import Call
+        from amorsize.running.sinks import Collector
 
         call = Call(
             func,
@@ -175,7 +175,7 @@ def execute(
             opening.abandon()
         raise
     collector = Collector()
-    with call, termination.DuringExecute(call.wake):
+    with call, signals.DuringExecute(call.wake):
         run = call.prepare(collector, interruptible=timeout is not None or item_timeout is not None)
         try:
             run.drive()
@@ -191,7 +191,7 @@ def shutdown() -> None:
 
     Runs in progress in other threads lose their workers. Called at exit, too.
     """
-    pool_module = sys.modules.get("amorsize.backends.process_pool")
+    pool_module = sys.modules.get("amorsize.engines.process.pool")
     pool = getattr(pool_module, "pool", None)  # another thread may be importing it just now
     if pool is not None:
         pool.shutdown()
@@ -233,20 +233,20 @@ def _open_unwatched(
         return None
 
     def choose_for(opening: Opening) -> Chooser:
-        from amorsize.backends.base import Task
-        from amorsize.head_start import make_chooser
+        from amorsize.engines.base import Task
+        from amorsize.running.early_workers import make_chooser
 
         return make_chooser(
             opening,
             Task(func),
             sample_size=checked.sample_size,
             target_chunk_duration=checked.target_chunk_duration,
-            load=lambda: import_module("amorsize.call"),
+            load=lambda: import_module("amorsize.running.call"),
         )
 
     def start_workers(workload: Workload) -> None:
-        if "amorsize.chooser" not in sys.modules:
-            from amorsize.prestart import prestart
+        if "amorsize.planning.planner" not in sys.modules:
+            from amorsize.running.prestart import prestart
 
             prestart(workload)
 

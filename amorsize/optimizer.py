@@ -7,33 +7,24 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
-from amorsize import cost
-from amorsize.arguments import known_length, validate
-from amorsize.chooser import Chooser
-from amorsize.clocks import Clocks, ThreadClocks
-from amorsize.engine import Engine, resolve
-from amorsize.explanation import NAMES, OptimizationResult
-from amorsize.sampling import Sample, draw_sample, sample_together
-from amorsize.system import (
+from amorsize.options import known_length, validate
+from amorsize.planning.clocks import Clocks, ThreadClocks
+from amorsize.planning.engine import resolve
+from amorsize.planning.explanation import OptimizationResult, log_choice
+from amorsize.planning.machine import (
     ENGINES,
     STARTUP,
     StartupCosts,
     SystemFacts,
     engines_here,
-    read_system,
 )
-
-logger = logging.getLogger(__name__)
-
-DEFAULT_THREADS_PER_CORE = 4
-"""Threads a core where the caller asks for threads and nothing was sampled: who names threads
-expects waiting, and too many that wait cost little. At least 8, at most 64."""
+from amorsize.planning.named import choose_named
+from amorsize.planning.planner import Chooser
+from amorsize.planning.sampling import Sample, draw_sample, sample_together
 
 
 def optimize(
@@ -184,74 +175,5 @@ def choose(
     if not again and not return_exceptions:
         sample_together(sample, func, iterator, total, clocks=clocks)
     result = chooser.choose()
-    tell(result, verbose)
+    log_choice(result, verbose)
     return result, sample
-
-
-def tell(result: OptimizationResult, verbose: bool) -> None:
-    """Write the choice to the log, and to stderr where that was asked for."""
-    logger.debug("%s", result)
-    if verbose:
-        sys.stderr.write(result.explain() + "\n")
-
-
-def choose_named(
-    engine: Engine | None,
-    total: int | None,
-    n_jobs: int | None,
-    chunksize: int | None,
-    verbose: bool,
-    *,
-    system: SystemFacts | None = None,
-) -> OptimizationResult:
-    """Fill in what a named executor (or None, with one worker) leaves open; nothing is sampled."""
-    named = Engine("serial") if engine is None else engine
-    result = _named(named, total, n_jobs, chunksize, system)
-    if engine is None:
-        result.reason = "Serial, because one worker was asked for."
-    tell(result, verbose)
-    return result
-
-
-def _named(
-    engine: Engine,
-    total: int | None,
-    n_jobs: int | None,
-    chunksize: int | None,
-    system: SystemFacts | None,
-) -> OptimizationResult:
-    """The executor is the caller's: only what he left open is filled in, and nothing is sampled."""
-    warnings = []
-    named = engine.type
-    ours = named in ENGINES or (engine.workers is None and n_jobs is None)
-    cores = (system or read_system(memory=False)).usable_cores if ours else 1
-    if named == "serial":
-        if n_jobs is not None and n_jobs > 1:
-            warnings.append(f"A serial run has one worker: n_jobs={n_jobs} has no effect.")
-        jobs = 1
-    elif named == "custom" and engine.workers is not None:
-        if n_jobs is not None and n_jobs > engine.workers:
-            warnings.append(
-                f"The executor has {engine.workers} workers: n_jobs={n_jobs} has no effect."
-            )
-        jobs = min(n_jobs or engine.workers, engine.workers)
-    elif n_jobs is not None:
-        jobs = n_jobs  # of Dask, also threads that are still to come
-    elif named == "thread":
-        jobs = min(cost.MAX_THREADS, max(8, DEFAULT_THREADS_PER_CORE * cores))
-    elif engine.workers is not None:
-        jobs = max(1, engine.workers)
-    else:
-        jobs = cores
-    # Not sampled: nothing better is known than that so many can run at once.
-    at_once = jobs if total is None else min(jobs, max(1, total))
-    if named == "process":
-        at_once = min(at_once, cores)
-    return OptimizationResult(
-        n_jobs=jobs,
-        chunksize=chunksize or 1,
-        executor_type=named,
-        estimated_speedup=float(at_once),
-        reason=f"{NAMES[named]}, as asked for.",
-        warnings=warnings,
-    )

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from amorsize import termination
-from amorsize.call import Call
-from amorsize.driving import Driver, require_order
 from amorsize.hooks.manager import HookManager
-from amorsize.sinks import StreamBuffer
+from amorsize.running import signals
+from amorsize.running.background_run import Driver, require_order
+from amorsize.running.call import Call
+from amorsize.running.sinks import StreamBuffer
 
 if TYPE_CHECKING:
-    from amorsize.engine import AnyExecutor
+    from amorsize.planning.engine import AnyExecutor
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -80,7 +80,7 @@ def _consume(call: Call, ordered: bool) -> Iterator[Any]:
     call.begin()
     buffer = StreamBuffer(ordered=ordered)
     driver = Driver(call, buffer)
-    with termination.DuringStream(driver.cancel):
+    with signals.DuringStream(driver.cancel):
         try:
             driver.start()
             for piece in buffer.pieces():

@@ -87,7 +87,7 @@ def kill_one(app: psutil.Process) -> int | None:
     """Send SIGKILL to one worker process of the app; returns its id, None where there is none."""
     for child in app.children():
         try:
-            if any("amorsize.backends.process_worker" in part for part in child.cmdline()):
+            if any("amorsize.engines.process.worker" in part for part in child.cmdline()):
                 child.kill()
                 return child.pid
         except psutil.NoSuchProcess:

@@ -8,10 +8,11 @@ import concurrent.futures.thread  # noqa: F401
 from collections.abc import Iterator
 
 import pytest
-from engines import MODES, Engines, Mode
+from modes import MODES, Engines, Mode
 
-from amorsize import HookManager, get_default_manager, shutdown, user_metrics
+from amorsize import HookManager, get_default_manager, shutdown
 from amorsize.testing import RecordingHook
+from amorsize.workers import user_metrics
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import amorsize
 
 NEEDS = {
-    "amorsize.progress": "tqdm",
+    "amorsize.exporters.progress": "tqdm",
     "amorsize.exporters.datadog": "datadog",
     "amorsize.exporters.prometheus": "prometheus_client",
     "amorsize.exporters.registry": "prometheus_client",

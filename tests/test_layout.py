@@ -1,8 +1,8 @@
-"""The architecture: which module may import which, held by walking the imports.
+"""The architecture: folders are rooms, and imports go down, from room to room, never up.
 
-``LAYERS`` is to be read from top to bottom: a module may import what stands above it and is
-named beside it, nothing else. Imports inside functions count like those at the top of a file;
-those under ``if TYPE_CHECKING:`` do not run, and have a table of their own.
+``ROOMS`` is to be read from top to bottom: what stands in a room may import what stands in the
+same room, or in one above it in this list. Imports inside functions count like those at the top of
+a file; those under ``if TYPE_CHECKING:`` do not run, and may go to any room.
 """
 
 from __future__ import annotations
@@ -24,266 +24,69 @@ import amorsize.hooks
 
 PACKAGE = Path(amorsize.__file__).parent
 
-LAYERS = {
+ROOMS = {
     # The package itself resolves its public names on first use, so importing it imports nothing.
-    "the name": {
-        "amorsize": "",
-    },
-    "words that everyone speaks": {
-        "errors": "",
-        "record": "",
-        "hooks.events": "",
-        "hooks.entries": "errors hooks.events record",
-        "hooks.registration": "hooks.entries hooks.events",
-        "hooks.conditions": "errors hooks.entries hooks.events",
-        "hooks.chains": "errors hooks.entries hooks.events",
-        "hooks.decorators": "hooks.entries hooks.events",
-        "hooks.background": "hooks.entries hooks.events",
-        "hooks.calls": "hooks.background hooks.entries hooks.events",
-        "hooks.config": "errors hooks.chains hooks.conditions hooks.entries hooks.events",
-        "hooks.manager": (
-            "errors hooks.background hooks.calls hooks.conditions hooks.config hooks.decorators "
-            "hooks.entries hooks.events hooks.registration"
-        ),
-        "hooks.default": "hooks.entries hooks.events hooks.manager",
-        "hooks.helpers": "errors hooks.entries hooks.events",
-        "hooks": "",  # it resolves its names on first use, too
-    },
-    "facts": {
-        "engine": "errors record",
-        "arguments": "engine errors record",
-        "system": "errors record",
-        "user_metrics": "errors",
-        "tracing": "record",
-        "chunk_trace": "tracing",
-        "collecting": "chunk_trace record tracing user_metrics",
-        "known_functions": "",
-        "gil_probe": "",
-        "clocks": "record",
-        "span": "errors",
-        "watch": "gil_probe span",
-        "sampling": "clocks collecting gil_probe",
-        "payload": "record sampling",
-    },
-    "decision": {
-        "workload": "known_functions record",
-        "cost": "record workload",
-        "explanation": "cost record",
-        "chooser": "clocks cost explanation gil_probe payload sampling system workload",
-        "opening": ("arguments clocks gil_probe known_functions sampling span watch workload"),
-        "optimizer": "arguments chooser clocks cost engine explanation sampling system",
-    },
-    # A worker process imports process_worker and what that needs; all of it is to stay light.
-    "execution": {
-        "sinks": "",
-        "backends": "",
-        "backends.board": "",
-        "worker": "backends.board collecting errors record span",
-        "chunking": "span",
-        "log_records": "tracing",
-        "backends.base": "collecting errors record worker",
-        "backends.channel": "",
-        "backends.wire": "backends.channel errors worker",
-        "backends.process_worker": (
-            "backends.board backends.channel backends.wire collecting errors log_records worker"
-        ),
-        "backends.process_pool": "backends.board backends.channel errors system",
-        "backends.process": (
-            "backends.base backends.board backends.process_pool backends.wire errors log_records "
-            "system worker"
-        ),
-        "prestart": "backends.process_pool system workload",
-        "backends.serial": "backends.base watch worker",
-        "backends.thread": "backends.base backends.board errors watch worker",
-        "backends.foreign_worker": "backends.board backends.wire collecting log_records worker",
-        "backends.foreign": (
-            "backends.base backends.foreign_worker backends.wire errors log_records tracing worker"
-        ),
-        "backends.futures": (
-            "backends.base backends.board backends.foreign backends.foreign_worker errors worker"
-        ),
-        "backends.dask": "backends.base backends.foreign backends.foreign_worker errors",
-    },
-    # Only the parent process emits events, and only `reporting` builds them.
-    "the run loop": {
-        "reporting": "backends.base hooks.events hooks.manager tracing user_metrics worker",
-        "termination": "",
-        "plan": "engine record worker",
-        "backends.factory": (
-            "backends.base backends.dask backends.futures backends.process backends.serial "
-            "backends.thread plan watch"
-        ),
-        "failures": "backends.base errors termination worker",
-        "head_start": (
-            "backends.base backends.factory chooser engine errors gil_probe known_functions "
-            "opening plan sampling system worker"
-        ),
-        "apart": "",
-        "retries": "worker",
-        "course": "chunking engine opening plan workload",
-        "run": (
-            "apart backends.base backends.factory chunking course errors failures head_start "
-            "log_records plan reporting retries sinks termination worker"
-        ),
-        "progress": "errors hooks",
-    },
-    # Observers know events, never the run loop that sends them.
-    "observers": {
-        "testing": "errors hooks.events hooks.manager",
-        "exporters.sender": "errors",
-        "exporters.base": "errors exporters.sender hooks",
-        "exporters.registry": "errors exporters.base exporters.sender hooks hooks.config",
-        "exporters.metrics": "hooks.events",
-        "exporters.numbers": "exporters.metrics",
-        "exporters.user_numbers": "exporters.metrics exporters.numbers user_metrics",
-        "exporters.exemplars": "exporters.numbers hooks",
-        "exporters.exposition": "exporters.metrics exporters.numbers",
-        "exporters.page": "exporters.exposition exporters.metrics exporters.numbers",
-        "exporters.endpoint": "",
-        "exporters.server": "",
-        "exporters.ports": "",
-        "exporters.textfile": "errors",
-        "exporters.file_sd": "errors exporters.textfile",
-        "exporters.listening": ("errors exporters.file_sd exporters.ports exporters.server"),
-        "exporters.push": (
-            "errors exporters.listening exporters.metrics exporters.page exporters.sender"
-        ),
-        "exporters": "exporters.base exporters.sender",
-        "exporters.totals": (
-            "amorsize exporters.base exporters.exemplars exporters.metrics exporters.numbers "
-            "exporters.user_numbers hooks"
-        ),
-        "exporters.span_budget": "",
-        "exporters.span_writer": "exporters.span_budget tracing",
-        "exporters.instruments": "exporters.metrics exporters.numbers",
-        "exporters.otlp": "errors exporters.sender",
-        "exporters.execution_traces": (
-            "exporters.metrics exporters.numbers exporters.sender exporters.span_budget "
-            "exporters.span_writer hooks tracing"
-        ),
-        "exporters.opentelemetry": (
-            "amorsize chunk_trace errors exporters.base exporters.execution_traces "
-            "exporters.instruments exporters.metrics exporters.numbers exporters.otlp "
-            "exporters.sender exporters.span_writer exporters.totals hooks tracing"
-        ),
-        "exporters.changes": "exporters.metrics exporters.numbers",
-        "exporters.datagrams": "",
-        "exporters.datadog_events": "errors hooks",
-        "exporters.datadog_api": "errors exporters.datadog_events exporters.sender",
-        "exporters.datadog": (
-            "errors exporters.base exporters.changes exporters.datadog_api "
-            "exporters.datadog_events exporters.datagrams exporters.metrics exporters.numbers "
-            "exporters.push exporters.sender exporters.totals exporters.user_numbers hooks"
-        ),
-        "exporters.cloudwatch_data": (
-            "exporters.changes exporters.metrics exporters.numbers exporters.user_numbers "
-            "user_metrics"
-        ),
-        "exporters.emf": "exporters.cloudwatch_data",
-        "exporters.cloudwatch": (
-            "errors exporters.base exporters.changes exporters.cloudwatch_data exporters.emf "
-            "exporters.metrics exporters.numbers exporters.push exporters.sender exporters.totals "
-            "hooks"
-        ),
-        "exporters.prometheus": (
-            "errors exporters.base exporters.endpoint exporters.listening exporters.page "
-            "exporters.push exporters.textfile exporters.totals hooks"
-        ),
-    },
-    # The executor knows exporters by nothing but the environment, which may name some.
-    "the way in": {
-        "environment": ("errors exporters.base exporters.registry hooks.config hooks.manager"),
-        "call": (
-            "arguments backends.base chunking collecting course engine environment errors "
-            "explanation head_start hooks.manager opening optimizer plan progress reporting run "
-            "sampling sinks system worker"
-        ),
-        "driving": "backends.process_pool call errors explanation sinks",
-        "executor": (
-            "arguments backends.base backends.process_pool call environment head_start opening "
-            "prestart sinks termination"
-        ),
-        "streaming": "call driving hooks.manager sinks termination",
-        "aio": "call driving explanation hooks.manager sinks termination",
-    },
+    "the name": "amorsize",
+    "errors": "errors",
+    "what runs inside any worker": "workers",
+    "events, and who is called": "hooks",
+    "what to do with the items": "planning",
+    "where chunks run": "engines",
+    "what observes": "exporters testing",
+    "the arguments of a run": "options",
+    "the one loop": "running",
+    "arguments in, results out": "optimizer executor streaming aio",
     # These use amorsize as anybody would, through its public names.
-    "programs": {
-        "demo": "",
-        "demo.sources": "errors",
-        "demo.stages": "demo.sources",
-        "demo.service": "demo.sources",
-        "demo.cluster": "errors",
-        "demo.report": "amorsize",
-        "demo.run": (
-            "amorsize demo.cluster demo.report demo.service demo.sources demo.stages errors "
-            "exporters.listening exporters.prometheus hooks"
-        ),
-        "dashboards": "errors",
-        "cli": "amorsize dashboards demo.run errors",
-        "__main__": "cli",
-    },
+    "programs": "demo dashboards",
+    "the command line": "cli",
+    "python -m amorsize": "__main__",
 }
+"""Every room, from the ground up, with the folders and modules that it is made of."""
 
-TYPES_ONLY = {
-    "plan": "backends.base chunking",
-    "reporting": "plan",
-    "amorsize": (
-        "aio errors executor explanation exporters.cloudwatch exporters.datadog "
-        "exporters.opentelemetry exporters.prometheus exporters.registry hooks optimizer "
-        "streaming user_metrics"
-    ),
-    "hooks": (
-        "hooks.chains hooks.conditions hooks.default hooks.entries hooks.events hooks.helpers "
-        "hooks.manager hooks.registration"
-    ),
-    "hooks.config": "hooks.manager",
-    "cost": "system",
-    "workload": "payload sampling",
-    "aio": "engine",
-    "executor": "chooser engine explanation hooks.manager workload",
-    "opening": "chooser collecting explanation plan",
-    "streaming": "engine",
-    "explanation": "cost sampling system workload",
+FORBIDDEN_DOORS = {
+    # Observers know events, never the engines and the plans that these come from.
+    "exporters": "planning engines",
+    "testing": "planning engines",
 }
+"""What a room does not import although it stands above it."""
 
 THIRD_PARTY = {
-    "system": "psutil",
-    "chunk_trace": "opentelemetry",
-    "payload": "cloudpickle",
-    "backends.dask": "distributed",
-    "backends.wire": "cloudpickle",
+    "planning.machine": "psutil",
+    "workers.otel_context": "opentelemetry",
+    "planning.pickling": "cloudpickle",
+    "engines.external.dask": "distributed",
+    "engines.process.protocol": "cloudpickle",
     "demo.cluster": "distributed",
-    "engine": "distributed",
-    "progress": "tqdm",
-    "exporters.execution_traces": "opentelemetry",
-    "exporters.instruments": "opentelemetry",
-    "exporters.opentelemetry": "opentelemetry",
-    "exporters.otlp": "opentelemetry",
-    "exporters.span_writer": "opentelemetry",
-    "exporters.cloudwatch": "boto3 botocore",
-    "exporters.datadog": "datadog",
-    "exporters.datagrams": "datadog",
-    "exporters.page": "prometheus_client",
-    "exporters.ports": "psutil",
-    "exporters.file_sd": "psutil",
-    "exporters.prometheus": "prometheus_client",
+    "planning.engine": "distributed",
+    "exporters.progress": "tqdm",
+    "exporters.opentelemetry.execution_traces": "opentelemetry",
+    "exporters.opentelemetry.instruments": "opentelemetry",
+    "exporters.opentelemetry.exporter": "opentelemetry",
+    "exporters.opentelemetry.otlp": "opentelemetry",
+    "exporters.opentelemetry.span_writer": "opentelemetry",
+    "exporters.cloudwatch.exporter": "boto3 botocore",
+    "exporters.datadog.exporter": "datadog",
+    "exporters.datadog.datagrams": "datadog",
+    "exporters.prometheus.page": "prometheus_client",
+    "exporters.prometheus.ports": "psutil",
+    "exporters.prometheus.file_sd": "psutil",
+    "exporters.prometheus.exporter": "prometheus_client",
 }
 
 IMPORTED_BEHIND_ITS_PACKAGE = {
-    "chunk_trace",
-    "exporters.execution_traces",
-    "exporters.instruments",
-    "exporters.otlp",
-    "exporters.span_writer",
+    "workers.otel_context",
+    "exporters.opentelemetry.execution_traces",
+    "exporters.opentelemetry.instruments",
+    "exporters.opentelemetry.otlp",
+    "exporters.opentelemetry.span_writer",
 }
 """Modules that subclass a package's classes, and are themselves imported by the function that has
 found the package there."""
 
 PRINTS = ("cli", "demo")
 FORBIDDEN_NAMES = {"utils", "util", "common", "misc", "helpers"}
-MAX_LINES = 500
 
-ALLOWED = {module: set(row.split()) for rows in LAYERS.values() for module, row in rows.items()}
+FLOOR = {name: floor for floor, names in enumerate(ROOMS.values()) for name in names.split()}
 
 
 @dataclass
@@ -364,33 +167,41 @@ def foreign(names: set[str]) -> set[str]:
     return tops - {"amorsize"} - set(sys.stdlib_module_names)
 
 
-# --- the table ----
+# --- the rooms ----
 
 
-def test_the_table_has_a_row_for_every_module_and_no_other() -> None:
-    """A new module has to find its place in the architecture first."""
-    assert set(ALLOWED) == set(FILES)
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
 
 
-def test_every_row_builds_on_rows_above_it_alone() -> None:
-    """Read from top to bottom, the table has no cycle."""
-    known: set[str] = set()
-    for module, allowed in ALLOWED.items():
-        assert allowed <= known, f"{module} imports from below: {sorted(allowed - known)}"
-        known.add(module)
+def test_every_module_stands_in_a_room() -> None:
+    """A new folder has to find its place in the architecture first."""
+    assert {room_of(module) for module in FILES} == set(FLOOR)
 
 
 @pytest.mark.parametrize("module", FILES)
-def test_a_module_imports_what_its_row_allows(module: str) -> None:
+def test_imports_go_down(module: str) -> None:
     """Imports inside of functions included."""
-    assert own(imports_of(module).running) <= ALLOWED.get(module, set())
+    room = room_of(module)
+    imported = {room_of(name) for name in own(imports_of(module).running)} - {room, "amorsize"}
+    upward = {name for name in imported if FLOOR[name] >= FLOOR[room]}
+    closed = imported & set(FORBIDDEN_DOORS.get(room, "").split())
+    assert not upward, f"{module} imports from above, or beside it: {sorted(upward)}"
+    assert not closed, f"{module} imports what it is not to know: {sorted(closed)}"
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_a_module_imports_for_its_annotations_what_its_row_allows(module: str) -> None:
-    """What runs may be annotated; beyond that the table of types says more."""
-    allowed = ALLOWED.get(module, set()) | set(TYPES_ONLY.get(module, "").split())
-    assert own(imports_of(module).types_only) <= allowed
+def test_no_modules_import_each_other() -> None:
+    """Not by way of others, nor inside functions: each can be read after those that it imports."""
+    edges = {
+        module: {name for name in own(imports_of(module).running) if name in FILES} - {module}
+        for module in FILES
+    }
+    done: set[str] = set()
+    while len(done) < len(edges):
+        ready = {name for name in edges if name not in done and edges[name] <= done}
+        left = sorted(set(edges) - done)
+        assert ready, f"some of these import each other: {left}"
+        done |= ready
 
 
 @pytest.mark.parametrize("module", FILES)
@@ -430,12 +241,6 @@ def test_a_module_is_named_after_its_concept(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", FILES)
-def test_a_module_is_no_longer_than_500_lines(module: str) -> None:
-    """What is longer holds two concepts."""
-    assert len(FILES[module].read_text(encoding="utf-8").splitlines()) <= MAX_LINES
-
-
-@pytest.mark.parametrize("module", FILES)
 def test_only_the_command_line_prints(module: str) -> None:
     """A library writes to its logger."""
     if module.partition(".")[0] in PRINTS:
@@ -445,6 +250,8 @@ def test_only_the_command_line_prints(module: str) -> None:
 
 
 # --- what importing costs ----
+
+ROOM_NAMES = {f"amorsize.{name}" for name, path in FILES.items() if path.name == "__init__.py"}
 
 SDKS = {"prometheus_client", "opentelemetry", "datadog", "boto3", "distributed", "dask", "tqdm"}
 HEAVY = {"psutil", "cloudpickle", "multiprocessing", "subprocess", "concurrent"}
@@ -491,20 +298,21 @@ def test_a_run_that_is_over_at_once_loads_nothing_that_plans_runs_or_tells() -> 
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
     )
     loaded = {name for name in done.stdout.split() if name.startswith("amorsize.")}
-    assert loaded == {
-        "amorsize.arguments",
-        "amorsize.engine",
-        "amorsize.environment",
+    assert loaded - ROOM_NAMES == {
+        "amorsize.options",
+        "amorsize.planning.engine",
+        "amorsize.running.environment",
         "amorsize.executor",
-        "amorsize.gil_probe",
-        "amorsize.known_functions",
-        "amorsize.opening",
-        "amorsize.record",
-        "amorsize.sampling",
-        "amorsize.span",
-        "amorsize.clocks",
-        "amorsize.watch",
-        "amorsize.workload",
+        "amorsize.planning.gil_probe",
+        "amorsize.planning.known_functions",
+        "amorsize.running.first_items",
+        "amorsize.workers.record",
+        "amorsize.planning.sampling",
+        "amorsize.workers.slices",
+        "amorsize.planning.clocks",
+        "amorsize.workers.pass_monitor",
+        "amorsize.workers.thread_cache",
+        "amorsize.planning.workload",
     }
     unwanted = {"dataclasses", "inspect", "logging", "multiprocessing", "pickle", "subprocess"}
     assert not unwanted & set(done.stdout.split())
@@ -524,7 +332,7 @@ def test_a_run_without_hooks_loads_nothing_that_surrounds_one() -> None:
 
 def test_a_worker_process_imports_no_more_than_it_needs() -> None:
     """What runs chunks elsewhere starts fast: no optimizer, no exporter, no psutil."""
-    script = "import amorsize.backends.process_worker, sys\n"
+    script = "import amorsize.engines.process.worker, sys\n"
     done = subprocess.run(
         [sys.executable, "-c", script + "print(*sys.modules)"],
         capture_output=True,
@@ -533,19 +341,18 @@ def test_a_worker_process_imports_no_more_than_it_needs() -> None:
         check=True,
     )
     loaded = {name for name in done.stdout.split() if name.startswith("amorsize.")}
-    assert loaded == {
-        "amorsize.backends",
-        "amorsize.backends.board",
-        "amorsize.backends.channel",
-        "amorsize.backends.process_worker",
-        "amorsize.backends.wire",
-        "amorsize.collecting",
+    assert loaded - ROOM_NAMES == {
+        "amorsize.workers.item_slots",
+        "amorsize.engines.process.connection",
+        "amorsize.engines.process.worker",
+        "amorsize.engines.process.protocol",
+        "amorsize.workers.collectors",
         "amorsize.errors",
-        "amorsize.log_records",
-        "amorsize.record",
-        "amorsize.span",
-        "amorsize.tracing",
-        "amorsize.worker",
+        "amorsize.workers.log_records",
+        "amorsize.workers.record",
+        "amorsize.workers.slices",
+        "amorsize.workers.trace_link",
+        "amorsize.workers.chunk",
     }
     assert not {"cloudpickle", "dataclasses", "inspect", "psutil"} & set(done.stdout.split())
 

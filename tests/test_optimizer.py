@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 import amorsize
-from amorsize.clocks import Clocks
 from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.optimizer import OptimizationResult, choose, optimize
-from amorsize.sampling import GilProbe, Sample
-from amorsize.system import StartupCosts, SystemFacts
+from amorsize.planning.clocks import Clocks
+from amorsize.planning.machine import StartupCosts, SystemFacts
+from amorsize.planning.sampling import GilProbe, Sample
 
 FOUR = SystemFacts.of(4, total_bytes=16 << 30, available_bytes=8 << 30)
 
@@ -121,7 +121,7 @@ def test_releasing_the_gil_gets_threads(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_tiny_work_is_serial_and_the_machine_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten additions."""
-    monkeypatch.setattr("amorsize.chooser.read_system", lambda **_: pytest.fail("looked"))
+    monkeypatch.setattr("amorsize.planning.planner.read_system", lambda **_: pytest.fail("looked"))
     result, sample = chosen(increment, range(10), 10, system=None)
     assert (result.executor_type, result.n_jobs, result.estimated_speedup) == ("serial", 1, 1.0)
     assert sample is not None
@@ -341,7 +341,7 @@ def test_verbose_tells_stderr(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_choice_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """For debugging, without a payload."""
-    with caplog.at_level(logging.DEBUG, logger="amorsize.optimizer"):
+    with caplog.at_level(logging.DEBUG, logger="amorsize.planning"):
         optimize(increment, [1, 2])
     assert "serial, n_jobs=1" in caplog.text
 
@@ -351,8 +351,8 @@ def test_a_long_run_measures_the_start_of_processes(monkeypatch: pytest.MonkeyPa
     measured: list[str] = []
     costs = StartupCosts()
     monkeypatch.setattr("amorsize.optimizer.STARTUP", costs)
-    monkeypatch.setattr("amorsize.chooser.STARTUP", costs)
-    monkeypatch.setattr("amorsize.chooser.measure_startup", measured.append)
+    monkeypatch.setattr("amorsize.planning.planner.STARTUP", costs)
+    monkeypatch.setattr("amorsize.planning.planner.measure_startup", measured.append)
     clocks, func = ticking(0.01)
     for again, expected in ((False, []), (True, ["process"])):
         chosen(func, range(1000), 1000, clocks=clocks, startup=None, again=again)

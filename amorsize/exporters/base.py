@@ -347,7 +347,7 @@ def in_child_process() -> bool:
     # While a child imports __main__ it has no parent_process() yet; multiprocessing knows it by
     # this attribute, from which it tells the user of the missing main guard.
     is_importing_main = getattr(multiprocessing.current_process(), "_inheriting", False)
-    workers = ("amorsize.backends.process_worker", "amorsize.backends.foreign_worker")
+    workers = ("amorsize.engines.process.worker", "amorsize.engines.external.worker")
     return (
         is_importing_main
         or multiprocessing.parent_process() is not None

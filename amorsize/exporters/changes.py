@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from amorsize.exporters.metrics import Kind, Metric
-from amorsize.exporters.numbers import Exemplar, Histogram, Labels, Numbers, Series
+from amorsize.exporters.series import Exemplar, Histogram, Labels, Numbers, Series
 
 Change: TypeAlias = tuple[Metric, Labels, float]
 """A row, the values of its labels, and by how much it grew or what it is now."""

@@ -33,7 +33,7 @@ def on(
         >>> amorsize.get_default_manager().unregister_all()
         1
     """
-    worker = sys.modules.get("amorsize.backends.process_worker")
+    worker = sys.modules.get("amorsize.engines.process.worker")
     if getattr(worker, "serving", False):
         return lambda decorated: decorated
     return get_default_manager().on(

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.hooks.events import HookContext, HookEvent
-from amorsize.record import Record
+from amorsize.workers.record import Record
 
 Hook: TypeAlias = Callable[[HookContext], object]
 """A hook is any callable that takes one :class:`HookContext`, an ``async def`` function

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 import amorsize
 from amorsize import HookContext, HookEvent, HookManager
-from amorsize.exporters.prometheus import PrometheusExporter
+from amorsize.exporters.prometheus.exporter import PrometheusExporter
 from benchmarks.harness import Contender, Contenders, figure, timed
 
 FUNCTIONS = 100

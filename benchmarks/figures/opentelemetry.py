@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 
 import amorsize
 from amorsize import HookContext, HookEvent, HookManager
-from amorsize.exporters.opentelemetry import OpenTelemetryExporter
+from amorsize.exporters.opentelemetry.exporter import OpenTelemetryExporter
 from benchmarks.harness import Contender, Contenders, figure, timed
 
 CHUNKS = 500

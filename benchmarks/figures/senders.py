@@ -15,10 +15,10 @@ from typing import Any
 import amorsize
 from amorsize import HookContext, HookEvent, HookManager
 from amorsize.exporters import Exporter
-from amorsize.exporters.cloudwatch import CloudWatchExporter
-from amorsize.exporters.datadog import DatadogExporter
-from amorsize.exporters.opentelemetry import OpenTelemetryExporter
-from amorsize.exporters.prometheus import PrometheusExporter
+from amorsize.exporters.cloudwatch.exporter import CloudWatchExporter
+from amorsize.exporters.datadog.exporter import DatadogExporter
+from amorsize.exporters.opentelemetry.exporter import OpenTelemetryExporter
+from amorsize.exporters.prometheus.exporter import PrometheusExporter
 from benchmarks.figures.opentelemetry import providers
 from benchmarks.harness import Contender, Contenders, figure, timed
 

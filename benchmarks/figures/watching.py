@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import amorsize
 from amorsize import HookContext, HookEvent, HookManager
-from amorsize.exporters.prometheus import PrometheusExporter
+from amorsize.exporters.prometheus.exporter import PrometheusExporter
 from benchmarks.harness import Contender, Contenders, figure, timed
 
 CHUNKS = 500

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from amorsize.exporters.cloudwatch_data import dimension_name
+from amorsize.exporters.cloudwatch.data import dimension_name
 from amorsize.exporters.metrics import METRICS
 
 _DATADOG = re.compile(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from amorsize.exporters import metrics
-from amorsize.exporters.cloudwatch_data import dimension_name
+from amorsize.exporters.cloudwatch.data import dimension_name
 from amorsize.exporters.metrics import STATUSES, Kind, Metric
 
 NAMESPACE = "Amorsize"

@@ -24,7 +24,7 @@ from typing import Any
 from opentelemetry.sdk.trace import TracerProvider
 
 from amorsize import HookManager
-from amorsize.exporters.prometheus import PrometheusExporter
+from amorsize.exporters.prometheus.exporter import PrometheusExporter
 
 from . import lint
 from .ask import View

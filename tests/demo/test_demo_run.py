@@ -12,8 +12,8 @@ from amorsize.demo.run import Options, run_round
 from amorsize.demo.sources import Sources, find_sources
 from amorsize.demo.stages import Answer, Measures, Packed
 from amorsize.errors import AmorsizeError, PortInUseError
-from amorsize.exporters import listening
-from amorsize.exporters.prometheus import PrometheusExporter
+from amorsize.exporters.prometheus import listening
+from amorsize.exporters.prometheus.exporter import PrometheusExporter
 
 NO_WAIT = (0.001, 0.002)
 

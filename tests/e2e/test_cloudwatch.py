@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from exporters.backends import hanging_port
-from exporters.cloudwatch import assert_within_limits
+from exporters.cloudwatch.client import assert_within_limits
 
 import amorsize
 from amorsize import HookEvent, HookManager
-from amorsize.exporters.cloudwatch import CloudWatchExporter
+from amorsize.exporters.cloudwatch.exporter import CloudWatchExporter
 from amorsize.testing import RecordingHook
 
 from .backends import free_port, poll

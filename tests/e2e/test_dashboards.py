@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 import yaml
-from exporters.cloudwatch import Client
+from exporters.cloudwatch.client import Client
 from exporters.dogstatsd import Agent
 from opentelemetry.sdk.trace import TracerProvider
 from PIL import Image
 
 import amorsize
 from amorsize import HookManager
-from amorsize.exporters.cloudwatch import CloudWatchExporter
-from amorsize.exporters.datadog import DatadogExporter
-from amorsize.exporters.prometheus import PrometheusExporter
+from amorsize.exporters.cloudwatch.exporter import CloudWatchExporter
+from amorsize.exporters.datadog.exporter import DatadogExporter
+from amorsize.exporters.prometheus.exporter import PrometheusExporter
 from dashboards.generator import asked, lint, pictures
 from dashboards.generator.ask import View, conditions
 from dashboards.generator.lint import Place

@@ -17,7 +17,7 @@ from exporters.dogstatsd import Agent, hanging_agent
 
 import amorsize
 from amorsize import HookEvent, HookManager
-from amorsize.exporters.datadog import DatadogExporter
+from amorsize.exporters.datadog.exporter import DatadogExporter
 from amorsize.testing import RecordingHook
 
 from .test_prometheus_exact import ITEMS, KILLER, Ledger, Work

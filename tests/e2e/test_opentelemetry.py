@@ -12,7 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from amorsize import __version__
 from amorsize.exporters.metrics import CHUNK_DURATION, EXECUTION_DURATION, METRICS, Kind
-from amorsize.exporters.opentelemetry import SCHEMA_URL
+from amorsize.exporters.opentelemetry.exporter import SCHEMA_URL
 
 from .otlp import (
     OtlpDouble,

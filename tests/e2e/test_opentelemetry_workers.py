@@ -227,7 +227,7 @@ def test_of_more_spans_than_travel_the_rest_is_counted_and_none_is_orphaned(
     source = (
         PRELUDE
         + """
-from amorsize.exporters.opentelemetry import OpenTelemetryExporter
+from amorsize.exporters.opentelemetry.exporter import OpenTelemetryExporter
 
 tracer = trace.get_tracer("user")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from amorsize.exporters.prometheus import PrometheusExporter
+from amorsize.exporters.prometheus.exporter import PrometheusExporter
 from amorsize.hooks import HookContext, HookEvent, HookManager
 
 from .backends import PrometheusServer, require_binary

@@ -15,7 +15,7 @@ import pytest
 
 import amorsize
 from amorsize import HookManager
-from amorsize.exporters.prometheus import PrometheusExporter
+from amorsize.exporters.prometheus.exporter import PrometheusExporter
 
 from .backends import PrometheusServer
 

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 import amorsize
 from amorsize import HookManager
-from amorsize.exporters.prometheus import PrometheusExporter
+from amorsize.exporters.prometheus.exporter import PrometheusExporter
 
 from .backends import SCRAPE_SECONDS, PrometheusServer, poll
 

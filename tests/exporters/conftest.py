@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from amorsize.exporters.prometheus import PrometheusExporter
+from amorsize.exporters.prometheus.exporter import PrometheusExporter
 from amorsize.hooks import HookManager
 
 from .certificates import Certificates, make_certificates

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Sampler
 
 import amorsize
 from amorsize import HookEvent, HookManager
-from amorsize.exporters.opentelemetry import OpenTelemetryExporter
+from amorsize.exporters.opentelemetry.exporter import OpenTelemetryExporter
 from amorsize.testing import RecordingHook
 
 

@@ -194,7 +194,7 @@ def test_it_is_inert_in_a_forked_child(recorder):
 def test_it_is_inert_in_amorsizes_own_workers(manager, monkeypatch):
     """A worker that imports a module which enables an exporter attaches nothing."""
     monkeypatch.setitem(
-        sys.modules, "amorsize.backends.process_worker", type("worker", (), {"serving": True})
+        sys.modules, "amorsize.engines.process.worker", type("worker", (), {"serving": True})
     )
     assert in_child_process()
     with Recorder().attach(manager) as recorder:

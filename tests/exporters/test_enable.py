@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 import amorsize
-from amorsize import environment
 from amorsize.errors import (
     ExporterError,
     InvalidTypeError,
@@ -28,8 +27,9 @@ from amorsize.errors import (
 )
 from amorsize.exporters import registry
 from amorsize.exporters.base import close_all
-from amorsize.exporters.prometheus import PrometheusExporter
+from amorsize.exporters.prometheus.exporter import PrometheusExporter
 from amorsize.hooks import HookEvent, get_default_manager
+from amorsize.running import environment
 
 from .backends import Backend
 

@@ -17,11 +17,11 @@ import dask
 import distributed
 import pytest
 from dask_cluster import DaskCluster
-from engines import LOCAL_CLUSTER, Engines
+from modes import LOCAL_CLUSTER, Engines
 
 import amorsize
 from amorsize import HookEvent, HookManager
-from amorsize.backends.dask import DaskBackend
+from amorsize.engines.external.dask import DaskBackend
 from amorsize.errors import (
     ExecutionError,
     ExecutionTimeoutError,

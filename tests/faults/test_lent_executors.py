@@ -18,12 +18,12 @@ from typing import Any
 
 import loky
 import pytest
-from engines import FOREIGN_MODES, Mode
 from exporters.spans import Traces
+from modes import FOREIGN_MODES, Mode
 
 import amorsize
 from amorsize import HookEvent, HookManager
-from amorsize.backends import foreign_worker, futures
+from amorsize.engines.external import futures, worker
 from amorsize.errors import (
     ExecutionError,
     ExecutionTimeoutError,
@@ -440,7 +440,7 @@ def test_a_large_function_travels_with_the_first_chunks_alone() -> None:
 
     def forget_half_way(x: int) -> int:
         if x == 50:
-            foreign_worker._tasks.clear()  # as in a worker that is new
+            worker._tasks.clear()  # as in a worker that is new
         return len(table) + x
 
     with Pickling(2) as executor:
@@ -455,15 +455,15 @@ def test_functions_of_earlier_runs_do_not_pile_up_in_a_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A few are kept, for runs that go on side by side; of large ones the last alone."""
-    monkeypatch.setattr(foreign_worker, "MAX_FUNCTIONS_BYTES", 10_000)
+    monkeypatch.setattr(worker, "MAX_FUNCTIONS_BYTES", 10_000)
     with Pickling(1) as executor:
         for _ in range(10):
             amorsize.execute(lambda x: x, [1], executor=executor)
-        assert len(foreign_worker._tasks) == foreign_worker.MAX_FUNCTIONS
+        assert len(worker._tasks) == worker.MAX_FUNCTIONS
         table = bytes(20_000)
         for _ in range(2):
             amorsize.execute(lambda x: len(table), [1], executor=executor)
-        assert len(foreign_worker._tasks) == 1
+        assert len(worker._tasks) == 1
 
 
 # --- clocks ----------------------------------------------------------------------------------
@@ -572,7 +572,7 @@ def test_log_records_come_home(lent: Mode, caplog: pytest.LogCaptureFixture) -> 
 
 def look_around(x: int) -> tuple[bool, tuple[str, ...], int]:
     from amorsize.exporters.base import in_child_process
-    from amorsize.system import engines_here
+    from amorsize.planning.machine import engines_here
 
     inner = amorsize.execute(abs, range(3), executor="process")
     return in_child_process(), engines_here(), len(inner)

@@ -11,8 +11,8 @@ import pytest
 
 import amorsize
 from amorsize import HookEvent, HookManager
-from amorsize.log_records import MAX_RECORDS, MAX_TEXT
 from amorsize.testing import RecordingHook
+from amorsize.workers.log_records import MAX_RECORDS, MAX_TEXT
 
 
 def run(func: Any, data: Any, **options: Any) -> Any:

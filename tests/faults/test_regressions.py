@@ -358,7 +358,7 @@ def test_a_choice_inside_a_worker_proposes_no_processes() -> None:
     """The workers of the outer run have the cores already."""
 
     def nested(_: int) -> list[str]:
-        from amorsize.system import engines_here
+        from amorsize.planning.machine import engines_here
 
         return list(engines_here())
 

@@ -12,14 +12,16 @@ from typing import Any
 import pytest
 
 import amorsize
-from amorsize import HookContext, HookEvent, HookManager, reporting, system, termination
-from amorsize.backends.process_pool import pool
-from amorsize.exporters.prometheus import PrometheusExporter
+from amorsize import HookContext, HookEvent, HookManager
+from amorsize.engines.process.pool import pool
+from amorsize.exporters.prometheus.exporter import PrometheusExporter
+from amorsize.planning import machine
+from amorsize.running import reporter, signals
 from amorsize.testing import RecordingHook, assert_contract
 
-TELLING = ("amorsize.reporting", "amorsize.hooks.manager")
+TELLING = ("amorsize.running.reporter", "amorsize.hooks.manager")
 WRAPPED = (*TELLING, "amorsize.hooks.calls", "amorsize.hooks.entries")
-RUNNING = ("amorsize.run", "amorsize.sinks", "amorsize.chunking")
+RUNNING = ("amorsize.running.loop", "amorsize.running.sinks", "amorsize.running.input")
 
 
 def trace_lines(modules: tuple[str, ...], at_line: Callable[[int, FrameType], None]) -> Any:
@@ -82,9 +84,9 @@ def test_ctrl_c_at_any_line_keeps_the_contract(
 ) -> None:
     """It is raised, also by a run that fails just then; until then all events agree."""
     interrupted: list[FrameType] = []
-    is_telling = termination._is_telling
+    is_telling = signals._is_telling
     # The handler is called in the trace function's frame; that of the line is meant.
-    monkeypatch.setattr(termination, "_is_telling", lambda _: is_telling(interrupted.pop()))
+    monkeypatch.setattr(signals, "_is_telling", lambda _: is_telling(interrupted.pop()))
     lines = count_lines(modules, function)
     assert lines > 50
     for line in range(lines):
@@ -114,8 +116,8 @@ def test_sigterm_ends_the_process_whatever_else_the_run_ends_with(
 ) -> None:
     """It came while something was told, which it did not interrupt."""
     ended: list[bool] = []
-    monkeypatch.setattr(termination, "_end_by_signal", lambda: ended.append(True))
-    monkeypatch.setattr(termination, "_is_telling", lambda _: True)
+    monkeypatch.setattr(signals, "_end_by_signal", lambda: ended.append(True))
+    monkeypatch.setattr(signals, "_is_telling", lambda _: True)
     hooks = HookManager()
 
     def ask(context: HookContext) -> None:
@@ -125,7 +127,7 @@ def test_sigterm_ends_the_process_whatever_else_the_run_ends_with(
             signal.raise_signal(also)
 
     registration = hooks.register(HookEvent.ON_ERROR, ask)
-    with pytest.raises(termination.Terminated):
+    with pytest.raises(signals.Terminated):
         amorsize.execute(refuse, [1], executor="serial", hooks=hooks)
     assert ended == [True]
 
@@ -136,10 +138,10 @@ def test_ctrl_c_in_a_nested_run_is_raised_where_that_ends() -> None:
     went_on: list[int] = []
 
     def at_the_end(frame: FrameType, event: str, argument: object) -> None:
-        if frame.f_code is reporting.Reporter.post_execute.__code__:
+        if frame.f_code is reporter.Reporter.post_execute.__code__:
             sys.settrace(None)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(termination, "_is_telling", lambda _: True)
+                patch.setattr(signals, "_is_telling", lambda _: True)
                 signal.raise_signal(signal.SIGINT)
 
     def nest(item: int) -> None:
@@ -173,7 +175,7 @@ def test_a_stream_is_ended_over_any_lock_that_its_ender_holds() -> None:
     assert next(stream) == 1
 
     def end() -> None:
-        with hooks._lock, pool._lock, system._cores_lock, system.STARTUP._lock, exporter._lock:
+        with hooks._lock, pool._lock, machine._cores_lock, machine.STARTUP._lock, exporter._lock:
             stream.close()
 
     ender = threading.Thread(target=end, daemon=True)

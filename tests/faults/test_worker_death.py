@@ -57,7 +57,7 @@ DEATHS: list[tuple[Callable[[int], int], int]] = [
 ]
 
 
-@pytest.mark.parametrize(("func", "exit_code"), DEATHS, ids=lambda value: str(value))
+@pytest.mark.parametrize(("func", "exit_code"), DEATHS, ids=[func.__name__ for func, _ in DEATHS])
 def test_a_death_ends_the_run_and_names_exit_code_chunk_and_item(
     func: Callable[[int], int], exit_code: int, hooks: HookManager, recorder: RecordingHook
 ) -> None:

@@ -421,7 +421,7 @@ if __name__ == "__main__":
 
 HEARD = """
 import os, sys
-os.write(1, f"imported {'amorsize.backends.process_worker' in sys.modules}\\n".encode())
+os.write(1, f"imported {'amorsize.engines.process.worker' in sys.modules}\\n".encode())
 def tell(context):
     os.write(1, f"{context.event} {context.metadata['status']}\\n".encode())
 """

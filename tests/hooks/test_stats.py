@@ -159,7 +159,7 @@ def test_the_measuring_ends_with_the_last_exporter_that_shows_it(hooks: HookMana
 def test_prometheus_shows_the_hooks_of_a_run() -> None:
     """A hook of the program's own, by its name."""
     prometheus_client = pytest.importorskip("prometheus_client")
-    from amorsize.exporters.prometheus import PrometheusExporter
+    from amorsize.exporters.prometheus.exporter import PrometheusExporter
 
     registry = prometheus_client.CollectorRegistry()
     with PrometheusExporter(port=0, registry=registry).attach():

@@ -1,1 +1,0 @@
-"""The engines that chunks run on: one module each, one interface (``base``)."""

@@ -1,0 +1,1 @@
+"""Where chunks run, behind one interface: :class:`amorsize.engines.base.Backend`."""

@@ -1,0 +1,1 @@
+"""Executors that the caller owns: ``concurrent.futures`` and Dask."""

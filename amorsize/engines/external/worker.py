@@ -1,0 +1,273 @@
+"""What runs in the worker of an executor that is not ours: a chunk, from arrival to reply.
+
+Such a worker may be a process of a pool, a thread of a Dask worker on another machine, or, where
+an executor pickles for itself alone, a thread of the calling process. Nothing is known of it but
+that it can import amorsize. A reply is one of
+
+::
+
+    ("outcome", place, header, results)   as ``protocol.pack_outcome`` made header and results
+    ("missing", place)                    the function was not sent along, and is not here
+    ("unusable", place, text)             the function does not unpickle here
+"""
+
+from __future__ import annotations
+
+import contextvars
+import json
+import logging
+import os
+import pickle
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
+
+from amorsize.engines.process import protocol
+from amorsize.workers.chunk import (
+    HOSTNAME,
+    Chunk,
+    ChunkOutcome,
+    run_chunk,
+    unreadable,
+)
+from amorsize.workers.collectors import Collect
+from amorsize.workers.item_slots import BOARD_SLOTS
+from amorsize.workers.log_records import RecordKeeper, keep_records
+
+serving = False
+"""Whether this process has run a chunk for another one: no exporter opens here from then on, and
+nested runs start no worker processes."""
+
+MAX_FUNCTIONS = 4
+MAX_FUNCTIONS_BYTES = 1 << 28
+"""Functions kept in a worker process, and how large they may be together, pickled: those of the
+executions that were here last. The last one is kept, however large."""
+
+_LOOK_SECONDS = 0.05
+"""How often a chunk looks whether its run has been given up."""
+
+_process = os.urandom(8)
+"""Tells this process from those of other machines; a forked child has another pid."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a chunk ran.
+
+    Attributes:
+        hostname, pid, thread: who it was; ``thread`` is the thread's identifier.
+        thread_name: its name.
+        details: what else the events tell of this worker.
+    """
+
+    hostname: str
+    pid: int
+    thread: int
+    thread_name: str = field(compare=False)
+    details: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+Reply: TypeAlias = tuple[str, Place, *tuple[Any, ...]]
+Note: TypeAlias = Callable[[Place, int], object]
+"""Tells the parent that a place begins a chunk."""
+
+
+def here(**details: Any) -> Place:
+    """Say where this is."""
+    thread = threading.current_thread()
+    return Place(HOSTNAME, os.getpid(), threading.get_ident(), thread.name, details)
+
+
+def origin() -> tuple[bytes, int]:
+    """Name this process, so that a chunk knows whether it has left it."""
+    return _process, os.getpid()
+
+
+@dataclass(slots=True)
+class TaskSettings:
+    """What every chunk of an execution has in common, beside the function; pickles."""
+
+    return_exceptions: bool
+    collect: Collect
+    log_levels: dict[str, int]
+
+
+@dataclass(slots=True)
+class PackedChunk:
+    """A chunk on its way; call it where it is to run.
+
+    Attributes:
+        key: names the execution.
+        origin: the process that it comes from.
+        task: pickled: the :class:`TaskSettings` and the pickled function; None where they should
+            be there already.
+        chunk_id, start, size: as in the :class:`~amorsize.workers.chunk.Chunk`.
+        items: pickled.
+        notes: a named pipe on this machine that begun chunks are told to, or "".
+    """
+
+    key: str
+    origin: tuple[bytes, int]
+    task: bytes | None
+    chunk_id: int
+    start: int
+    size: int
+    items: bytes
+    notes: str = ""
+
+    def __call__(self) -> Reply:
+        note = _pipe_note(self.notes) if self.notes else None
+        stopped = _gone(self.notes) if self.notes else None
+        run = partial(self.run, here(), note=note, stopped=stopped)
+        token, pid = self.origin
+        forked = token == _process and pid != os.getpid()
+        return _clean_context().run(run) if forked else run()
+
+    def run(self, place: Place, *, note: Note | None, stopped: Callable[[], bool] | None) -> Reply:
+        """Run it in this thread; see :func:`amorsize.workers.chunk.run_chunk` for ``stopped``."""
+        away = self.origin != origin()
+        if away:
+            global serving
+            serving = True
+        try:
+            task = _find_task(self.key, self.task, away)
+        except Exception as error:
+            return "unusable", place, f"{type(error).__name__}: {error}"
+        if task is None:
+            return "missing", place
+        if note is not None:
+            note(place, self.chunk_id)
+        settings = task.settings
+        with _records_kept(settings.log_levels, away) as keeper:
+            outcome = self._run(task, stopped)
+        if keeper is not None and (records := keeper.take()):
+            outcome.extras["log_records"] = records
+        return "outcome", place, *protocol.pack_outcome(outcome)
+
+    def _run(self, task: _LoadedTask, stopped: Callable[[], bool] | None) -> ChunkOutcome:
+        try:
+            items = pickle.loads(self.items)
+        except Exception as error:
+            return unreadable(self.chunk_id, self.start, self.size, error)
+        return run_chunk(
+            task.func,
+            Chunk(self.chunk_id, self.start, items),
+            return_exceptions=task.settings.return_exceptions,
+            board=None if stopped is None else [-1] * BOARD_SLOTS,
+            stopped=stopped,
+            collect=task.settings.collect,
+        )
+
+
+@dataclass(slots=True)
+class _LoadedTask:
+    settings: TaskSettings
+    func: Callable[[Any], Any]
+    size_bytes: int
+
+
+_tasks: OrderedDict[str, _LoadedTask] = OrderedDict()
+_loading = threading.Lock()
+
+
+def _is_too_much() -> bool:
+    size = sum(task.size_bytes for task in _tasks.values())
+    return len(_tasks) > MAX_FUNCTIONS or size > MAX_FUNCTIONS_BYTES
+
+
+_contexts = threading.local()
+
+
+def _clean_context() -> contextvars.Context:
+    """Return this thread's context for chunks: a fork's own is what was current at the fork."""
+    context: contextvars.Context | None = getattr(_contexts, "own", None)
+    if context is None:
+        context = _contexts.own = contextvars.Context()
+    return context
+
+
+def _find_task(key: str, packed: bytes | None, away: bool) -> _LoadedTask | None:
+    with _loading:  # the threads of one worker share one function
+        task = _tasks.get(key)
+        if task is None and packed is not None:
+            settings, function = pickle.loads(packed)
+            if away:
+                trace = settings.collect.trace
+                if trace is not None and trace.pid == os.getpid():
+                    trace.pid = -1  # of another machine, by chance the same number
+                settings.collect.use_in_worker(None)
+            task = _tasks[key] = _LoadedTask(settings, pickle.loads(function), len(function))
+            while len(_tasks) > 1 and _is_too_much():
+                _tasks.popitem(last=False)
+        elif task is not None:
+            _tasks.move_to_end(key)
+        return task
+
+
+@contextmanager
+def _records_kept(levels: dict[str, int], away: bool) -> Iterator[RecordKeeper | None]:
+    """Keep this thread's log records, unless the process has a place for them already.
+
+    A forked worker has its parent's handlers, and an initializer may have set up some.
+    """
+    others = [each for each in logging.root.handlers if not isinstance(each, RecordKeeper)]
+    if not away or others:
+        yield None
+        return
+    keeper = RecordKeeper()
+    thread = threading.get_ident()
+    keeper.addFilter(lambda record: record.thread == thread)
+    keep_records(levels, keeper)
+    try:
+        yield keeper
+    finally:
+        logging.root.removeHandler(keeper)
+
+
+def _pipe_note(path: str) -> Note:
+    def note(place: Place, chunk_id: int) -> None:
+        parts = [place.hostname, place.pid, place.thread, place.thread_name, chunk_id]
+        try:
+            pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            return  # another machine, or the run is over
+        try:
+            # Short enough to be written in one piece (PIPE_BUF is 512 at least).
+            os.write(pipe, json.dumps(parts).encode() + b"\n")
+        except OSError:
+            pass  # full: nobody listens now, and the outcome will tell
+        finally:
+            os.close(pipe)
+
+    return note
+
+
+def read_note(line: bytes) -> tuple[Place, int]:
+    """Read what ``PackedChunk`` writes to its pipe."""
+    hostname, pid, thread, thread_name, chunk_id = json.loads(line)
+    return Place(hostname, pid, thread, thread_name), chunk_id
+
+
+def _gone(path: str) -> Callable[[], bool] | None:
+    """Make a check for the end of the run, which takes its pipe away; None on another machine."""
+    return seldom(lambda: not os.path.exists(path)) if os.path.exists(path) else None
+
+
+def seldom(look: Callable[[], bool]) -> Callable[[], bool]:
+    """Make a check that looks at most every 0.05 s, for use between items."""
+    due = time.perf_counter() + _LOOK_SECONDS
+
+    def check() -> bool:
+        nonlocal due
+        now = time.perf_counter()
+        if now < due:
+            return False
+        due = now + _LOOK_SECONDS
+        return look()
+
+    return check

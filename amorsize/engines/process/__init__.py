@@ -1,0 +1,1 @@
+"""Worker processes of our own: the engine, the pool, the worker, and the protocol between them."""

@@ -1,0 +1,65 @@
+"""The caller's own thread as the only worker."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+
+from amorsize.engines.base import Backend, ChunkDone, Message, Task, WorkerEnded, WorkerStarted
+from amorsize.workers.chunk import HOSTNAME, Chunk, run_chunk
+from amorsize.workers.pass_monitor import TooLong, Watcher
+
+
+class SerialBackend(Backend):
+    """Runs each chunk inside ``wait()``, at the speed of a loop.
+
+    Args:
+        too_long: says whether to end a chunk early; None for never.
+    """
+
+    def __init__(self, too_long: TooLong | None = None) -> None:
+        self._watcher = None if too_long is None else Watcher(too_long)
+        self._task: Task | None = None
+        self._chunk: Chunk | None = None
+        self._started = False
+
+    def open(self, task: Task) -> None:
+        self._task = task
+
+    def has_room(self) -> bool:
+        return self._chunk is None
+
+    def submit(self, chunk: Chunk) -> None:
+        chunk.dispatched_at = time.time()
+        self._chunk = chunk
+
+    def wait(self, timeout: float | None) -> Sequence[Message]:
+        if self._chunk is None or self._task is None:
+            return ()
+        if not self._started:
+            self._started = True
+            name = threading.current_thread().name
+            return (WorkerStarted(0, os.getpid(), HOSTNAME, name),)
+        chunk, watcher = self._chunk, self._watcher
+        outcome = run_chunk(
+            self._task.func,
+            chunk,
+            return_exceptions=self._task.return_exceptions,
+            exits_pass=True,
+            collect=self._task.collect,
+            over=None if watcher is None else watcher.look_after(chunk.items, chunk.start),
+        )
+        self._chunk = None
+        return (ChunkDone(0, outcome),)
+
+    def wake(self) -> None:
+        pass  # wait() never sleeps
+
+    def close(self, *, cancel: bool) -> Sequence[Message]:
+        if self._watcher is not None:
+            self._watcher.close()
+        if not self._started:
+            return ()
+        return (WorkerEnded(0, "cancelled" if cancel else "finished"),)

@@ -1,0 +1,240 @@
+"""Daemon threads of this process as workers."""
+
+from __future__ import annotations
+
+import contextvars
+import itertools
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Sequence
+
+from amorsize.engines.base import (
+    SHORT_CHUNK_SECONDS,
+    Backend,
+    ChunkDone,
+    Message,
+    Overdue,
+    Task,
+    WorkerEnded,
+    WorkerLost,
+    WorkerStarted,
+)
+from amorsize.errors import ExecutionError
+from amorsize.workers.chunk import HOSTNAME, Chunk, run_chunk
+from amorsize.workers.item_slots import BOARD_SLOTS, CHUNK, ITEM, ITEM_STARTED
+from amorsize.workers.pass_monitor import TooLong, Watcher
+
+logger = logging.getLogger(__name__)
+
+CHUNKS_AHEAD = 2
+"""Chunks for each thread, at work or in the queue. The queue is one for all, so that none waits
+behind a slow one; and a thread that is done need not wait until the caller's thread, which queues
+up for the GIL like all others, hands it something."""
+
+_STOP_GRACE_SECONDS = 0.1
+_names = itertools.count()
+
+
+class _Worker:
+    thread: threading.Thread
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+        self.board = [-1] * BOARD_SLOTS
+        self.chunk: Chunk | None = None
+        self.started = False
+        self.dismissed = False
+
+
+class ThreadBackend(Backend):
+    """Up to ``n_jobs`` daemon threads that share one queue of chunks.
+
+    Threads cannot be stopped from outside: a cancelled one leaves its chunk after the item that
+    it is at, and one that does not return within 0.1 s is left behind (``abandoned``). Being a
+    daemon, it does not hold the interpreter's exit.
+
+    Args:
+        n_jobs: threads at most; each starts when there is a chunk for it. With one, it stands in
+            for a serial run that must stay interruptible.
+        too_long: says whether to end a chunk early, behind which none is begun; None for never.
+    """
+
+    def __init__(self, n_jobs: int, too_long: TooLong | None = None) -> None:
+        self._n_jobs = n_jobs
+        self._watcher = None if too_long is None else Watcher(too_long)
+        self._workers: dict[int, _Worker] = {}
+        self._chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[WorkerStarted | ChunkDone | None] = queue.SimpleQueue()
+        self._in_flight = 0
+        self._short = False
+        self._stop = threading.Event()
+        self._keys = itertools.count()
+        # Held while a chunk changes hands, so that an overdue worker is dismissed with exactly
+        # the chunk that it is at.
+        self._handover = threading.Lock()
+        self._task: Task | None = None
+
+    def open(self, task: Task) -> None:
+        self._task = task
+        self._context = contextvars.copy_context()
+
+    def use_workers(self, n_jobs: int) -> None:
+        self._n_jobs = n_jobs
+
+    def has_room(self) -> bool:
+        return self._in_flight < self._n_jobs * (CHUNKS_AHEAD if self._short else 1)
+
+    def can_hold(self) -> bool:
+        return self._in_flight < self._n_jobs * CHUNKS_AHEAD
+
+    def submit(self, chunk: Chunk) -> None:
+        if len(self._workers) < min(self._n_jobs, self._in_flight + 1):
+            self._start_worker()
+        self._in_flight += 1
+        chunk.dispatched_at = time.time()
+        self._chunks.put(chunk)
+
+    def wait(self, timeout: float | None) -> Sequence[Message]:
+        try:
+            first = self._news.get(timeout=timeout)
+        except queue.Empty:
+            return ()
+        news = [first]
+        while not self._news.empty():
+            news.append(self._news.get_nowait())
+        return [message for message in news if self._note(message)]  # type: ignore[misc]
+
+    def _note(self, message: WorkerStarted | ChunkDone | None) -> bool:
+        if message is None:  # a wake-up
+            return False
+        worker = self._workers.get(message.worker)
+        if worker is None:  # it was dismissed: its chunk has been given up
+            return False
+        if isinstance(message, WorkerStarted):
+            worker.started = True
+        elif isinstance(message, ChunkDone):
+            self._in_flight -= 1
+            self._short = message.outcome.duration < SHORT_CHUNK_SECONDS
+        return True
+
+    def wake(self) -> None:
+        self._news.put(None)
+
+    def close(self, *, cancel: bool) -> Sequence[Message]:
+        if self._watcher is not None:
+            self._watcher.close()
+        if cancel:
+            self._stop.set()
+        for _ in self._workers:
+            self._chunks.put(None)
+        deadline = time.monotonic() + _STOP_GRACE_SECONDS
+        ended: list[Message] = []
+        for worker in self._workers.values():
+            # Those without work leave at once; with work in progress, only a cancelled run ends.
+            if worker.thread.ident is not None:
+                worker.thread.join(max(0.0, deadline - time.monotonic()))
+        # A thread may have taken its first chunk without our having read its message.
+        ended.extend(m for m in self.wait(0) if isinstance(m, WorkerStarted))
+        for worker in self._workers.values():
+            if worker.started:
+                stopped = "cancelled" if cancel else "finished"
+                at_work = worker.chunk is not None and worker.thread.is_alive()
+                reason = "abandoned" if at_work else stopped
+                ended.append(WorkerEnded(worker.key, reason))
+        return ended
+
+    def overdue(self, seconds: float) -> list[Overdue]:
+        now = time.monotonic_ns()
+        late = []
+        for worker in self._workers.values():
+            chunk = worker.chunk
+            if chunk is None or worker.board[CHUNK] != chunk.id:
+                continue
+            stamp = worker.board[ITEM_STARTED]
+            running = (now - stamp) / 1e9
+            if stamp > 0 and running > seconds:
+                late.append(Overdue(worker.key, chunk, worker.board[ITEM], running, stamp))
+        return late
+
+    def end_worker(self, late: Overdue) -> WorkerLost | None:
+        with self._handover:
+            worker = self._workers[late.worker]
+            if worker.chunk is not late.chunk or worker.board[ITEM_STARTED] != late.stamp:
+                return None
+            worker.dismissed = True
+            del self._workers[late.worker]
+        self._in_flight -= 1
+        if self._in_flight > len(self._workers):  # chunks in the queue need a thread
+            self._start_worker()
+        return WorkerLost(
+            worker.key,
+            os.getpid(),
+            None,
+            worker.started,
+            late.chunk,
+            late.item_index,
+            exit_reason="abandoned",
+            detail="its thread cannot be stopped and is left behind",
+        )
+
+    def _start_worker(self) -> None:
+        worker = _Worker(next(self._keys))
+        worker.thread = threading.Thread(
+            target=self._context.copy().run,
+            args=(self._work, worker),
+            name=f"amorsize-{next(_names)}",
+            daemon=True,
+        )
+        self._workers[worker.key] = worker  # from here on it is ended, also if a Ctrl-C comes now
+        try:
+            worker.thread.start()
+        except RuntimeError as error:
+            del self._workers[worker.key]
+            if not self._workers:
+                raise ExecutionError(
+                    f"no thread can be started ({error}). Raise the limit of threads and "
+                    "processes (ulimit -u), or pass executor='serial'."
+                ) from error
+            logger.warning("Going on with %d threads: %s", len(self._workers), error)
+            self._n_jobs = len(self._workers)
+
+    def _work(self, worker: _Worker) -> None:
+        task = self._task
+        assert task is not None
+        key, watcher = worker.key, self._watcher
+        told = False
+
+        def stopped() -> bool:
+            return worker.dismissed or self._stop.is_set()
+
+        while (chunk := self._chunks.get()) is not None:
+            if stopped():
+                return
+            worker.chunk = chunk
+            if not told:
+                told = True
+                name = threading.current_thread().name
+                self._news.put(WorkerStarted(key, os.getpid(), HOSTNAME, name))
+            outcome = run_chunk(
+                task.func,
+                chunk,
+                return_exceptions=task.return_exceptions,
+                board=worker.board,
+                stamp_items=task.stamp_items,
+                stopped=stopped,
+                collect=task.collect,
+                over=None if watcher is None else watcher.look_after(chunk.items, chunk.start),
+            )
+            if outcome.results is None and not outcome.failures:
+                return  # stopped half way: nobody waits for this outcome
+            with self._handover:
+                if worker.dismissed:
+                    return
+                worker.board[CHUNK] = -1
+                worker.chunk = None
+            self._news.put(ChunkDone(key, outcome))
+            if outcome.size < len(chunk.items):
+                return

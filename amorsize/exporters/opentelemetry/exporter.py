@@ -1,0 +1,374 @@
+"""OpenTelemetry: a trace of every execution, from its caller into its workers, and metrics.
+
+::
+
+    hooks ──> OpenTelemetryExporter ─┬─> ExecutionTraces ──> the application's tracer provider
+                                     └─> Instruments ──────> the application's meter provider
+
+    trace_link.begin() ──> the execution's span ──> TraceLink ──> every chunk, wherever it runs
+
+Where the application has no provider, :mod:`amorsize.exporters.opentelemetry.otlp` makes one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from amorsize import __version__
+from amorsize.errors import (
+    AmorsizeError,
+    InvalidTypeError,
+    InvalidValueError,
+    MissingExtraError,
+)
+from amorsize.exporters import metrics
+from amorsize.exporters.base import close_before_others_at_exit, enable_once
+from amorsize.exporters.sender import describe_error
+from amorsize.exporters.series import number
+from amorsize.exporters.totals import TotalsExporter, status_of
+from amorsize.hooks import HookContext
+from amorsize.workers import trace_link
+from amorsize.workers.trace_link import TraceLink
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
+
+    from amorsize.exporters.opentelemetry.execution_traces import ExecutionTraces
+    from amorsize.exporters.opentelemetry.instruments import Instruments
+    from amorsize.exporters.opentelemetry.otlp import OwnMetrics, OwnTracing
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
+"""Of the semantic conventions whose names are used."""
+
+
+_SCOPE = ("amorsize", __version__, SCHEMA_URL, None)
+
+
+def enable_opentelemetry(
+    *,
+    tracer_provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
+    traces: bool = True,
+    metrics: bool = True,
+    max_chunk_spans: int = 1000,
+    instrument_workers: bool = True,
+) -> OpenTelemetryExporter:
+    """Trace every ``execute()``, and measure it, with OpenTelemetry.
+
+    The providers that the application has set are used as they are, also when it sets them after
+    this call: they are looked up at the first execution. Where there is none then, one is made
+    that sends OTLP as the ``OTEL_*`` variables say, and is set for the whole program.
+
+    Args:
+        tracer_provider: what makes spans; None for the program's.
+        meter_provider: what makes metrics; None for the program's.
+        traces: whether to make spans.
+        metrics: whether to make metrics.
+        max_chunk_spans: spans of chunks, an execution. Of more chunks, the failed and the slowest
+            are kept.
+        instrument_workers: bring the spans home that the function's code opens in worker
+            processes; False to pass them the trace's context, and no more.
+
+    Returns:
+        The exporter; its ``close()`` ends it. Called again with the same arguments, the same one.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: an argument is wrong; the first execution raises them
+            into the log for ``OTEL_*`` variables.
+        MissingExtraError: OpenTelemetry's API or SDK is not installed.
+        ExporterError: it is enabled already with other arguments.
+
+    Example:
+        >>> import amorsize
+        >>> from opentelemetry.sdk.trace import TracerProvider
+        >>> from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        >>> from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+        >>> spans, provider = InMemorySpanExporter(), TracerProvider()
+        >>> provider.add_span_processor(SimpleSpanProcessor(spans))
+        >>> with amorsize.enable_opentelemetry(tracer_provider=provider, metrics=False):
+        ...     results = amorsize.execute(abs, [-1, 2], executor="serial", chunksize=1)
+        >>> [span.name for span in spans.get_finished_spans()]
+        ['plan', 'chunk', 'chunk', 'execute builtins.abs']
+    """
+    settings = dict(locals())
+    return enable_once(OpenTelemetryExporter, settings, lambda: OpenTelemetryExporter(**settings))
+
+
+class OpenTelemetryExporter(TotalsExporter):
+    """Makes spans and metrics of executions.
+
+    :func:`enable_opentelemetry` makes one and attaches it to every execution; make one yourself
+    to ``attach()`` it to a manager of your own. Arguments and errors are the same.
+    """
+
+    name = "opentelemetry"
+
+    def __init__(
+        self,
+        *,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+        traces: bool = True,
+        metrics: bool = True,
+        max_chunk_spans: int = 1000,
+        instrument_workers: bool = True,
+    ) -> None:
+        _require_package()
+        _check_provider("tracer_provider", tracer_provider, "get_tracer")
+        _check_provider("meter_provider", meter_provider, "get_meter")
+        switches = {
+            "traces": traces,
+            "metrics": metrics,
+            "instrument_workers": instrument_workers,
+        }
+        for name, switch in switches.items():
+            if not isinstance(switch, bool):
+                raise InvalidTypeError(f"{name} must be True or False; got {switch!r}")
+        if isinstance(max_chunk_spans, bool) or not isinstance(max_chunk_spans, int):
+            raise InvalidTypeError(
+                f"max_chunk_spans must be a whole number; got {max_chunk_spans!r}"
+            )
+        if max_chunk_spans < 0:
+            raise InvalidValueError(f"max_chunk_spans must be 0 or more; got {max_chunk_spans}")
+        self._tracer_provider = tracer_provider
+        self._meter_provider = meter_provider
+        self._asked_for = {"traces": traces, "metrics": metrics}
+        self._application_has_any = False
+        self._max_chunk_spans = max_chunk_spans
+        self._instrument_workers = instrument_workers
+        self._resolving = threading.Lock()
+        self._resolved = False
+        self._executions: ExecutionTraces | None = None
+        self._instruments: Instruments | None = None
+        self._own_tracing: OwnTracing | None = None
+        self._own_metrics: OwnMetrics | None = None
+        super().__init__()
+        if not self.active:
+            return
+        if traces:
+            trace_link.add_source(self)
+
+    # --- the beginning of a trace, before the first item runs ----
+
+    def begin(self, managers: Sequence[Any], execution_id: str, function: str) -> TraceLink | None:
+        """Begin an execution's span; None where this exporter is not told of that execution."""
+        if not self.active or not any(manager in managers for manager in self.managers):
+            return None
+        self._resolve()
+        return None if self._executions is None else self._executions.begin(execution_id, function)
+
+    def forget(self, execution_id: str) -> None:
+        """Drop an execution's span; nothing where it has ended."""
+        if self._executions is not None:
+            self._executions.forget(execution_id)
+
+    # --- events ----
+
+    def pre_execute(self, context: HookContext) -> None:
+        super().pre_execute(context)
+        self._resolve()
+        if self._executions is not None:
+            self._executions.planned(context)
+
+    def on_worker_start(self, context: HookContext) -> None:
+        super().on_worker_start(context)
+        if self._executions is not None:
+            self._executions.worker_started(context)
+
+    def on_chunk_complete(self, context: HookContext) -> None:
+        super().on_chunk_complete(context)
+        if self._instruments is not None:
+            labels, around = self._labels(context), self._around(context)
+            record = self._instruments.record
+            record(metrics.CHUNK_DURATION, labels, number(context.chunk_time) or 0.0, around)
+            waited = number(context.metadata.get("queue_time"))
+            if waited is not None:
+                record(metrics.CHUNK_QUEUE, labels, waited, around)
+        self._follow_user_rows(context)
+        if self._executions is not None:
+            self._executions.chunk_completed(context)
+
+    def on_error(self, context: HookContext) -> None:
+        super().on_error(context)
+        self._follow_user_rows(context)
+        if self._executions is not None:
+            self._executions.failed(context)
+
+    def on_worker_end(self, context: HookContext) -> None:
+        super().on_worker_end(context)
+        if self._executions is not None:
+            self._executions.worker_ended(context)
+
+    def post_execute(self, context: HookContext) -> None:
+        status = status_of(context)
+        labels = (*self._labels(context), status)
+        super().post_execute(context)
+        if self._instruments is not None:
+            around = self._around(context)
+            seconds = number(context.elapsed_time) or 0.0
+            self._instruments.record(metrics.EXECUTION_DURATION, labels, seconds, around)
+            planned = number(context.metadata.get("planning_time"))
+            if planned is not None:
+                self._instruments.record(metrics.PLANNING_DURATION, labels[:1], planned, around)
+        if self._executions is not None:
+            self._executions.ended(context, status)
+
+    def _follow_user_rows(self, context: HookContext) -> None:
+        if self._instruments is not None and "user_metrics" in context.metadata:
+            self._instruments.follow(self._user_rows())
+
+    def _around(self, context: HookContext) -> Context | None:
+        return None if self._executions is None else self._executions.around(context)
+
+    # --- providers ----
+
+    def _resolve(self) -> None:
+        """Find the application's providers, or make our own: once, at the first execution."""
+        with self._resolving:
+            if self._resolved:
+                return
+            self._resolved = True  # also when it fails: the next execution would fail likewise
+            self._application_has_any = _application_has_any(
+                self._tracer_provider, self._meter_provider
+            )
+            for signal, resolve in (("traces", self._trace), ("metrics", self._measure)):
+                if not self._asked_for[signal]:
+                    continue
+                try:
+                    resolve()
+                except Exception as error:  # a variable is wrong: the other signal goes on
+                    text = str(error) if isinstance(error, AmorsizeError) else describe_error(error)
+                    logger.error("There are no %s of executions: %s", signal, text)
+                except BaseException:  # Ctrl-C: the next execution looks again
+                    self._resolved = False
+                    raise
+            close_before_others_at_exit()
+
+    def _trace(self) -> None:
+        from opentelemetry import trace
+
+        from amorsize.exporters.opentelemetry.execution_traces import ExecutionTraces
+        from amorsize.exporters.opentelemetry.span_writer import SpanWriter
+        from amorsize.workers.otel_context import make_tracers_picklable
+
+        provider: Any = self._tracer_provider or trace.get_tracer_provider()
+        is_missing = isinstance(provider, trace.ProxyTracerProvider)
+        if _is_closed(provider) or (is_missing and self._may_make("TRACES")):
+            from amorsize.exporters.opentelemetry.otlp import OwnTracing
+
+            self._own_tracing = OwnTracing(self.new_sender, provider)
+            provider = self._own_tracing.provider
+            if is_missing:
+                trace.set_tracer_provider(provider)
+        make_tracers_picklable()
+        self._executions = ExecutionTraces(
+            SpanWriter(provider, _SCOPE),
+            max_chunk_spans=self._max_chunk_spans,
+            capture=self._instrument_workers,
+            new_sender=self.new_sender,
+        )
+
+    def _measure(self) -> None:
+        from opentelemetry import metrics as otel_metrics
+
+        from amorsize.exporters.opentelemetry.instruments import instruments_of
+
+        provider: Any = self._meter_provider or otel_metrics.get_meter_provider()
+        is_missing = _is_meter_proxy(provider)
+        if _is_closed(provider) or (is_missing and self._may_make("METRICS")):
+            from amorsize.exporters.opentelemetry.otlp import OwnMetrics
+
+            self._own_metrics = OwnMetrics(self.new_sender)
+            provider = self._own_metrics.provider
+            if is_missing:
+                otel_metrics.set_meter_provider(provider)
+        self._instruments = instruments_of(provider.get_meter(*_SCOPE), self.snapshot)
+
+    def _may_make(self, signal: str) -> bool:
+        """Say whether a provider may be made for a signal.
+
+        An application that has set up one signal is asked before the other is sent anywhere.
+        """
+        return not self._application_has_any or _asks_for_otlp(signal)
+
+    def flush(self, timeout: float = 1.0) -> bool:
+        """Hand on every span; deliver spans and a reading of the metrics by providers of our own.
+
+        Returns:
+            Whether all was delivered within ``timeout`` seconds. The application's own providers
+            deliver by themselves.
+        """
+        if self._own_metrics is not None:
+            self._own_metrics.collect()
+        return super().flush(timeout)
+
+    def close(self) -> None:
+        trace_link.remove_source(self)
+        if self._executions is not None:
+            self._executions.end_all()
+        super().close()
+
+    def release(self) -> None:
+        for own in (self._own_tracing, self._own_metrics):
+            if own is not None:
+                own.close()
+
+    def abandon(self) -> None:
+        trace_link.remove_source(self)
+        for own in (self._own_tracing, self._own_metrics):
+            if own is not None:
+                own.abandon()
+        self._executions = None
+
+
+def _require_package() -> None:
+    try:
+        import opentelemetry.sdk.trace
+        import opentelemetry.trace  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("The OpenTelemetry exporter", "opentelemetry-sdk", "otel") from None
+
+
+def _check_provider(name: str, provider: object, method: str) -> None:
+    if provider is not None and not callable(getattr(provider, method, None)):
+        raise InvalidTypeError(
+            f"{name} must be an OpenTelemetry provider, with a {method}(), or None; got "
+            f"{type(provider).__name__}"
+        )
+
+
+def _application_has_any(tracer_provider: Any, meter_provider: Any) -> bool:
+    """Whether the application has set up traces or metrics; what we made before does not count."""
+    from opentelemetry import metrics, trace
+
+    tracer_provider = tracer_provider or trace.get_tracer_provider()
+    meter_provider = meter_provider or metrics.get_meter_provider()
+    traces = isinstance(tracer_provider, trace.ProxyTracerProvider) or _is_closed(tracer_provider)
+    return not (traces and (_is_meter_proxy(meter_provider) or _is_closed(meter_provider)))
+
+
+def _is_closed(provider: Any) -> bool:
+    """Whether it is one of ours whose exporter was closed, or the parent's of a forked child."""
+    return getattr(provider, "amorsize_closed", False) is True
+
+
+def _is_meter_proxy(provider: Any) -> bool:
+    return type(provider).__name__ == "_ProxyMeterProvider"
+
+
+def _asks_for_otlp(signal: str) -> bool:
+    """Say whether a variable asks for a signal to be sent: its own, or one for all signals."""
+    signals = ("TRACES", "METRICS", "LOGS")
+    of_others = tuple(f"OTEL_EXPORTER_OTLP_{other}_" for other in signals if other != signal)
+    return f"OTEL_{signal}_EXPORTER" in os.environ or any(
+        name.startswith("OTEL_EXPORTER_OTLP_") and not name.startswith(of_others)
+        for name in os.environ
+    )

@@ -1,0 +1,156 @@
+"""The metric table as OpenTelemetry's instruments.
+
+Counters and gauges are asked for by whoever collects; only durations are recorded as they come,
+because each may carry the trace that it was measured in.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
+from typing import Any
+
+from opentelemetry.context import Context
+from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
+
+from amorsize.exporters import metrics, series
+from amorsize.exporters.metrics import ATTRIBUTES, METRICS, Kind, Metric
+from amorsize.exporters.series import Labels, Series
+
+_ADDITIVE = {*series.LIVE_GAUGES} - {metrics.THROUGHPUT}
+
+
+_MADE = "amorsize_instruments"
+
+
+def instruments_of(meter: Meter, snapshot: Callable[[], Series]) -> Instruments:
+    """Return the instruments of a meter, which tell ``snapshot`` from now on.
+
+    They are made once a meter: none can be taken back, and of a second one with the same name
+    the SDK asks nothing. An exporter that is enabled anew goes on with those of the closed one.
+    """
+    made = getattr(meter, _MADE, None)
+    if isinstance(made, Instruments):
+        made.tell(snapshot)
+        return made
+    made = Instruments(meter, snapshot)
+    try:
+        setattr(meter, _MADE, made)
+    except AttributeError:
+        pass  # a meter of another make, with slots
+    return made
+
+
+class Instruments:
+    """Instruments for every row, and for the user's own numbers as they appear.
+
+    Args:
+        meter: makes them.
+        snapshot: the totals of this moment; empty where nothing may be told any more.
+    """
+
+    def __init__(self, meter: Meter, snapshot: Callable[[], Series]) -> None:
+        self._meter = meter
+        self._snapshot = snapshot
+        self._lock = threading.Lock()
+        self._series: Series = {}
+        self._asked: set[tuple[Metric, str]] = set()
+        self._rows: dict[str, Metric] = {}
+        self._histograms: dict[Metric, Histogram] = {}
+        for row in METRICS:
+            if row.kind is Kind.HISTOGRAM:
+                self._histograms[row] = meter.create_histogram(
+                    row.dotted,
+                    row.unit,
+                    row.help,
+                    explicit_bucket_boundaries_advisory=row.buckets,
+                )
+            else:
+                self._observe(row)
+
+    def tell(self, snapshot: Callable[[], Series]) -> None:
+        """Tell other totals from now on."""
+        self._lock = threading.Lock()  # in a forked child, a thread of the parent's may hold it
+        self._snapshot = snapshot
+        self._asked = set()
+
+    def record(
+        self, row: Metric, labels: Labels, seconds: float, context: Context | None = None
+    ) -> None:
+        """Record a duration; ``context`` holds the span that it was measured in."""
+        self._histograms[row].record(seconds, attributes_of(row, labels), context)
+
+    def follow(self, user_rows: Iterable[Metric]) -> None:
+        """Make instruments for those of the user's numbers that have none yet."""
+        for row in user_rows:
+            if row.dotted in self._rows:
+                continue
+            self._rows[row.dotted] = row
+            if row.kind is Kind.HISTOGRAM:
+                self._observe_histogram(row)
+            else:
+                self._observe(row)
+
+    def _observe(self, row: Metric) -> None:
+        if row.kind is Kind.COUNTER:
+            create: Any = self._meter.create_observable_counter
+        elif row in _ADDITIVE:
+            create = self._meter.create_observable_up_down_counter
+        else:
+            create = self._meter.create_observable_gauge
+        create(row.dotted, [partial(self._read, row)], row.unit, row.help)
+
+    def _observe_histogram(self, row: Metric) -> None:
+        # Observations come added up in buckets, and no instrument takes those: their count and
+        # their sum are told, which averages and rates need, and the count of each bucket.
+        meter, name = self._meter, row.dotted
+        meter.create_observable_counter(
+            f"{name}.count", [partial(self._read_histogram, row, "count")], "", row.help
+        )
+        meter.create_observable_up_down_counter(
+            f"{name}.sum", [partial(self._read_histogram, row, "sum")], row.unit, row.help
+        )
+        meter.create_observable_counter(
+            f"{name}.bucket", [partial(self._read_buckets, row)], "", row.help
+        )
+
+    def _read(self, row: Metric, options: CallbackOptions) -> Iterable[Observation]:
+        for labels, value in self._values(row, "value").items():
+            if not isinstance(value, series.Histogram):
+                yield Observation(value, attributes_of(row, labels))
+
+    def _read_histogram(
+        self, row: Metric, what: str, options: CallbackOptions
+    ) -> Iterable[Observation]:
+        for labels, value in self._values(row, what).items():
+            if isinstance(value, series.Histogram):
+                figure = sum(value.counts) if what == "count" else value.total
+                yield Observation(figure, attributes_of(row, labels))
+
+    def _read_buckets(self, row: Metric, options: CallbackOptions) -> Iterable[Observation]:
+        bounds = [f"{bound:g}" for bound in row.buckets] + ["+Inf"]
+        for labels, value in self._values(row, "buckets").items():
+            if isinstance(value, series.Histogram):
+                reached = 0
+                for bound, count in zip(bounds, value.counts, strict=True):
+                    reached += count
+                    yield Observation(reached, {**attributes_of(row, labels), "le": bound})
+
+    def _values(self, row: Metric, what: str) -> Mapping[Labels, series.Value]:
+        # Instruments are asked one after the other, and share one snapshot of the totals: until
+        # one is asked again, which is the next collection.
+        with self._lock:
+            if not self._asked or (row, what) in self._asked:
+                self._asked.clear()
+                series = self._snapshot()
+                # The user's rows are made anew for each snapshot: they are known by name.
+                self._series = {self._rows.get(each.dotted, each): series[each] for each in series}
+            self._asked.add((row, what))
+            return self._series.get(row, {})
+
+
+@lru_cache(maxsize=1024)
+def attributes_of(row: Metric, labels: Labels) -> Mapping[str, str]:
+    """Name a series' labels as OpenTelemetry does."""
+    return {ATTRIBUTES[name]: value for name, value in zip(row.labels, labels, strict=True)}

@@ -1,0 +1,58 @@
+"""The trace that a number belongs to, for Prometheus' exemplars.
+
+OpenTelemetry is looked for among the modules that are loaded, never imported: an application
+that has a current span has loaded it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from amorsize.exporters.series import Exemplar
+from amorsize.hooks import HookContext
+
+MAX_CHARACTERS = 128
+"""Of all names and values of one exemplar's labels together, says OpenMetrics 1.0."""
+
+
+def current_trace() -> Mapping[str, str] | None:
+    """Name the application's span that is current and recording, as an exemplar's labels.
+
+    Called on the thread, and with the context variables, of the caller of ``execute()``, as
+    hooks are.
+
+    Returns:
+        ``trace_id`` and ``span_id`` in hexadecimal digits; None where no such span is.
+    """
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return None
+    try:
+        span = trace.get_current_span()
+        if not span.is_recording():
+            return None
+        context = span.get_span_context()
+        if not context.is_valid:
+            return None
+        labels = {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+    except Exception:  # whatever the application put there must not cost it a chunk's numbers
+        return None
+    if sum(len(name) + len(value) for name, value in labels.items()) > MAX_CHARACTERS:
+        return None
+    return labels
+
+
+def exemplar_of(value: float, context: HookContext) -> Exemplar | None:
+    """Make the exemplar of a number that an event tells.
+
+    It points to the span that amorsize makes of the event's chunk or execution or, where nobody
+    traces those, to the application's current span; None where there is neither.
+    """
+    metadata = context.metadata
+    trace: Mapping[str, str] | None
+    if "trace_id" in metadata:
+        trace = {"trace_id": metadata["trace_id"], "span_id": metadata["span_id"]}
+    else:
+        trace = current_trace()
+    return None if trace is None else Exemplar(trace, value, context.timestamp)

@@ -1,0 +1,336 @@
+"""Prometheus: the metrics of every execution, on ``/metrics``, pushed, or in a text file.
+
+::
+
+    hooks ──> TotalsExporter <── Page <─┬─ Endpoint <── GET /metrics
+                                        ├─ Delivery ──> Pushgateway
+                                        └─ Delivery ──> text file
+
+The totals are our own and not prometheus_client's metric objects, so that all of it also works
+where the application runs prometheus_client in its multiprocess mode.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from amorsize.errors import ExporterError, InvalidTypeError, MissingExtraError
+from amorsize.exporters.base import enable_once, in_child_process
+from amorsize.exporters.prometheus.endpoint import METRICS_PATH, Endpoint, Receive, Scope, Send
+from amorsize.exporters.prometheus.listening import (
+    DEFAULT_ADDR,
+    Listener,
+    ListenSettings,
+    check_listen_settings,
+    listens,
+    refuse_settings_of_listening,
+    refuse_without,
+    resolve_port,
+)
+from amorsize.exporters.prometheus.page import Page
+from amorsize.exporters.prometheus.push import (
+    Delivery,
+    Interval,
+    Pushgateway,
+    check_grouping,
+    check_interval,
+)
+from amorsize.exporters.prometheus.textfile import TextFile, checked_path
+from amorsize.exporters.totals import TotalsExporter, status_of
+from amorsize.hooks import HookContext
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from _typeshed.wsgi import WSGIApplication
+    from prometheus_client import CollectorRegistry
+
+Path: TypeAlias = str | os.PathLike[str]
+
+_CANCELLED_SECONDS = 0.5
+"""How long the end of a cancelled run waits for what is delivered."""
+
+DEFAULT_INTERVAL = 15.0
+"""Seconds between two pushes, the interval at which Prometheus is mostly told to scrape."""
+
+
+def enable_prometheus(
+    port: int | None = None,
+    addr: str = DEFAULT_ADDR,
+    registry: CollectorRegistry | None = None,
+    *,
+    listen: bool | None = None,
+    certfile: Path | None = None,
+    keyfile: Path | None = None,
+    client_cafile: Path | None = None,
+    client_auth_required: bool | None = None,
+    user: str | None = None,
+    password: str | None = None,
+    file_sd: Path | None = None,
+    pushgateway: str | None = None,
+    job: str | None = None,
+    grouping_key: Mapping[str, str] | None = None,
+    push_interval: float | None = DEFAULT_INTERVAL,
+    pushgateway_user: str | None = None,
+    pushgateway_password: str | None = None,
+    pushgateway_token: str | None = None,
+    pushgateway_cafile: Path | None = None,
+    pushgateway_certfile: Path | None = None,
+    pushgateway_keyfile: Path | None = None,
+    textfile: Path | None = None,
+) -> PrometheusExporter:
+    """Serve the metrics of every ``execute()`` on ``http://addr:port/metrics``, or push them.
+
+    Args:
+        port: the port to listen on; 0 for any free one. None for what the environment variable
+            ``AMORSIZE_PROMETHEUS_PORT`` says, or else 9464; with ``pushgateway`` or ``textfile``
+            nothing listens unless a port is passed here.
+        addr: the address to listen on, IPv4, IPv6 or a host name; the default can be reached
+            from this machine only.
+        registry: the registry to add the metrics to and to serve. None for one of their own;
+            ``prometheus_client.REGISTRY`` serves the application's own metrics beside them.
+        listen: False where nothing is to listen, because the application serves the registry, or
+            :meth:`PrometheusExporter.wsgi_app`, itself. None to decide by the other arguments.
+        certfile: a certificate in PEM format: what listens speaks TLS.
+        keyfile: its private key; None when it is in ``certfile``.
+        client_cafile: the authorities that sign clients' certificates; None asks for none.
+        client_auth_required: False also admits clients without a certificate. None, with
+            ``client_cafile``, is True.
+        user: who may read the metrics, by HTTP basic authentication; None for everybody.
+        password: that user's.
+        file_sd: a directory that Prometheus watches (``file_sd_configs``). An entry in it names
+            this program's address for as long as it lives.
+        pushgateway: the URL of a Pushgateway, which gets the metrics at the end of every run, at
+            an interval while one runs, and when the program exits.
+        job: the name under which the Pushgateway keeps them; also a label in the ``textfile``.
+        grouping_key: further labels that tell this program's metrics from others', likewise.
+        push_interval: seconds between two pushes, or writes, while an execution runs; None for
+            pushes at the ends only.
+        pushgateway_user: for HTTP basic authentication at the Pushgateway.
+        pushgateway_password: that user's.
+        pushgateway_token: a bearer token, instead of the two.
+        pushgateway_cafile: the authorities that sign the Pushgateway's certificate; None for
+            those that the system trusts.
+        pushgateway_certfile: a certificate for the Pushgateway to know this program by.
+        pushgateway_keyfile: its private key; None when it is in ``pushgateway_certfile``.
+        textfile: a file for the node exporter's textfile collector, ending in ``.prom``, written
+            when a Pushgateway would be pushed to.
+
+    Returns:
+        The exporter: its ``port`` and ``url`` say where, its ``close()`` ends it. Called again
+        with the same arguments, the same one.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: an argument, or the environment variable, is wrong.
+        MissingExtraError: prometheus-client is not installed.
+        PortInUseError: the port is taken.
+        ExporterError: it is enabled already with other arguments, the address cannot be listened
+            on, or the registry holds metrics of these names.
+
+    Example:
+        >>> import amorsize
+        >>> with amorsize.enable_prometheus(port=0) as exporter:
+        ...     results = amorsize.execute(abs, [-1, 2])  # scrape exporter.url meanwhile
+    """
+    settings = dict(locals())
+    if listens(port, listen, delivers=pushgateway is not None or textfile is not None):
+        settings |= {"port": resolve_port(port), "listen": True}
+    return enable_once(PrometheusExporter, settings, lambda: PrometheusExporter(**settings))
+
+
+class PrometheusExporter(TotalsExporter):
+    """Keeps the metrics of :mod:`amorsize.exporters.metrics`, serves them and delivers them.
+
+    :func:`enable_prometheus` makes one and attaches it to every execution; make one yourself to
+    ``attach()`` it to a manager of your own. Arguments and errors are the same.
+
+    Attributes:
+        port: the port that it listens on; 0 where nothing does.
+        url: where the metrics are; empty where nothing listens.
+    """
+
+    name = "prometheus"
+
+    def __init__(
+        self,
+        port: int | None = None,
+        addr: str = DEFAULT_ADDR,
+        registry: CollectorRegistry | None = None,
+        *,
+        listen: bool | None = None,
+        certfile: Path | None = None,
+        keyfile: Path | None = None,
+        client_cafile: Path | None = None,
+        client_auth_required: bool | None = None,
+        user: str | None = None,
+        password: str | None = None,
+        file_sd: Path | None = None,
+        pushgateway: str | None = None,
+        job: str | None = None,
+        grouping_key: Mapping[str, str] | None = None,
+        push_interval: float | None = DEFAULT_INTERVAL,
+        pushgateway_user: str | None = None,
+        pushgateway_password: str | None = None,
+        pushgateway_token: str | None = None,
+        pushgateway_cafile: Path | None = None,
+        pushgateway_certfile: Path | None = None,
+        pushgateway_keyfile: Path | None = None,
+        textfile: Path | None = None,
+    ) -> None:
+        try:
+            import prometheus_client
+        except ImportError:
+            raise MissingExtraError(
+                "The Prometheus exporter", "prometheus-client", "prometheus"
+            ) from None
+        if registry is not None and not isinstance(registry, prometheus_client.CollectorRegistry):
+            raise InvalidTypeError(
+                f"registry must be a prometheus_client.CollectorRegistry, or None; got {registry!r}"
+            )
+        # Everything is checked before anything is opened.
+        how_to_listen: dict[str, Any] = {
+            "addr": addr,
+            "certfile": certfile,
+            "keyfile": keyfile,
+            "client_cafile": client_cafile,
+            "client_auth_required": client_auth_required,
+            "user": user,
+            "password": password,
+            "file_sd": file_sd,
+        }
+        delivers = pushgateway is not None or textfile is not None
+        listen_settings = None
+        if listens(port, listen, delivers=delivers):
+            listen_settings = check_listen_settings(port=port, **how_to_listen)
+        else:
+            refuse_settings_of_listening(how_to_listen)
+        how_to_push: dict[str, Any] = {
+            "user": pushgateway_user,
+            "password": pushgateway_password,
+            "token": pushgateway_token,
+            "cafile": pushgateway_cafile,
+            "certfile": pushgateway_certfile,
+            "keyfile": pushgateway_keyfile,
+        }
+        gateway = None
+        if pushgateway is not None:
+            gateway = Pushgateway(pushgateway, job=job, grouping_key=grouping_key, **how_to_push)
+        else:
+            refuse_without("pushgateway", {f"pushgateway_{n}": v for n, v in how_to_push.items()})
+        if not delivers:
+            own = {"job": job, "grouping_key": grouping_key}
+            refuse_without("pushgateway or textfile", own)
+        labels = check_grouping(job, grouping_key)
+        path = None if textfile is None else checked_path(textfile)
+        interval_seconds = check_interval(push_interval)
+
+        self._failed_scrapes = 0
+        self._page = Page(registry, self.snapshot, labels)
+        self._listener: Listener | None = None
+        self._interval: Interval | None = None
+        self._deliveries: list[Delivery] = []
+        self.port = 0
+        self.url = ""
+        self._is_open = False
+        if not in_child_process():
+            self._open(listen_settings)
+        super().__init__()
+        if not self.active:
+            return
+        if gateway is not None:
+            self._deliveries.append(Delivery(self.new_sender, self._page.text, gateway.push))
+        if path is not None:
+            page = functools.partial(self._page.text, labelled=True)
+            self._deliveries.append(Delivery(self.new_sender, page, TextFile(path).write))
+        if self._deliveries and interval_seconds is not None:
+            self._interval = Interval(interval_seconds, lambda: bool(self._runs), self._deliver)
+
+    def _open(self, settings: ListenSettings | None) -> None:
+        if settings is not None:
+            endpoint = Endpoint(
+                self._page.render, self._scrape_failed, credentials=settings.credentials
+            )
+            self._listener = Listener(settings, endpoint.wsgi)
+        try:
+            self._page.open()
+        except ValueError as duplicate:
+            if self._listener is not None:
+                self._listener.close()
+            raise ExporterError(
+                f"the registry already holds metrics of these names ({duplicate}). Pass "
+                "another registry, or close the exporter that uses this one."
+            ) from None
+        if self._listener is not None:
+            try:
+                self._listener.start()
+            except BaseException:
+                self._page.close()
+                raise
+            self.port, self.url = self._listener.port, self._listener.url
+        self._is_open = True
+
+    def wsgi_app(self) -> WSGIApplication:
+        """Make a WSGI application that answers ``/metrics``, ``/`` and ``/-/healthy``.
+
+        For a server that the application has already: mount it at ``/metrics``. It asks for no
+        password; who may read is for that server to say.
+        """
+        return self._mounted().wsgi
+
+    def asgi_app(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+        """Make an ASGI 3 application; see :meth:`wsgi_app`."""
+        return self._mounted().asgi
+
+    def _mounted(self) -> Endpoint:
+        paths = (METRICS_PATH, f"{METRICS_PATH}/", "/", "")
+        return Endpoint(self._page.render, self._scrape_failed, paths=paths)
+
+    def flush(self, timeout: float = 1.0) -> bool:
+        """Push and write the present numbers, waiting at most ``timeout`` seconds.
+
+        Returns:
+            Whether they arrived.
+        """
+        self._deliver()
+        return super().flush(timeout)
+
+    def counts(self) -> tuple[int, int]:
+        dropped, errors = super().counts()
+        return dropped, errors + self._failed_scrapes
+
+    def pre_execute(self, context: HookContext) -> None:
+        super().pre_execute(context)
+        if self._interval is not None:
+            self._interval.wake()
+
+    def post_execute(self, context: HookContext) -> None:
+        super().post_execute(context)
+        if status_of(context) == "cancelled":
+            self.flush(_CANCELLED_SECONDS)  # SIGTERM may be about to end the process
+        else:
+            self._deliver()
+
+    def release(self) -> None:
+        if self._interval is not None:
+            self._interval.close()
+        if self._is_open:
+            self._page.close()
+        if self._listener is not None:
+            self._listener.close()
+
+    def abandon(self) -> None:
+        if self._listener is not None:
+            self._listener.abandon()
+
+    def _deliver(self) -> None:
+        for delivery in self._deliveries:
+            delivery.ask()
+
+    def _scrape_failed(self) -> None:
+        self._failed_scrapes += 1
+
+    def _state(self) -> str:
+        return self.url or "delivering" if self.active else super()._state()

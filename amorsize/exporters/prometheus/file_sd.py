@@ -1,0 +1,122 @@
+"""Prometheus' file service discovery: each program that lives has a file that names its port.
+
+::
+
+    scrape_configs:
+      - job_name: batch
+        file_sd_configs: [{files: ["/run/amorsize/*.json"]}]
+
+A program that was killed leaves its file behind. The next one that comes removes it: the file
+records the process by its id and the time at which it started, and the host (and container) in
+which that id means anything.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from amorsize.errors import InvalidTypeError
+from amorsize.exporters.prometheus.textfile import require_writable_directory, write_atomically
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "amorsize-"
+
+_CLOCK_SECONDS = 5.0
+"""A process seems to start at another time when the clock was adjusted, but not so far off."""
+
+_PID = "__meta_amorsize_pid"
+_STARTED = "__meta_amorsize_started"
+_HOST = "__meta_amorsize_host"
+_PROGRAM = "__meta_amorsize_program"
+
+
+def checked_directory(directory: object) -> Path:
+    """Check a setting ``file_sd=`` before anything runs.
+
+    Raises:
+        InvalidTypeError, InvalidValueError: it is no directory, or none that can be written to.
+    """
+    if not isinstance(directory, str | os.PathLike) or isinstance(os.fspath(directory), bytes):
+        raise InvalidTypeError(f"file_sd must be the path of a directory; got {directory!r}")
+    path = Path(os.fspath(directory)).absolute()
+    require_writable_directory("file_sd", path)
+    return path
+
+
+class Entry:
+    """This process' entry in a directory, from now until :meth:`remove`.
+
+    Args:
+        directory: that Prometheus watches; entries of dead processes in it are removed.
+        target: ``host:port``.
+        scheme: ``http`` or ``https``.
+    """
+
+    def __init__(self, directory: Path, target: str, scheme: str) -> None:
+        remove_stale(directory)
+        port = target.rpartition(":")[2]
+        self.path = directory / f"{PREFIX}{_host_name()}-{os.getpid()}-{port}.json"
+        labels = {
+            "__scheme__": scheme,
+            # Labels of this kind can be relabelled, and are dropped if they are not.
+            _PID: str(os.getpid()),
+            _STARTED: f"{_started(os.getpid()) or 0.0:.2f}",
+            _HOST: _host(),
+            _PROGRAM: Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "",
+        }
+        content = json.dumps([{"targets": [target], "labels": labels}], indent=1) + "\n"
+        write_atomically(self.path, content.encode())
+
+    def remove(self) -> None:
+        """Take the entry back."""
+        self.path.unlink(missing_ok=True)
+
+
+def remove_stale(directory: Path) -> None:
+    """Remove the entries of processes of this host that are no more."""
+    for path in directory.glob(f"{PREFIX}*.json"):
+        try:
+            if _is_stale(json.loads(path.read_text(encoding="utf-8"))):
+                path.unlink(missing_ok=True)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            logger.debug("%s cannot be understood, or not be removed: %r", path, error)
+
+
+def _is_stale(content: Any) -> bool:
+    labels = content[0]["labels"]
+    if labels[_HOST] != _host():
+        return False
+    started = _started(int(labels[_PID]))
+    return started is None or abs(started - float(labels[_STARTED])) > _CLOCK_SECONDS
+
+
+def _started(pid: int) -> float | None:
+    """When a process started, in seconds since the epoch; None when there is none."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
+        return None
+    except (psutil.Error, OSError):
+        return 0.0 if psutil.pid_exists(pid) else None
+
+
+def _host() -> str:
+    """Name the space in which a process id is unique: a host, or a container on it."""
+    try:
+        return f"{_host_name()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return _host_name()
+
+
+def _host_name() -> str:
+    return "".join(c if c.isalnum() or c in ".-_" else "_" for c in socket.gethostname())

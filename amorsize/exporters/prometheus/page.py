@@ -1,0 +1,177 @@
+"""The page of /metrics: our numbers, and those of the application beside them.
+
+::
+
+    snapshot() ──> TextEncoder ──────────────────────────────┐
+        └────> Collector ──> registry ──> its own endpoints  ├──> render()
+                                └──> prometheus_client's encoder, of all others
+
+A prometheus_client registry can collect us like anything else. Where we render the page
+ourselves, our collector hides for that moment, and the fast encoder writes its part.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from amorsize.exporters.metrics import METRICS, Kind, Metric
+from amorsize.exporters.prometheus.exposition import TextEncoder
+from amorsize.exporters.series import Histogram, Series, Value
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics_core import Metric as MetricFamily
+
+PLAIN = "text/plain; version=0.0.4; charset=utf-8"
+_OPENMETRICS = "application/openmetrics-text"
+
+
+class Page:
+    """Renders a registry to which it adds the numbers of an exporter.
+
+    Args:
+        registry: the application's; None for nothing beside our own numbers.
+        snapshot: reads our numbers at this moment; empty once there are no more.
+        labels: further labels of our series in :meth:`text`, where they are asked for.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry | None,
+        snapshot: Callable[[], Series],
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        from prometheus_client import CollectorRegistry
+
+        self._lent = registry is not None
+        self._registry = CollectorRegistry() if registry is None else registry
+        self._snapshot = snapshot
+        self._collector = _Collector(snapshot)
+        self._encoder = TextEncoder()
+        self._labelling_encoder = TextEncoder(labels) if labels else self._encoder
+
+    def open(self) -> None:
+        """Add our numbers to the registry.
+
+        Raises:
+            ValueError: it holds metrics of these names.
+        """
+        self._registry.register(self._collector)
+
+    def close(self) -> None:
+        """Take our numbers out of the registry."""
+        self._registry.unregister(self._collector)
+
+    def text(self, *, labelled: bool = False) -> bytes:
+        """Render everything as Prometheus text, for those who do not ask for a format."""
+        encoder = self._labelling_encoder if labelled else self._encoder
+        return self._render(encoder, self._library_encoder("")[0], openmetrics=False)
+
+    def render(self, accept: str = "", names: Sequence[str] = ()) -> tuple[str, bytes]:
+        """Render everything, for a scraper.
+
+        Args:
+            accept: the formats that it takes, as in the header of that name.
+            names: of the only metrics that it wants; all when empty.
+
+        Returns:
+            The content type, and the page.
+        """
+        encode, content_type = self._library_encoder(accept)
+        if names:
+            return content_type, encode(self._registry.restricted_registry(names))
+        openmetrics = content_type.startswith(_OPENMETRICS)
+        return content_type, self._render(self._encoder, encode, openmetrics=openmetrics)
+
+    def _render(
+        self, encoder: TextEncoder, encode: Callable[[Any], bytes], *, openmetrics: bool
+    ) -> bytes:
+        series = self._snapshot()
+        page = encoder.encode(series, openmetrics=openmetrics).encode() if series else b""
+        if self._lent:
+            with self._collector.hidden():
+                return page + encode(self._registry)
+        return page + b"# EOF\n" if openmetrics else page
+
+    def _library_encoder(self, accept: str) -> tuple[Callable[[Any], bytes], str]:
+        from prometheus_client.exposition import choose_encoder
+
+        try:
+            return choose_encoder(accept)
+        except Exception:  # an Accept header with a malformed version
+            return choose_encoder("")
+
+
+class _Collector:
+    """Shows our numbers to a prometheus_client registry."""
+
+    def __init__(self, snapshot: Callable[[], Series]) -> None:
+        self._snapshot = snapshot
+        self._here = threading.local()
+
+    def hidden(self) -> _Hidden:
+        """Hide from this thread, in a ``with`` statement."""
+        return _Hidden(self._here)
+
+    def describe(self) -> Iterator[MetricFamily]:
+        """Name the metrics, so that the registry sees clashes at registration."""
+        return (_family(metric, {}) for metric in METRICS)
+
+    def collect(self) -> Iterator[MetricFamily]:
+        """Give all metrics; nothing once the exporter is closed."""
+        if getattr(self._here, "hides", False):
+            return
+        series = self._snapshot()
+        if series:
+            for metric in dict.fromkeys((*METRICS, *series)):
+                yield _family(metric, series.get(metric, {}))
+
+
+class _Hidden:
+    def __init__(self, here: threading.local) -> None:
+        self._here = here
+
+    def __enter__(self) -> None:
+        self._here.hides = True
+
+    def __exit__(self, *error: object) -> None:
+        self._here.hides = False
+
+
+def _family(metric: Metric, series: Mapping[tuple[str, ...], Value]) -> MetricFamily:
+    from prometheus_client import core
+
+    families = {
+        Kind.COUNTER: core.CounterMetricFamily,
+        Kind.GAUGE: core.GaugeMetricFamily,
+        Kind.HISTOGRAM: core.HistogramMetricFamily,
+        Kind.INFO: core.InfoMetricFamily,
+    }
+    name = metric.prometheus.removesuffix("_info")
+    family: Any = families[metric.kind](name, metric.help, labels=metric.labels)
+    family.unit = metric.prometheus_unit
+    bounds = [*map(str, metric.buckets), "+Inf"]
+    for labels, value in series.items():
+        if isinstance(value, Histogram):
+            family.add_metric(labels, _buckets(bounds, value), value.total)
+        elif metric.kind is Kind.INFO:
+            family.add_metric(labels, {})
+        else:
+            family.add_metric(labels, value)
+    return family  # type: ignore[no-any-return]  # one of four classes
+
+
+def _buckets(bounds: list[str], histogram: Histogram) -> list[Any]:
+    """Count each bucket and all below, with its exemplar where it has one."""
+    from prometheus_client.samples import Exemplar
+
+    exemplars = histogram.exemplars or {}
+    buckets: list[Any] = []
+    for position, count in enumerate(accumulate(histogram.counts)):
+        exemplar = exemplars.get(position)
+        lent = None if exemplar is None else Exemplar(dict(exemplar.labels), *exemplar[1:])
+        buckets.append((bounds[position], count, lent))
+    return buckets

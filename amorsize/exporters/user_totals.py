@@ -1,0 +1,88 @@
+"""Totals of the numbers that users count themselves, as further rows beside the metric table.
+
+For exporters that are asked for totals (Prometheus). Those that send each event on take the
+numbers of each chunk from ``metadata["user_metrics"]`` as they are
+(:mod:`amorsize.workers.user_metrics`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from amorsize.exporters.metrics import Kind, Metric
+from amorsize.exporters.series import Histogram, Labels, Series, Value
+from amorsize.workers.user_metrics import BUCKETS, UserMetric, UserMetrics, empty_metric, merge
+
+NAMESPACE = "amorsize_user_"
+DOTTED_NAMESPACE = "amorsize.user."
+
+_LABELS = ("function", "executor")
+
+_HELP = {
+    Kind.COUNTER: "Counted by the function itself, with amorsize.count()",
+    Kind.GAUGE: "Set by the function itself, with amorsize.set_gauge()",
+    Kind.HISTOGRAM: "Observed by the function itself, with amorsize.observe()",
+}
+
+
+class UserNumbers:
+    """The users' counters, gauges and histograms by name and labels. Hold a lock around it."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, dict[Labels, UserMetric]] = {}
+        self._rows: dict[str, Metric] = {}
+        self._explained: set[str] = set()
+
+    def add(self, labels: Labels, metadata: Mapping[str, Any]) -> None:
+        """Add what came with an event, if anything did.
+
+        Args:
+            labels: function and executor.
+            metadata: that of the event.
+        """
+        shares: UserMetrics | None = metadata.get("user_metrics")
+        if shares is None:
+            return
+        for name, share in shares.items():
+            totals = self._totals.setdefault(name, {})
+            total = totals.get(labels)
+            if total is None:
+                total = totals[labels] = empty_metric(share["kind"])
+            merge(total, share)
+            help_text = share["help"]
+            if name not in self._rows or (help_text and name not in self._explained):
+                self._rows[name] = _row(name, Kind(share["kind"]), help_text)
+                if help_text:
+                    self._explained.add(name)
+
+    def rows(self) -> list[Metric]:
+        """List the rows so far."""
+        return list(self._rows.values())
+
+    def copy(self) -> Series:
+        """Copy everything, as rows and series."""
+        return {
+            self._rows[name]: {labels: _value(total) for labels, total in totals.items()}
+            for name, totals in self._totals.items()
+        }
+
+
+def _row(name: str, kind: Kind, help_text: str | None) -> Metric:
+    return Metric(
+        prometheus=f"{NAMESPACE}{name}_total" if kind is Kind.COUNTER else f"{NAMESPACE}{name}",
+        dotted=f"{DOTTED_NAMESPACE}{name}",
+        kind=kind,
+        help=help_text or _HELP[kind],
+        labels=_LABELS,
+        buckets=BUCKETS if kind is Kind.HISTOGRAM else (),
+    )
+
+
+def _value(metric: UserMetric) -> Value:
+    if metric["kind"] != "histogram":
+        return metric["value"]
+    histogram = Histogram(len(BUCKETS))
+    histogram.counts = metric["buckets"].copy()
+    histogram.total = metric["sum"]
+    return histogram

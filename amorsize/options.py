@@ -1,0 +1,223 @@
+"""Checks the arguments of ``optimize()``, ``execute()`` and ``stream()``.
+
+Every message says what was given, what is allowed and what to do; nothing has run by then.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from collections.abc import Callable, Iterable
+from functools import partial
+from types import CodeType, FunctionType, MethodType
+from typing import TYPE_CHECKING, Any
+
+from amorsize.planning.engine import Engine, resolve
+from amorsize.workers.record import Record
+
+if TYPE_CHECKING:
+    from amorsize.errors import InvalidTypeError, InvalidValueError
+
+_CO_COROUTINE = 0x80
+"""As ``inspect`` has it."""
+
+
+class Arguments(Record):
+    """The checked arguments: integers are ``int`` and durations are ``float``."""
+
+    def __init__(
+        self,
+        engine: Engine | None,
+        sample_size: int,
+        target_chunk_duration: float,
+        n_jobs: int | None,
+        chunksize: int | None,
+    ) -> None:
+        self.engine = engine
+        self.sample_size = sample_size
+        self.target_chunk_duration = target_chunk_duration
+        self.n_jobs = n_jobs
+        self.chunksize = chunksize
+
+
+def validate(
+    func: Callable[[Any], Any],
+    data: Iterable[Any],
+    *,
+    sample_size: int,
+    target_chunk_duration: float,
+    n_jobs: int | None,
+    chunksize: int | None,
+    executor: Any,
+) -> Arguments:
+    """Refuse what cannot be run, before anything runs.
+
+    Anything with ``__index__`` is an integer (those of NumPy too), except a bool.
+
+    Raises:
+        InvalidTypeError: an argument has the wrong type.
+        InvalidValueError: an argument is out of its range, or the executor has no known name,
+            or is ``"dask"`` without a client.
+        MissingExtraError: the executor is ``"dask"``, which is not installed.
+
+    >>> validate(abs, [1], sample_size=5, target_chunk_duration=1, n_jobs=2, chunksize=None,
+    ...          executor="thread").target_chunk_duration
+    1.0
+    """
+    if not callable(func):
+        raise _type_error(
+            f"func is {_shown(func)}, which cannot be called; "
+            "give a function that takes one item, and the data second."
+        )
+    if _is_coroutine_function(func):
+        raise _type_error(
+            f"func is {_shown(func)}, a coroutine function: its calls only make coroutines; "
+            "give a plain function, such as lambda item: asyncio.run(func(item))."
+        )
+    # What iter() looks for, without calling it: that may already start something.
+    kind = type(data)
+    if not hasattr(kind, "__getitem__") and getattr(kind, "__iter__", None) is None:
+        raise _type_error(
+            f"data is {_shown(data)}, which cannot be iterated; "
+            "give a list, a generator or any other iterable of items."
+        )
+    return Arguments(
+        engine=resolve(executor),
+        sample_size=check_count("sample_size", sample_size, "the items to try first"),
+        target_chunk_duration=check_seconds("target_chunk_duration", target_chunk_duration),
+        n_jobs=None if n_jobs is None else check_count("n_jobs", n_jobs, "a number of workers"),
+        chunksize=(
+            None if chunksize is None else check_count("chunksize", chunksize, "items of a chunk")
+        ),
+    )
+
+
+def _is_coroutine_function(func: Callable[..., Any]) -> bool:
+    if type(func) is FunctionType and not vars(func):  # the commonest, at a tenth of the time
+        return bool(func.__code__.co_flags & _CO_COROUTINE)
+    makes_coroutines: Callable[[Any], bool] = _makes_coroutines
+    if "inspect" in sys.modules:
+        import inspect  # which another thread may be loading just now
+
+        makes_coroutines = inspect.iscoroutinefunction
+    return makes_coroutines(func) or makes_coroutines(type(func).__call__)
+
+
+def _makes_coroutines(func: Any) -> bool:
+    """Say what ``inspect.iscoroutinefunction()`` says, without ``inspect``: loading it takes 8 ms.
+
+    Nothing is marked as a coroutine function where it is not loaded: it sets the marks.
+    """
+    while isinstance(func, MethodType | partial):
+        func = func.__func__ if isinstance(func, MethodType) else func.func
+    code = getattr(func, "__code__", None)
+    return isinstance(code, CodeType) and bool(code.co_flags & _CO_COROUTINE)
+
+
+def check_options(
+    *,
+    name: str | None,
+    progress: bool,
+    progress_interval: float,
+    return_exceptions: bool,
+    timeout: float | None,
+    item_timeout: float | None,
+    verbose: bool,
+) -> None:
+    """Refuse what a run cannot be told to do; ``optimize()`` has none of these.
+
+    Raises:
+        InvalidTypeError: an argument has the wrong type.
+        InvalidValueError: an argument is out of its range.
+    """
+    if name is not None and not isinstance(name, str):
+        raise _type_error(f"name must be a string or None; got {name!r}")
+    check_seconds("progress_interval", progress_interval, zero=True)
+    check_switch("progress", progress)
+    check_switch("return_exceptions", return_exceptions)
+    check_switch("verbose", verbose)
+    for limit, seconds in (("timeout", timeout), ("item_timeout", item_timeout)):
+        if seconds is not None:
+            check_seconds(limit, seconds)
+
+
+def check_count(name: str, value: Any, meaning: str) -> int:
+    """Return a whole number of at least 1, or say what is wrong with it."""
+    optional = "" if name == "sample_size" else ", or leave it out to have it chosen"
+    if isinstance(value, bool):
+        raise _type_error(
+            f"{name} is {value!r}, a bool; give a whole number of at least 1 ({meaning}){optional}."
+        )
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise _type_error(
+            f"{name} is {_shown(value)}; give a whole number of at least 1 ({meaning}){optional}."
+        ) from None
+    if number < 1:
+        raise _value_error(
+            f"{name} is {number}; it must be at least 1 ({meaning}): "
+            f"give a larger number{optional}."
+        )
+    return number
+
+
+def check_switch(name: str, value: Any) -> bool:
+    """Return a bool, or say what is wrong: "no", for one, would be taken as true."""
+    if isinstance(value, bool):
+        return value
+    raise _type_error(f"{name} is {_shown(value)}; give True or False.")
+
+
+def check_seconds(name: str, value: Any, *, zero: bool = False) -> float:
+    """Return a finite number of seconds above 0 (or from it), or say what is wrong with it."""
+    bound = "0 or more" if zero else "above 0"
+    if isinstance(value, (bool, str, bytes)) or not hasattr(type(value), "__float__"):
+        raise _type_error(f"{name} is {_shown(value)}; give a number of seconds, {bound}.")
+    try:
+        seconds = float(value)
+    except OverflowError:  # an int beyond all floats
+        seconds = math.inf
+    if not math.isfinite(seconds) or seconds < 0 or (seconds == 0 and not zero):
+        raise _value_error(f"{name} is {seconds}; give a finite number of seconds, {bound}.")
+    return seconds
+
+
+def known_length(data: Iterable[Any]) -> int | None:
+    """The number of items, where the input knows it without being consumed.
+
+    >>> known_length([1, 2]), known_length(iter([1, 2]))
+    (2, None)
+    """
+    if not hasattr(type(data), "__len__"):
+        return None
+    try:
+        return len(data)  # type: ignore[arg-type]  # checked above
+    except Exception:  # a wrapper of an unsized input: tqdm, for one, raises TypeError
+        return None
+
+
+# Imported where they are raised, here and in what else the shortest runs load: making twenty
+# classes of exceptions takes longer than checking arguments does.
+def _type_error(message: str) -> InvalidTypeError:
+    from amorsize.errors import InvalidTypeError
+
+    return InvalidTypeError(message)
+
+
+def _value_error(message: str) -> InvalidValueError:
+    from amorsize.errors import InvalidValueError
+
+    return InvalidValueError(message)
+
+
+def _shown(value: Any) -> str:
+    """The type, and the value where it is short; never a payload."""
+    kind = type(value).__qualname__
+    if value is None:
+        return "None"
+    if isinstance(value, (int, float, str)):
+        text = repr(value)
+        return f"{text if len(text) <= 40 else text[:37] + '...'} ({kind})"
+    return f"an object of type {kind}"

@@ -1,0 +1,499 @@
+"""Says in words and numbers what was chosen and why: the text of a result, no decision."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from amorsize.planning.cost import ONE_CORE
+from amorsize.workers.record import Record
+
+if TYPE_CHECKING:
+    from amorsize.planning.cost import Candidate, Plan
+    from amorsize.planning.machine import StartupModel, SystemFacts
+    from amorsize.planning.sampling import Sample
+    from amorsize.planning.workload import Workload
+
+logger = logging.getLogger(__name__)
+
+LABEL_WIDTH = 11
+
+NAMES = {
+    "serial": "Serial",
+    "thread": "Threads",
+    "process": "Processes",
+    "dask": "Dask",
+    "custom": "The executor that was passed",
+}
+
+
+class Details(Record):
+    """What a choice was made from.
+
+    Attributes:
+        plan: the candidates and the one taken.
+        workload: what the sample said.
+        system: what may be used; None where too little work was left to look.
+        startup: the start-up models used.
+        call_seconds: the shortest and the longest call of the sample.
+        switches: voluntary context switches in the sample.
+        n_jobs, chunksize: as the caller gave them.
+        notes: steps taken on the way.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        workload: Workload,
+        system: SystemFacts | None,
+        startup: Mapping[str, StartupModel],
+        call_seconds: tuple[float, float],
+        switches: int | None,
+        n_jobs: int | None,
+        chunksize: int | None,
+        notes: list[str],
+    ) -> None:
+        self.plan = plan
+        self.workload = workload
+        self.system = system
+        self.startup = startup
+        self.call_seconds = call_seconds
+        self.switches = switches
+        self.n_jobs = n_jobs
+        self.chunksize = chunksize
+        self.notes = notes
+
+
+class OptimizationResult:
+    """How to run a function over its data, and why.
+
+    Attributes:
+        n_jobs: workers.
+        chunksize: items of a chunk.
+        executor_type: ``serial``, ``thread``, ``process``, ``dask`` or ``custom`` (any other
+            executor).
+        estimated_speedup: predicted, over a serial run; 1.0 for a serial run.
+        reason: why, in a sentence.
+        warnings: what you may want to change.
+        data: an iterable of every item, the sampled ones too.
+        corrections: how often the size of the chunks was corrected by half or more while running;
+            of a result of ``execute()``, once it is over.
+        final_chunksize: what it was corrected to at last; None where it was not.
+        changes: what it went over to while running, and why, in sentences.
+
+    >>> result = OptimizationResult(4, 10, "process", 3.6, "Processes, because they are faster.")
+    >>> print(result)
+    process, n_jobs=4, chunksize=10, estimated speedup 3.6: Processes, because they are faster.
+    """
+
+    __slots__ = (
+        "changes",
+        "chunksize",
+        "corrections",
+        "data",
+        "details",
+        "estimated_speedup",
+        "executor_type",
+        "final_chunksize",
+        "n_jobs",
+        "reason",
+        "warnings",
+    )
+
+    def __init__(
+        self,
+        n_jobs: int,
+        chunksize: int,
+        executor_type: str,
+        estimated_speedup: float,
+        reason: str,
+        warnings: list[str] | None = None,
+        data: Any = None,
+        details: Details | None = None,
+        corrections: int = 0,
+        final_chunksize: int | None = None,
+        changes: list[str] | None = None,
+    ) -> None:
+        self.n_jobs = n_jobs
+        self.chunksize = chunksize
+        self.executor_type = executor_type
+        self.estimated_speedup = estimated_speedup
+        self.reason = reason
+        self.warnings = [] if warnings is None else warnings
+        self.data = data
+        self.details = details
+        self.corrections = corrections
+        self.final_chunksize = final_chunksize
+        self.changes = [] if changes is None else changes
+
+    def _choice(self) -> dict[str, Any]:
+        """What is compared, and shown: data and details may be large."""
+        names = ("n_jobs", "chunksize", "executor_type", "estimated_speedup", "reason", "warnings")
+        return {name: getattr(self, name) for name in names}
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, OptimizationResult):
+            return NotImplemented
+        return self._choice() == other._choice()
+
+    __hash__ = None  # type: ignore[assignment]  # it changes, and holds a list
+
+    def __repr__(self) -> str:
+        choice = ", ".join(f"{name}={value!r}" for name, value in self._choice().items())
+        return f"OptimizationResult({choice})"
+
+    def explain(self) -> str:
+        """The arithmetic: facts, sample, what each engine would take, which was taken and why.
+
+        >>> import amorsize
+        >>> print(amorsize.optimize(abs, [], executor="thread", n_jobs=2).explain())
+        thread: 2 workers, chunks of 1 item, estimated speedup 1.0
+        Threads, as asked for.
+        No sample was taken: the first chunks show how long a call takes.
+        """
+        if self.details is not None:
+            return render(self.details, self.reason, self.warnings, self._while_running())
+        workers = "1 worker" if self.n_jobs == 1 else f"{self.n_jobs} workers"
+        items = "1 item" if self.chunksize == 1 else f"{self.chunksize} items"
+        lines = [
+            f"{self.executor_type}: {workers}, chunks of {items}, "
+            f"estimated speedup {self.estimated_speedup:.1f}",
+            self.reason,
+            "No sample was taken: the first chunks show how long a call takes.",
+            *self._while_running(),
+            *(f"warning: {warning}" for warning in self.warnings),
+        ]
+        return "\n".join(lines)
+
+    def _while_running(self) -> list[str]:
+        lines = [f"While running it changed. {change}" for change in self.changes]
+        if self.corrections:
+            times = "once" if self.corrections == 1 else f"{self.corrections} times"
+            to = count_of(self.final_chunksize or 1, "item")
+            lines.append(
+                f"The size of the chunks was corrected {times} while running, at last to {to}."
+            )
+        return lines
+
+    def __str__(self) -> str:
+        return (
+            f"{self.executor_type}, n_jobs={self.n_jobs}, chunksize={self.chunksize}, "
+            f"estimated speedup {self.estimated_speedup:.1f}: {self.reason}"
+        )
+
+
+def details_of(
+    plan: Plan,
+    workload: Workload,
+    sample: Sample,
+    system: SystemFacts | None,
+    startup: Mapping[str, StartupModel],
+    *,
+    n_jobs: int | None,
+    chunksize: int | None,
+    notes: list[str],
+) -> Details:
+    """Gather what the explanation needs, without the items."""
+    calls = sample.item_seconds or [0.0]
+    return Details(
+        plan,
+        workload,
+        system,
+        startup,
+        (min(calls), max(calls)),
+        sample.voluntary_switches,
+        n_jobs,
+        chunksize,
+        notes,
+    )
+
+
+def say_reason(plan: Plan, workload: Workload, *, n_jobs: int | None = None) -> str:
+    """Why this engine, in a sentence that a user understands.
+
+    Args:
+        plan: what was chosen.
+        workload: what it was chosen for.
+        n_jobs: the number of workers where the caller gave it.
+    """
+    chosen = plan.chosen
+    workers = f"{n_jobs} workers as asked for" if n_jobs else ""
+    item = format_seconds(workload.item_seconds)
+    if chosen.engine == "serial":
+        return f"Serial, because {_why_serial(plan, workload)}."
+    if chosen.engine == "process":
+        spent = f"{item} an item"
+        if workload.waits:  # not enough for threads to gain: the computing decides
+            spent = f"{format_seconds(workload.gil_seconds)} of a call's {item}"
+        if n_jobs:
+            return f"Processes, {workers}, because the function computes under the GIL for {spent}."
+        return (
+            f"Processes, because the function computes under the GIL for {spent}, and "
+            f"{chosen.n_jobs} workers are predicted to be {chosen.speedup:.1f} times as fast "
+            "as one."
+        )
+    lead = f"Threads, {workers}, because" if n_jobs else "Threads, because"
+    if workload.waits:
+        share = workload.wait_seconds / workload.item_seconds
+        return (
+            f"{lead} {share:.0%} of a call's {item} is waiting, and "
+            f"{chosen.n_jobs} calls wait at the same time."
+        )
+    if workload.releases_gil:
+        return (
+            f"{lead} the function releases the GIL while it computes for {item} an item: "
+            f"{chosen.n_jobs} calls compute at the same time, and nothing is copied."
+        )
+    payload = workload.payload
+    if payload is not None and payload.problem is not None:
+        return f"{lead} processes are out of the question: {payload.problem}."
+    return f"{lead} processes would take longer for calls of {item}."
+
+
+def _why_serial(plan: Plan, workload: Workload) -> str:
+    item = format_seconds(workload.item_seconds)
+    if workload.remaining == 0:
+        return "nothing remains behind the sample" if workload.sampled else "the input is empty"
+    if workload.parallel_inside:
+        return f"the function already uses {workload.inner_parallelism:.1f} cores by itself"
+    payload = workload.payload
+    process = _candidate(plan, "process")
+    if payload is not None and payload.problem is not None:
+        return f"{payload.problem}, and threads would gain nothing"
+    if process is not None and process.problem == ONE_CORE:
+        return f"one core is usable, and a call computes for its {item}"
+    if payload is not None and process is not None:
+        move = process.pickling_seconds / workload.remaining
+        moved = payload.item_bytes + payload.result_bytes
+        much = moved > 1 << 16 or (workload.total is not None and workload.serial_seconds > 0.01)
+        if much and move > 0.3 * workload.item_seconds:
+            size = format_bytes(moved)
+            return (
+                f"moving an item and its result ({size}) to a worker and back costs "
+                f"{format_seconds(move)}, and the call itself {item}"
+            )
+    if workload.input_seconds > workload.item_seconds and workload.serial_seconds > 0.01:
+        return (
+            f"producing an item takes {format_seconds(workload.input_seconds)}, and the call "
+            f"only {item}"
+        )
+    if workload.total is None:
+        return f"a call takes {item}, too little to gain from workers"
+    left = format_seconds(workload.serial_seconds)
+    return f"the remaining {left} of work are too little to gain from workers"
+
+
+def say_warnings(plan: Plan, workload: Workload, system: SystemFacts) -> list[str]:
+    """What the user may want to change."""
+    chosen = plan.chosen
+    warnings = []
+    for candidate in plan.candidates:
+        if candidate.wanted_jobs:
+            held = "no two" if candidate.problem else f"no more than {candidate.n_jobs}"
+            if candidate.n_jobs == candidate.wanted_jobs and not candidate.problem:
+                held = "fewer"  # the caller asked for so many, and gets them
+            warnings.append(
+                f"The {format_bytes(system.available_bytes or 0)} of memory still available hold "
+                f"{held} {candidate.engine} workers of this work, out of {candidate.wanted_jobs}."
+            )
+    payload = workload.payload
+    if payload is not None and payload.problem is not None:
+        warnings.append(
+            f"Worker processes cannot be used: {payload.problem}. Build such objects inside the "
+            "function, or pass what they are made from."
+        )
+    elif payload is not None:
+        moved = payload.item_bytes + payload.result_bytes
+        if chosen.engine == "serial" and moved > 1 << 20 and not workload.parallel_inside:
+            warnings.append(
+                f"An item and its result are {format_bytes(moved)} pickled: if the function read "
+                "its data itself, given a path or an index, worker processes could help."
+            )
+        if chosen.engine == "process" and payload.function_bytes > 10 << 20:
+            warnings.append(
+                f"The function carries {format_bytes(payload.function_bytes)} of data along, "
+                "which is sent once to each worker."
+            )
+    if not workload.waits and chosen.n_jobs > system.usable_cores:
+        warnings.append(
+            f"n_jobs={chosen.n_jobs} for a function that computes, on "
+            f"{count_of(system.usable_cores, 'usable core')}: more workers than cores gain nothing."
+        )
+    if chosen.n_jobs > 1 and workload.input_seconds * chosen.n_jobs > workload.item_seconds:
+        warnings.append(
+            f"Producing an item takes {format_seconds(workload.input_seconds)} and calling the "
+            f"function {format_seconds(workload.item_seconds)}: {chosen.n_jobs} workers will wait "
+            "for the input."
+        )
+    return warnings
+
+
+def render(
+    details: Details, reason: str, warnings: list[str], corrected: Sequence[str] = ()
+) -> str:
+    """The arithmetic as text of several lines, for people; ``corrected`` comes of the run."""
+    plan, workload = details.plan, details.workload
+    chosen = plan.chosen
+    lines = [
+        f"{chosen.engine}: {count_of(chosen.n_jobs, 'worker')}, chunks of "
+        f"{count_of(chosen.chunksize, 'item')}, estimated speedup {chosen.speedup:.1f}",
+        reason,
+        "",
+        *_labelled("machine", _machine(details.system)),
+        *_labelled("sample", _sample_lines(details)),
+        *_labelled("to do", _work(workload)),
+    ]
+    if notes := [*details.notes, *corrected]:
+        lines += _labelled("on the way", notes)
+    header = ("engine", "workers", "chunk", "start-up", "compute", "pickling", "round trips")
+    rows = [(*header, "total", "speedup")]
+    footnotes = []
+    for candidate in plan.candidates:
+        mark = " *" if candidate.engine == chosen.engine else ""
+        if candidate.problem is not None:
+            footnotes.append(f"{candidate.engine}: not possible, {candidate.problem}")
+            continue
+        unknown = candidate.engine == "process" and workload.payload is None
+        rows.append(
+            (
+                candidate.engine + mark,
+                str(candidate.n_jobs),
+                str(candidate.chunksize),
+                format_seconds(candidate.startup_seconds),
+                format_seconds(candidate.compute_seconds),
+                "?" if unknown else format_seconds(candidate.pickling_seconds),
+                format_seconds(candidate.round_trip_seconds),
+                (">= " if unknown else "") + format_seconds(candidate.seconds),
+                ("<= " if unknown else "") + f"{candidate.speedup:.2f}",
+            )
+        )
+        if unknown:
+            footnotes.append("?: not measured, because it could not have changed the choice")
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header) + 2)]
+    lines.append("")
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
+        lines.append("  " + "  ".join(cells))
+    if len(rows) > 2:
+        footnotes.append("total: start-up, then the longer of the workers' part (compute, half the")
+        footnotes.append("pickling) and the parent's (input, half the pickling, round trips)")
+        footnotes.append(_startup_source(details))
+    lines += ["  " + footnote for footnote in footnotes]
+    if warnings:
+        lines += ["", *(f"warning: {warning}" for warning in warnings)]
+    return "\n".join(lines)
+
+
+def _candidate(plan: Plan, engine: str) -> Candidate | None:
+    return next((c for c in plan.candidates if c.engine == engine), None)
+
+
+def _labelled(label: str, texts: list[str]) -> list[str]:
+    return [
+        f"{label if index == 0 else '':<{LABEL_WIDTH}}{text}" for index, text in enumerate(texts)
+    ]
+
+
+def _machine(system: SystemFacts | None) -> list[str]:
+    if system is None:
+        return ["not looked at: the work is done sooner"]
+    quota = "no CPU quota"
+    if system.quota_cores is not None:
+        quota = f"a CPU quota of {system.quota_cores:.3g}"
+    text = (
+        f"{count_of(system.usable_cores, 'usable core')} ({system.logical_cores} in the machine, "
+        f"{system.affinity_cores} by affinity, {system.physical_cores} of them physical, {quota})"
+    )
+    if system.available_bytes is None or system.total_bytes is None:
+        return [text]
+    available, total = format_bytes(system.available_bytes), format_bytes(system.total_bytes)
+    return [text, f"{available} of {total} memory available"]
+
+
+def _sample_lines(details: Details) -> list[str]:
+    workload = details.workload
+    shortest, longest = map(format_seconds, details.call_seconds)
+    spread = shortest if shortest == longest else f"{shortest} to {longest}"
+    item = workload.item_seconds
+    lines = [
+        f"{count_of(workload.sampled, 'item')}, {spread} a call; estimate {format_seconds(item)} a "
+        f"call, {format_seconds(workload.input_seconds)} to produce an item"
+    ]
+    if item > 0 and details.system is not None:
+        # The probe's own thread is in it as well, which is all that goes past 100 %.
+        share = workload.cpu_seconds / item
+        cpu = f"{share if workload.parallel_inside else min(share, 1.0):.0%} of it on a CPU"
+        gil = f"GIL held {workload.gil_seconds / item:.0%} of the time"
+        if not workload.gil_known:
+            gil += " (assumed)"
+        waits = "waiting not counted here"
+        if details.switches is not None:
+            waits = f"{count_of(details.switches, 'voluntary context switch')} in all"
+        lines.append(f"{cpu}, {gil}, {waits}")
+    payload = workload.payload
+    if payload is not None and payload.problem is None:
+        lines.append(
+            f"pickled: item {format_bytes(payload.item_bytes)}, "
+            f"result {format_bytes(payload.result_bytes)}, "
+            f"function {format_bytes(payload.function_bytes)}"
+        )
+    return lines
+
+
+def _work(workload: Workload) -> list[str]:
+    alone = f"{format_seconds(workload.serial_seconds)} one after the other"
+    if workload.total is None:
+        return [f"an unknown number of items, taken for {workload.remaining:,} ({alone})"]
+    return [f"{count_of(workload.remaining, 'item')}, {alone}"]
+
+
+def _startup_source(details: Details) -> str:
+    model = details.startup["process"]
+    return "start-up of processes: " + (
+        "measured in this process" if model.measured else "as on the developers' machine so far"
+    )
+
+
+def count_of(number: int, noun: str) -> str:
+    """A number and what it counts.
+
+    >>> count_of(1, "item"), count_of(2000, "switch")
+    ('1 item', '2,000 switches')
+    """
+    plural = "" if number == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{number:,} {noun}{plural}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds in the unit that reads best.
+
+    >>> [format_seconds(s) for s in (0, 3.2e-7, 0.0051, 2.0, 2500)]
+    ['0', '0.32 µs', '5.1 ms', '2 s', '2,500 s']
+    """
+    if seconds < 1e-9:
+        return "0"
+    for unit, factor in (("µs", 1e6), ("ms", 1e3)):
+        if seconds * factor < 999.5:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds:.3g} s" if seconds < 999.5 else f"{seconds:,.0f} s"
+
+
+def format_bytes(size: float) -> str:
+    """Bytes in the unit that reads best.
+
+    >>> [format_bytes(n) for n in (17, 4096, 3_500_000, 25e9)]
+    ['17 B', '4.1 kB', '3.5 MB', '25 GB']
+    """
+    for unit, factor in (("B", 1.0), ("kB", 1e3), ("MB", 1e6)):
+        if size < 999.5 * factor:
+            return f"{size / factor:.{2 if size < 10 * factor else 3}g} {unit}"
+    return f"{size / 1e9:.3g} GB"
+
+
+def log_choice(result: OptimizationResult, verbose: bool) -> None:
+    """Write the choice to the log, and to stderr where that was asked for."""
+    logger.debug("%s", result)
+    if verbose:
+        sys.stderr.write(result.explain() + "\n")

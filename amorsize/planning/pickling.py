@@ -1,0 +1,148 @@
+"""What would cross to a worker process and back: its size, and whether it can."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from amorsize.planning.sampling import Sample
+from amorsize.workers.record import Record
+
+PICKLE_LIMIT_BYTES = 64 << 20
+"""Pickling of one object stops here, and its size is extrapolated."""
+
+
+class Payload(Record):
+    """What crosses to a worker process and back, and whether it can.
+
+    Attributes:
+        function_bytes, function_seconds: size of the pickled function, time to pickle it.
+        item_bytes, item_seconds: the same for one item.
+        result_bytes, result_seconds: the same for one result.
+        problem: why it cannot be sent to another process, or None.
+    """
+
+    def __init__(
+        self,
+        function_bytes: int = 0,
+        function_seconds: float = 0.0,
+        item_bytes: int = 0,
+        item_seconds: float = 0.0,
+        result_bytes: int = 0,
+        result_seconds: float = 0.0,
+        problem: str | None = None,
+    ) -> None:
+        self.function_bytes = function_bytes
+        self.function_seconds = function_seconds
+        self.item_bytes = item_bytes
+        self.item_seconds = item_seconds
+        self.result_bytes = result_bytes
+        self.result_seconds = result_seconds
+        self.problem = problem
+
+
+def measure_payload(
+    sample: Sample,
+    func: Callable[[Any], Any],
+    *,
+    wall: Callable[[], float] = time.perf_counter,
+    limit_bytes: int = PICKLE_LIMIT_BYTES,
+) -> Payload:
+    """Pickle the function and representatives of the sample's items and results.
+
+    Nothing is kept: the bytes are counted as they come. One object is pickled up to
+    ``limit_bytes``; the other items of a sample only where the first was small.
+
+    >>> payload = measure_payload(Sample(items=[b"x" * 1000], results=[1000]), len)
+    >>> payload.problem is None, payload.item_bytes > 1000
+    (True, True)
+    """
+    try:
+        what, named = "the function", getattr(func, "__qualname__", type(func).__name__)
+        function = _pickled(func, wall, limit_bytes)
+        failed = {index for index, _, _ in sample.failures}
+        what, named = "an item", _type_name(sample.items)
+        item = _representative(sample.items, wall, limit_bytes)
+        results = [r for i, r in enumerate(sample.results) if i not in failed]
+        what, named = "a result", _type_name(results)
+        result = _representative(results, wall, limit_bytes)
+    except Exception as error:  # pickling runs the objects' own code, which may raise anything
+        return Payload(
+            problem=f"{what} ({named}) cannot be pickled: {type(error).__name__}: {error}"
+        )
+    return Payload(*function, *item, *result)
+
+
+def _type_name(objects: list[Any]) -> str:
+    return type(objects[0]).__qualname__ if objects else "none"
+
+
+def _representative(
+    objects: list[Any], wall: Callable[[], float], limit_bytes: int
+) -> tuple[int, float]:
+    """Size and time of one object: of the first, or the mean of a few where the first is small."""
+    if not objects:
+        return 0, 0.0
+    size, seconds = _pickled(objects[0], wall, limit_bytes)
+    if len(objects) == 1 or size > 1 << 20 or seconds > 2e-3:
+        return size, seconds
+    count = min(len(objects), 8)
+    size, seconds = _pickled(objects[:count], wall, limit_bytes)
+    return size // count, seconds / count
+
+
+class _TooMuch(Exception):
+    """Enough was pickled to know."""
+
+
+class _Meter:
+    """A file that counts what is written to it, and keeps nothing."""
+
+    __slots__ = ("limit", "names_main", "size")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.size = 0
+        self.names_main = False
+
+    def write(self, data: Any) -> int:
+        length = memoryview(data).nbytes
+        self.size += length
+        if not self.names_main and length < 1 << 20:
+            self.names_main = b"__main__" in bytes(data)
+        if self.size > self.limit:
+            raise _TooMuch
+        return length
+
+
+def _pickled(obj: Any, wall: Callable[[], float], limit_bytes: int) -> tuple[int, float]:
+    """Bytes and seconds of pickling an object; raises where it cannot be pickled."""
+    import pickle  # not needed where everything runs here
+
+    meter = _Meter(limit_bytes)
+    # The interpreter's own pickler first: it is right for nearly everything, and importing
+    # cloudpickle costs some 10 ms. What belongs to __main__ must travel by value, though.
+    began = wall()
+    try:
+        pickle.Pickler(meter, pickle.HIGHEST_PROTOCOL).dump(obj)
+        plain = not meter.names_main
+    except _TooMuch:
+        plain = True
+    except Exception:  # as in measure_payload
+        plain = False
+    if not plain:
+        import cloudpickle
+
+        meter = _Meter(limit_bytes)
+        began = wall()
+        try:
+            cloudpickle.Pickler(meter, pickle.HIGHEST_PROTOCOL).dump(obj)
+        except _TooMuch:
+            pass
+    seconds = max(0.0, wall() - began)
+    if meter.size <= limit_bytes:
+        return meter.size, seconds
+    size = max(meter.size, sys.getsizeof(obj))
+    return size, seconds * size / meter.size

@@ -1,0 +1,1 @@
+"""The one loop: input, chunks, dispatch, retries, results, event reporting, signals."""

@@ -1,0 +1,131 @@
+"""A run on a thread of its own, for whoever consumes it from another: streams, and coroutines."""
+
+from __future__ import annotations
+
+import atexit
+import contextvars
+import threading
+from collections.abc import Callable
+
+from amorsize.errors import ExecutionCancelledError, InvalidTypeError
+from amorsize.planning.explanation import OptimizationResult
+from amorsize.running.call import Call
+from amorsize.running.sinks import Sink, StreamBuffer
+
+_CHUNKS_A_WORKER = 3
+CLOSE_SECONDS = 1.0
+"""How long a consumer that goes away waits for the run to end."""
+
+
+class Driver:
+    """Drives one run, with the context variables of whoever made it.
+
+    Args:
+        call: what to run.
+        sink: where the results go.
+        on_end: called from the driver's thread when the run is over.
+
+    Attributes:
+        error: what the run failed with, once it is over.
+    """
+
+    def __init__(
+        self, call: Call, sink: Sink, *, on_end: Callable[[], None] = lambda: None
+    ) -> None:
+        self._call = call
+        self._sink = sink
+        self._on_end = on_end
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(
+            target=contextvars.copy_context().run,
+            args=(self._drive,),
+            name="amorsize-stream",
+            daemon=True,
+        )
+
+    def start(self) -> None:
+        """Begin the run."""
+        self._thread.start()
+
+    @property
+    def started(self) -> bool:
+        """Whether the run has begun."""
+        return self._thread.ident is not None
+
+    def ask_to_cancel(self) -> None:
+        """Have the run end early, and return at once."""
+        self._sink.cancel()
+        self._call.wake()
+
+    def cancel(self) -> None:
+        """Have the run end early, and wait for that for a second."""
+        self.ask_to_cancel()
+        if not self.started or self._thread is threading.current_thread():
+            return  # it has not begun; or it closes its own stream, in a hook or as garbage
+        # What cannot be stopped, such as an input that blocks, must not hold the consumer.
+        self._thread.join(CLOSE_SECONDS)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Tell, of a cancelled run that does not end, that it is over."""
+        if self._thread.is_alive() and self._call.run is not None:
+            self._call.run.abandon()
+        _open_drivers.discard(self.cancel)
+
+    def _drive(self) -> None:
+        call = self._call
+        try:
+            with call:
+                run = call.prepare(self._sink, interruptible=True)
+                if isinstance(self._sink, StreamBuffer):
+                    self._sink.on_room = call.wake
+                self._get_ready(call.result)
+                call.on_change = self._get_ready
+                try:
+                    run.drive()
+                finally:
+                    call.conclude()
+        except BaseException as caught:
+            self.error = caught
+        finally:
+            _open_drivers.discard(self.cancel)
+            cancelled = isinstance(self.error, ExecutionCancelledError)
+            # A consumer that is gone knows.
+            self._sink.end(None if cancelled else self.error)
+            # Those who know each other would keep the user's data until they are collected.
+            call.on_change = lambda result: None
+            if isinstance(self._sink, StreamBuffer):
+                self._sink.on_room = lambda: None
+            self._on_end()
+
+    def _get_ready(self, result: OptimizationResult) -> None:
+        """Get ready for as many workers as were chosen."""
+        if isinstance(self._sink, StreamBuffer):
+            self._sink.window = _CHUNKS_A_WORKER * result.n_jobs + 1
+        _cancel_at_exit(self.cancel, processes=result.executor_type == "process")
+
+
+def require_order(ordered: object) -> None:
+    """Raise InvalidTypeError for an ``ordered=`` that is neither True nor False."""
+    if not isinstance(ordered, bool):
+        raise InvalidTypeError(f"ordered must be True or False; got {ordered!r}")
+
+
+_open_drivers: set[Callable[[], None]] = set()
+
+
+def _cancel_at_exit(cancel: Callable[[], None], *, processes: bool) -> None:
+    """Have a run that is open when the interpreter exits tell its end.
+
+    Exit functions run last in, first out: this one before those that end workers and exporters.
+    """
+    if processes:
+        import amorsize.engines.process.pool  # noqa: F401  # registers its exit function first
+    _open_drivers.add(cancel)
+    atexit.unregister(_cancel_open_drivers)
+    atexit.register(_cancel_open_drivers)
+
+
+def _cancel_open_drivers() -> None:
+    for cancel in list(_open_drivers):
+        cancel()

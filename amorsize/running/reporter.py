@@ -1,0 +1,389 @@
+"""Turns what the run loop sees into hook events; the only place that builds their contexts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from amorsize.engines.base import WorkerStarted
+from amorsize.hooks.events import HookContext, HookEvent
+from amorsize.hooks.manager import HookManager
+from amorsize.workers import trace_link
+from amorsize.workers.chunk import Chunk, ChunkOutcome, text_of
+from amorsize.workers.trace_link import TraceLink
+from amorsize.workers.user_metrics import admit, current_collector
+
+if TYPE_CHECKING:
+    from amorsize.planning.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+
+class _WorkerRecord:
+    """What is told of a worker at its end."""
+
+    def __init__(self, id: int, metadata: dict[str, Any]) -> None:
+        self.id = id
+        self.metadata = metadata
+        self.items = 0
+        self.busy_seconds = 0.0
+
+
+class Reporter:
+    """Tells one execution's events, with figures that never go back.
+
+    A context is built only when somebody listens to its event.
+
+    Args:
+        managers: who is told, in this order.
+        began: ``time.perf_counter()`` when ``execute()`` was called.
+        function: what the events call the function.
+        progress_interval: seconds between two ``ON_PROGRESS``, by the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        managers: Sequence[HookManager],
+        *,
+        began: float,
+        function: str,
+        progress_interval: float,
+    ) -> None:
+        self._managers = tuple(managers)
+        self._began = began
+        self._progress_interval = progress_interval
+        self._last_progress = float("-inf")
+        self._metadata: dict[str, Any] = {
+            "execution_id": os.urandom(16).hex(),
+            "function": function,
+        }
+        self._trace: TraceLink | None = None
+        self._workers: dict[int, _WorkerRecord] = {}
+        self._next_worker_id = 0
+        self._planning_seconds = 0.0
+        self._busy_seconds = 0.0
+        self._results_bytes = 0
+        self._decided: dict[str, Any] = {}
+        self._percent = 0.0
+        self._finished = False
+        self._telling = threading.Lock()
+        self._open = False  # from PRE_EXECUTE to POST_EXECUTE
+        self.n_jobs = 0
+        self.chunksize = 0
+        self.changes: list[str] = []
+        self.corrections = 0
+        self.final_chunksize: int | None = None
+        self.total_items: int | None = None
+        self.items_completed = 0
+
+    @property
+    def execution_id(self) -> str:
+        """The execution's id, as in every event's metadata."""
+        return str(self._metadata["execution_id"])
+
+    def listens(self, event: HookEvent) -> bool:
+        """Say whether anybody is told of ``event``."""
+        for manager in self._managers:  # noqa: SIM110  # asked at every event; any() costs twice
+            if manager.has_hooks(event):
+                return True
+        return False
+
+    def begin_trace(self) -> TraceLink | None:
+        """Begin the trace that the events belong to; None where nobody traces."""
+        metadata = self._metadata
+        self._trace = trace_link.begin(
+            self._managers, metadata["execution_id"], metadata["function"]
+        )
+        if self._trace is not None and self._trace.sampled:
+            metadata["trace_id"] = f"{self._trace.trace_id:032x}"
+            metadata["span_id"] = f"{self._trace.span_id:016x}"
+        return self._trace
+
+    def forget_trace(self) -> None:
+        """Drop the trace of a run that told no events."""
+        if self._trace is not None:
+            trace_link.forget(self._metadata["execution_id"])
+
+    def takes_user_metrics(self) -> bool:
+        """Say whether the user's numbers reach anybody: a hook, or the chunk that this runs in."""
+        return self._tells_user_metrics() or current_collector() is not None
+
+    def pre_execute(
+        self,
+        *,
+        n_jobs: int,
+        chunksize: int,
+        total_items: int | None,
+        executor_type: str,
+        estimated_speedup: float,
+        decided: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Tell that the plan is made; ``decided`` is what ``POST_EXECUTE`` says of it."""
+        self._decided = dict(decided)
+        self.n_jobs = n_jobs
+        self.chunksize = chunksize
+        self.total_items = total_items
+        self._metadata["executor_type"] = executor_type
+        self._metadata["estimated_speedup"] = estimated_speedup
+        self._planning_seconds = self._elapsed()
+        self._open = True
+        self._tell(HookEvent.PRE_EXECUTE)
+
+    def changed_engine(self, plan: Plan) -> None:
+        """Note that the run goes on with another engine, and why."""
+        self._decided["changed_to"] = plan.engine.type
+        self.n_jobs, self.chunksize = plan.n_jobs, plan.chunksize
+        change = f"Behind {self.items_completed:,} items: {plan.reason}"
+        self.changes.append(change)
+        logger.debug("The run goes on otherwise. %s", change)
+
+    def worker_started(self, message: WorkerStarted) -> None:
+        """Tell that a worker takes its first chunk."""
+        record = _WorkerRecord(
+            self._next_worker_id,
+            {
+                "pid": message.pid,
+                "hostname": message.hostname,
+                "thread_name": message.thread_name,
+                **message.details,
+            },
+        )
+        self._next_worker_id += 1
+        self._workers[message.worker] = record
+        self._tell(HookEvent.ON_WORKER_START, metadata=record.metadata, worker_id=record.id)
+
+    def worker_ended(self, worker: int, exit_reason: str, exit_code: int | None = None) -> None:
+        """Tell that a worker is done; nothing for one whose start was never told."""
+        record = self._workers.pop(worker, None)
+        if record is None:
+            return
+        metadata = record.metadata | {
+            "exit_reason": exit_reason,
+            "exit_code": exit_code,
+            "items": record.items,
+            "busy_time": record.busy_seconds,
+        }
+        self._tell(HookEvent.ON_WORKER_END, metadata=metadata, worker_id=record.id)
+
+    def workers(self) -> list[int]:
+        """List the workers whose end has not been told, by the backend's numbers."""
+        return list(self._workers)
+
+    def worker_id(self, worker: int | None) -> int | None:
+        """Translate a backend's number of a worker to that of the events."""
+        record = None if worker is None else self._workers.get(worker)
+        return None if record is None else record.id
+
+    def chunk_completed(
+        self,
+        chunk: Chunk,
+        outcome: ChunkOutcome,
+        worker: int | None,
+        *,
+        sampled: bool = False,
+        corrected_chunksize: int | None = None,
+    ) -> None:
+        """Take a chunk's results into account, and tell of them."""
+        carried = self._take_carried(outcome)
+        if corrected_chunksize is not None:
+            self.corrections += 1
+            self.final_chunksize = corrected_chunksize
+        # From here to the hooks no signal comes between: see `termination`.
+        self.items_completed += outcome.size
+        self._results_bytes += outcome.results_bytes
+        record = self._add_busy(worker, outcome)
+        if record is not None:
+            record.items += outcome.size
+        if not self.listens(HookEvent.ON_CHUNK_COMPLETE):
+            return
+        metadata = self._chunk_metadata(chunk, outcome) | carried
+        if sampled:
+            metadata["sampled"] = True
+        if corrected_chunksize is not None:
+            metadata["corrected_chunksize"] = corrected_chunksize
+        self._tell(
+            HookEvent.ON_CHUNK_COMPLETE,
+            metadata=metadata,
+            worker_id=None if record is None else record.id,
+            chunk_id=chunk.id,
+            chunk_size=outcome.size,
+            chunk_time=outcome.duration,
+            results_count=outcome.size,
+            results_size_bytes=outcome.results_bytes,
+        )
+
+    def progress(self, *, last: bool) -> None:
+        """Tell of progress, unless it is too soon; the last is always told."""
+        now = time.perf_counter()
+        if not last and now - self._last_progress < self._progress_interval:
+            return
+        self._last_progress = now
+        self._finished = self._finished or last
+        self._tell(HookEvent.ON_PROGRESS)
+
+    def error(
+        self,
+        error: BaseException,
+        *,
+        traceback_text: str | None = None,
+        failed_items: int = 0,
+        worker: int | None = None,
+        chunk: Chunk | None = None,
+        outcome: ChunkOutcome | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        """Tell of a failure."""
+        carried: dict[str, Any] = {}
+        if outcome is not None and outcome.results is None:
+            # No ON_CHUNK_COMPLETE will come to account for these.
+            self._add_busy(worker, outcome)
+            carried = self._take_carried(outcome)
+        if not self.listens(HookEvent.ON_ERROR):
+            return
+        details = {"failed_items": failed_items}
+        fields: dict[str, Any] = {"worker_id": self.worker_id(worker)}
+        if chunk is not None:
+            details |= self._chunk_metadata(chunk, outcome)
+            if outcome is not None and outcome.results is not None:
+                details["chunk_completes"] = True
+            size = len(chunk.items) if outcome is None else outcome.size
+            fields |= {"chunk_id": chunk.id, "chunk_size": size}
+        if outcome is not None:
+            fields["chunk_time"] = outcome.duration
+        self._tell(
+            HookEvent.ON_ERROR,
+            metadata=details | (metadata or {}) | carried,
+            **_error_fields(error, traceback_text),
+            **fields,
+        )
+
+    def post_execute(self, status: str, error: BaseException | None) -> None:
+        """Tell that the run is over."""
+        self._finished = status == "ok"
+        elapsed = self._elapsed()
+        self._tell(
+            HookEvent.POST_EXECUTE,
+            metadata={
+                "status": status,
+                "planning_time": self._planning_seconds,
+                "measured_speedup": self._busy_seconds / elapsed if elapsed > 0 else 0.0,
+                "corrections": self.corrections,
+                "final_chunksize": self.final_chunksize or self.chunksize,
+                **self._decided,
+            },
+            results_count=self.items_completed,
+            results_size_bytes=self._results_bytes,
+            **({} if error is None else _error_fields(error, None)),
+        )
+        self._open = False
+
+    def is_telling(self) -> bool:
+        """Say whether a hook is running now."""
+        return self._telling.locked()
+
+    def _chunk_metadata(self, chunk: Chunk, outcome: ChunkOutcome | None) -> dict[str, Any]:
+        metadata: dict[str, Any] = {"chunk_start": chunk.start}
+        if chunk.retry_of is not None:
+            metadata["retry_of"] = chunk.retry_of
+        if chunk.dispatched_at:
+            metadata["dispatched_at"] = chunk.dispatched_at
+        if outcome is not None:
+            metadata["failed_items"] = len(outcome.failures)
+            metadata["started_at"] = outcome.started_at
+            if chunk.dispatched_at:
+                # Two clocks may disagree by a little: a wait is never negative.
+                metadata["queue_time"] = max(0.0, outcome.started_at - chunk.dispatched_at)
+        if self._trace is not None and self._trace.sampled and self._trace.exact:
+            metadata["span_id"] = f"{trace_link.chunk_span_id(self._trace.span_id, chunk.id):016x}"
+        return metadata
+
+    def _add_busy(self, worker: int | None, outcome: ChunkOutcome) -> _WorkerRecord | None:
+        self._busy_seconds += outcome.duration
+        record = None if worker is None else self._workers.get(worker)
+        if record is not None:
+            record.busy_seconds += outcome.duration
+        return record
+
+    def _tells_user_metrics(self) -> bool:
+        return self.listens(HookEvent.ON_CHUNK_COMPLETE) or self.listens(HookEvent.ON_ERROR)
+
+    def _take_carried(self, outcome: ChunkOutcome) -> dict[str, Any]:
+        """Return the metadata with what came home beside the results, once a chunk."""
+        carried = self._take_user_metrics(outcome)
+        if (trace := outcome.extras.pop("trace", None)) is not None:
+            carried["trace"] = trace
+        return carried
+
+    def _take_user_metrics(self, outcome: ChunkOutcome) -> dict[str, Any]:
+        carried = outcome.extras.pop("user_metrics", None)
+        if carried is None:
+            return {}
+        if self._tells_user_metrics():
+            return admit(carried)
+        enclosing = current_collector()
+        if enclosing is not None:
+            enclosing.absorb(carried)
+        return {}
+
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self._began
+
+    def _tell(
+        self, event: HookEvent, *, metadata: dict[str, Any] | None = None, **fields: Any
+    ) -> None:
+        if not self._open or not self.listens(event):
+            return
+        elapsed = self._elapsed()
+        done, total = self.items_completed, self.total_items
+        rate = done / elapsed if elapsed > 0 else 0.0
+        remaining = 0 if total is None else max(0, total - done)
+        context = HookContext(
+            event,
+            n_jobs=self.n_jobs,
+            chunksize=self.chunksize,
+            total_items=total,
+            items_completed=done,
+            items_remaining=remaining,
+            percent_complete=self._percent_complete(),
+            elapsed_time=elapsed,
+            estimated_time_remaining=remaining / rate if rate > 0 else 0.0,
+            throughput_items_per_sec=rate,
+            avg_item_time=self._busy_seconds / done if done else 0.0,
+            worker_count=len(self._workers),
+            metadata=self._metadata | metadata if metadata else self._metadata.copy(),
+            **fields,
+        )
+        interrupted: BaseException | None = None
+        with self._telling:
+            for manager in self._managers:
+                try:
+                    manager.trigger(context)
+                except BaseException as error:  # Ctrl-C in a hook: the others still hear of this
+                    interrupted = interrupted or error
+        if interrupted is not None:
+            raise interrupted
+
+    def _percent_complete(self) -> float:
+        if self._finished:
+            self._percent = 100.0
+        elif self.total_items:
+            # A length that the input announced too small must not take this past 100, nor back.
+            reached = min(100.0, 100.0 * self.items_completed / self.total_items)
+            self._percent = max(self._percent, reached)
+        return self._percent
+
+
+def _error_fields(error: BaseException, traceback_text: str | None) -> dict[str, Any]:
+    if traceback_text is None:
+        traceback_text = "".join(traceback.format_exception(error))
+    return {
+        "error": error,
+        "error_message": text_of(error),
+        "error_traceback": traceback_text,
+    }

@@ -1,0 +1,268 @@
+"""Runs one chunk, anywhere: in the caller, in a thread, in a worker process, on a cluster.
+
+Imports the standard library, and of amorsize what a worker process imports anyway: every worker
+imports this module.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from amorsize.errors import FunctionExitError, TransportError
+from amorsize.workers.collectors import Collect
+from amorsize.workers.item_slots import ITEM, ITEM_STARTED, Board, point_board
+from amorsize.workers.record import Record
+from amorsize.workers.slices import Pass
+
+HOSTNAME = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+
+
+class Chunk:
+    """A run of consecutive items of the input.
+
+    Attributes:
+        id: counts from 0 in order of dispatch.
+        start: the index in the input of the first item.
+        items: the items.
+        retry_of: the id of the chunk of a dead worker whose items run again here, or None.
+        dispatched_at: when it was handed to a backend, seconds since the epoch.
+    """
+
+    __slots__ = ("dispatched_at", "id", "items", "retry_of", "start")
+
+    def __init__(
+        self,
+        id: int,
+        start: int,
+        items: Sequence[Any],
+        retry_of: int | None = None,
+        dispatched_at: float = 0.0,
+    ) -> None:
+        self.id = id
+        self.start = start
+        self.items = items
+        self.retry_of = retry_of
+        self.dispatched_at = dispatched_at
+
+
+class Failure(Record):
+    """An item whose call raised.
+
+    Attributes:
+        index: the item's index in the input.
+        error: what was raised.
+        traceback: as text, as the worker saw it.
+    """
+
+    def __init__(self, index: int, error: BaseException, traceback: str) -> None:
+        self.index = index
+        self.error = error
+        self.traceback = traceback
+
+
+class ChunkOutcome:
+    """What comes back from a chunk: an envelope that can grow.
+
+    Attributes:
+        chunk_id, start, size: as in the :class:`Chunk`.
+        results: one for each item, with the exceptions in place under ``return_exceptions``;
+            None when the chunk failed.
+        failures: the items that raised; without ``return_exceptions`` at most one.
+        started_at: when the worker began, seconds since the epoch.
+        duration: seconds around the calls of the function.
+        pid, hostname, thread_name: who ran it.
+        results_bytes: size of the pickled results, 0 where nothing was pickled.
+        extras: what else rides home, by name (log records, the user's numbers, spans).
+    """
+
+    def __init__(
+        self,
+        chunk_id: int,
+        start: int,
+        size: int,
+        results: list[Any] | None,
+        failures: list[Failure],
+        started_at: float,
+        duration: float,
+        pid: int,
+        hostname: str,
+        thread_name: str,
+        results_bytes: int = 0,
+        extras: dict[str, Any] | None = None,
+    ) -> None:
+        self.chunk_id = chunk_id
+        self.start = start
+        self.size = size
+        self.results = results
+        self.failures = failures
+        self.started_at = started_at
+        self.duration = duration
+        self.pid = pid
+        self.hostname = hostname
+        self.thread_name = thread_name
+        self.results_bytes = results_bytes
+        self.extras = {} if extras is None else extras
+
+
+def run_chunk(
+    func: Callable[[Any], Any],
+    chunk: Chunk,
+    *,
+    return_exceptions: bool = False,
+    board: Board | None = None,
+    stamp_items: bool = False,
+    stopped: Callable[[], bool] | None = None,
+    exits_pass: bool = False,
+    collect: Collect | None = None,
+    over: Pass | None = None,
+) -> ChunkOutcome:
+    """Call ``func`` on each item of a chunk.
+
+    Args:
+        func: the user's function.
+        chunk: its items.
+        return_exceptions: put exceptions in place of results, instead of stopping at the first.
+        board: where to write which item is in progress; None where nobody reads it.
+        stamp_items: also write when each item started (for ``item_timeout``).
+        stopped: asked before each item; when true, the rest of the chunk is left.
+        exits_pass: let SystemExit, KeyboardInterrupt and the like through (the caller's own
+            thread, where Ctrl-C raises) instead of reporting them as a failure of the item.
+        collect: what else to bring home, in the outcome's extras; None for nothing.
+        over: the pass over its items, which may end early; None for one that does not.
+
+    Returns:
+        The outcome; its ``results`` are None when an item failed or the chunk was stopped. It is
+        that of the items that were taken, where the pass over them was ended early.
+    """
+    over = over or Pass(chunk.items)
+    if board is not None:
+        point_board(board, chunk.id, chunk.start)
+    results: list[Any] = []
+    failures: list[Failure] = []
+    caught = Exception if exits_pass else BaseException
+    collector = None if collect is None else collect.in_chunk(chunk.id)
+    if collector is not None:
+        collector.enter()
+    started_at = time.time()
+    before = time.perf_counter()
+    try:
+        try:
+            with over as items:
+                if board is None and not return_exceptions:
+                    # A comprehension is what a trivial function is compared with.
+                    results = [func(item) for item in items]
+                else:
+                    if board is not None:
+                        items = _marked(items, chunk.start, board, stamp_items, stopped)
+                    for item in items:
+                        try:
+                            results.append(func(item))
+                        except caught as error:
+                            failures.append(_failure(chunk.start + len(results), error))
+                            if not return_exceptions:
+                                break
+                            results.append(failures[-1].error)
+            if board is None:  # where there is one, nobody changes the items
+                over.settle(results)
+                end = chunk.start + len(results)
+                failures = [failure for failure in failures if failure.index < end]
+        except caught as error:
+            failures = [_failure(chunk.start + over.taken - 1, error)]
+        duration = time.perf_counter() - before
+    finally:
+        if collector is not None:
+            collector.leave()
+    extras = {} if collector is None else collector.take()
+    size = over.taken if over.ended else len(chunk.items)
+    complete = len(results) == size
+    if board is not None:
+        board[ITEM_STARTED] = 0
+        if complete:
+            board[ITEM] = chunk.start + len(results)
+    return ChunkOutcome(
+        chunk_id=chunk.id,
+        start=chunk.start,
+        size=size,
+        results=results if complete else None,
+        failures=failures,
+        started_at=started_at,
+        duration=duration,
+        pid=os.getpid(),
+        hostname=HOSTNAME,
+        thread_name=threading.current_thread().name,
+        extras=extras,
+    )
+
+
+def unreadable(chunk_id: int, start: int, size: int, error: Exception) -> ChunkOutcome:
+    """Make the outcome of a chunk whose items do not unpickle where it is to run."""
+    failed = TransportError(
+        f"items {start} to {start + size - 1} (chunk {chunk_id}) do not unpickle in the worker: "
+        f"{type(error).__name__}: {error}"
+    )
+    return ChunkOutcome(
+        chunk_id=chunk_id,
+        start=start,
+        size=size,
+        results=None,
+        failures=[Failure(start, failed, str(failed))],
+        started_at=time.time(),
+        duration=0.0,
+        pid=os.getpid(),
+        hostname=HOSTNAME,
+        thread_name=threading.current_thread().name,
+    )
+
+
+def text_of(error: BaseException) -> str:
+    """Return the text of an exception, also of one whose ``__str__`` fails."""
+    try:
+        return str(error)
+    except Exception as failed:
+        return f"<its text cannot be shown: {type(failed).__name__}>"
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an exception, where its class lets us (a frozen dataclass does not)."""
+    try:
+        error.add_note(note)
+    except Exception:
+        pass
+
+
+def _marked(
+    items: Iterable[Any],
+    start: int,
+    board: Board,
+    stamp_items: bool,
+    stopped: Callable[[], bool] | None,
+) -> Iterator[Any]:
+    if not stamp_items and stopped is None:
+        for board[ITEM], item in enumerate(items, start):
+            yield item
+        return
+    for board[ITEM], item in enumerate(items, start):
+        if stopped is not None and stopped():
+            return
+        if stamp_items:
+            board[ITEM_STARTED] = time.monotonic_ns()
+        yield item
+        board[ITEM_STARTED] = 0
+
+
+def _failure(index: int, error: BaseException) -> Failure:
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_globals is globals():
+        frames = frames.tb_next  # our own, of no interest to the user
+    text = "".join(traceback.format_exception(type(error), error, frames))
+    if not isinstance(error, Exception):
+        error = FunctionExitError(
+            f"the function raised {type(error).__name__}({text_of(error)}) on item {index}; in a "
+            "worker this ends neither the worker nor the program. Raise an Exception instead."
+        )
+    return Failure(index, error, text)

@@ -1,0 +1,72 @@
+"""The probe's thread: what it looks at, and that none of it is left behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from amorsize.planning.gil_probe import GilProbe
+from amorsize.workers import thread_cache
+from amorsize.workers.thread_cache import _Thread
+
+DEADLINE_SECONDS = 30.0
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+class RecordingLook:
+    """Has seen enough after a number of looks."""
+
+    def __init__(self, enough: int) -> None:
+        self._enough = enough
+        self.seen: list[GilProbe] = []
+        self.threads: set[int] = set()
+
+    def begin(self) -> None:
+        raise AssertionError("that is for whoever calls")
+
+    def __call__(self, probe: GilProbe) -> float | None:
+        self.seen.append(probe)
+        self.threads.add(threading.get_ident())
+        return None if len(self.seen) == self._enough else 0.002
+
+
+def test_a_call_in_progress_is_looked_at_until_enough_is_seen() -> None:
+    """From the probe's thread, and no more once the look has said so."""
+    look = RecordingLook(enough=3)
+    probe = GilProbe(time.perf_counter, look)
+    assert probe.start()
+    probe.enter(time.perf_counter())
+    wait_until(lambda: len(look.seen) == 3)
+    probe.leave(0.0, time.perf_counter())
+    probe.stop()
+    assert look.seen == [probe] * 3
+    assert look.threads.isdisjoint({threading.get_ident()})
+
+
+def test_a_probe_that_is_stopped_at_once_never_looks() -> None:
+    """Trivial calls are over before it begins."""
+    look = RecordingLook(enough=1)
+    probe = GilProbe(time.perf_counter, look)
+    assert probe.start()
+    probe.stop()
+    wait_until(lambda: any(True for _ in thread_cache._idle))
+    assert probe.share() is None
+    assert look.seen == []
+
+
+def test_threads_are_used_again_and_end_when_nothing_comes() -> None:
+    """A program that calls in a loop starts one; what forks later finds none of ours."""
+    ran: list[int] = []
+    for turn in range(3):
+        _Thread.run(lambda: ran.append(threading.get_ident()))
+        wait_until(lambda turn=turn: len(ran) > turn and bool(thread_cache._idle))  # type: ignore[misc]
+    assert len(set(ran)) == 1
+    wait_until(lambda: not thread_cache._idle)
+    assert threading.active_count() == len(threading.enumerate())

@@ -1,0 +1,82 @@
+"""A piece of a run that may be left behind."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from amorsize.running.abandonable import run_apart
+
+DEADLINE_SECONDS = 60.0
+
+
+def nothing() -> None:
+    """No limit is passed."""
+
+
+def test_it_runs_on_another_thread_and_draws_on_this_one() -> None:
+    """Each item when it is asked for; with the context variables of the caller."""
+    variable = contextvars.ContextVar("variable", default="unset")
+    variable.set("set")
+    drawn: list[tuple[int, int]] = []
+
+    def draw() -> list[int]:
+        drawn.append((len(drawn), threading.get_ident()))
+        return [drawn[-1][0]] if len(drawn) < 5 else []
+
+    def work(items: Iterator[Any]) -> Any:
+        return [next(items), next(items)], variable.get(), threading.get_ident()
+
+    first, value, thread = run_apart(work, draw=draw, check=nothing)
+    assert (first, value) == ([0, 1], "set")
+    assert thread != threading.get_ident()
+    assert drawn == [(0, threading.get_ident()), (1, threading.get_ident())]
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+def test_it_raises_what_was_raised(kind: type[BaseException]) -> None:
+    """In the caller's thread."""
+
+    def work(items: Iterator[Any]) -> None:
+        raise kind("there")
+
+    with pytest.raises(kind, match="there"):
+        run_apart(work, draw=list, check=nothing)
+
+
+def test_it_is_left_behind_where_a_check_raises() -> None:
+    """And gets no further item."""
+    release, over = threading.Event(), threading.Event()
+    got: list[int] = []
+
+    def work(items: Iterator[Any]) -> None:
+        got.append(next(items))
+        release.wait(DEADLINE_SECONDS)
+        got.extend(items)
+        over.set()
+
+    def check() -> None:
+        if got:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        run_apart(work, draw=lambda: [1], check=check)
+    release.set()
+    assert over.wait(DEADLINE_SECONDS)
+    assert got == [1]
+
+
+def test_nothing_runs_where_the_limit_was_passed_before() -> None:
+    """The check comes first."""
+
+    def check() -> None:
+        raise TimeoutError
+
+    ran: list[int] = []
+    with pytest.raises(TimeoutError):
+        run_apart(lambda items: ran.append(1), draw=list, check=check)
+    assert ran == []

@@ -1,0 +1,327 @@
+"""Workers begin while the sample runs, and nothing of the contract changes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import amorsize
+from amorsize.engines.process.pool import pool
+from amorsize.errors import TransportError
+from amorsize.hooks import HookEvent, HookManager
+from amorsize.testing import RecordingHook, assert_contract
+
+DEADLINE_SECONDS = 60.0
+
+
+@pytest.fixture(autouse=True)
+def no_warm_workers() -> None:
+    amorsize.shutdown()
+
+
+def spin(done: Callable[[], bool]) -> None:
+    """Compute under the GIL until ``done()``, asked now and then."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not done():
+        if time.monotonic() > deadline:
+            raise TimeoutError("nobody else began")
+        sum(range(500_000))
+
+
+def posted(recorder: RecordingHook) -> dict[str, Any]:
+    (post,) = recorder.of(HookEvent.POST_EXECUTE)
+    return post.metadata
+
+
+def test_processes_begin_with_other_items_while_a_first_call_computes(
+    tmp_path: Path, hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """The first call ends only when another item has begun elsewhere: it did not wait for it."""
+    flag = tmp_path / "begun"
+
+    def work(item: int) -> tuple[int, int]:
+        if item == 0:
+            spin(flag.exists)
+        else:
+            flag.touch()
+        with (tmp_path / f"{item}").open("a") as file:
+            file.write("once")
+        return item, os.getpid()
+
+    results, plan = amorsize.execute(
+        work, range(6), n_jobs=2, hooks=hooks, return_optimization_result=True
+    )
+    assert [item for item, _ in results] == list(range(6))
+    assert results[0][1] == os.getpid()
+    assert results[1][1] != os.getpid()
+    assert [(tmp_path / f"{item}").read_text() for item in range(6)] == ["once"] * 6
+    assert_contract(recorder.contexts)
+    assert posted(recorder)["head_start_items"] == 1
+    assert posted(recorder)["sampled_items"] == 1
+    chunks = {each.chunk_id: each for each in recorder.of(HookEvent.ON_CHUNK_COMPLETE)}
+    sampled, begun = chunks[0], chunks[1]
+    assert (sampled.metadata["chunk_start"], sampled.worker_id) == (0, None)
+    assert begun.metadata["chunk_start"] == 1
+    assert begun.worker_id is not None
+    assert begun.metadata["started_at"] < sampled.metadata["started_at"] + sampled.chunk_time
+    assert plan.executor_type == "process"
+    # The thread that looked at the first call is not listed among the program's.
+    assert not [each for each in threading.enumerate() if each.name.startswith("Dummy")]
+    assert "while the first call was in progress, workers began with 1 item" in plan.explain()
+
+
+@pytest.mark.parametrize("executor", ["process", "thread"])
+def test_two_items_are_enough(
+    tmp_path: Path, hooks: HookManager, recorder: RecordingHook, executor: str
+) -> None:
+    """The first call is one of them: the other does not wait for its end."""
+    flag = tmp_path / "begun"
+
+    def work(item: int) -> int:
+        if item == 1:
+            flag.touch()
+        elif executor == "process":
+            spin(flag.exists)
+        else:
+            deadline = time.monotonic() + DEADLINE_SECONDS
+            while not flag.exists() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert flag.exists()
+        return item
+
+    assert amorsize.execute(work, [0, 1], hooks=hooks) == [0, 1]
+    assert_contract(recorder.contexts)
+    assert posted(recorder)["executor_type"] == executor
+    assert posted(recorder)["head_start_items"] == 1
+
+
+@pytest.mark.parametrize("way", ["execute", "stream"])
+def test_threads_begin_while_a_first_call_waits(
+    hooks: HookManager, recorder: RecordingHook, way: str
+) -> None:
+    """What waits lets them begin almost at once."""
+    begun = threading.Event()
+
+    def work(item: int) -> int:
+        if item > 0:
+            begun.set()
+        elif not begun.wait(DEADLINE_SECONDS):
+            raise TimeoutError("nobody else began")
+        return item
+
+    results = list(getattr(amorsize, way)(work, range(40), hooks=hooks))
+    assert results == list(range(40))
+    assert_contract(recorder.contexts)
+    assert posted(recorder)["head_start_items"] >= 1
+
+
+def test_there_are_more_threads_the_longer_a_first_call_waits(
+    hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """Few at first; it ends only when many times as many are at work."""
+    many = 48
+    at_work: set[int] = set()
+    enough = threading.Event()
+
+    def work(item: int) -> int:
+        at_work.add(threading.get_ident())
+        if len(at_work) >= many:
+            enough.set()
+        if not enough.wait(DEADLINE_SECONDS):
+            raise TimeoutError(f"only {len(at_work)} threads began")
+        return item
+
+    results = amorsize.execute(work, range(200), hooks=hooks)
+    assert results == list(range(200))
+    assert_contract(recorder.contexts)
+    assert posted(recorder)["head_start_items"] >= many - 1
+
+
+def test_a_generator_is_not_drawn_from_two_threads(
+    hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """Only what can be had by its index is begun beside the sample."""
+    drawn_by = set()
+
+    def items() -> Any:
+        for item in range(8):
+            drawn_by.add(threading.get_ident())
+            yield item
+
+    def work(item: int) -> int:
+        time.sleep(0.05 if item == 0 else 0.001)
+        return item
+
+    assert amorsize.execute(work, items(), hooks=hooks) == list(range(8))
+    assert drawn_by == {threading.get_ident()}
+    assert posted(recorder)["head_start_items"] == 0
+    assert_contract(recorder.contexts)
+
+
+def test_the_caller_works_on_while_workers_start(
+    hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """Processes take a moment to start: the sample goes on, each item once."""
+
+    def work(item: int) -> int:
+        return item + 0 * sum(range(50_000))
+
+    results, plan = amorsize.execute(
+        work, range(2000), n_jobs=2, hooks=hooks, return_optimization_result=True
+    )
+    assert results == list(range(2000))
+    assert_contract(recorder.contexts)
+    assert plan.executor_type == "process"
+    assert posted(recorder)["sampled_items"] > 5
+    assert "items more ran here" in plan.explain()
+
+
+def test_with_a_time_limit_the_caller_does_not_work_on(
+    hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """An item that hangs must hang where it can be ended."""
+
+    def work(item: int) -> int:
+        return item + 0 * sum(range(50_000))
+
+    assert amorsize.execute(work, range(500), n_jobs=2, item_timeout=30, hooks=hooks)
+    assert posted(recorder)["sampled_items"] <= 5
+    assert_contract(recorder.contexts)
+
+
+def test_a_first_call_that_fails_ends_what_was_begun(
+    tmp_path: Path, hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """The user's own exception, and every start has its end."""
+    flag = tmp_path / "begun"
+
+    def work(item: int) -> int:
+        if item == 0:
+            spin(flag.exists)
+            raise ValueError("the first")
+        flag.touch()
+        time.sleep(DEADLINE_SECONDS)
+        return item
+
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="the first"):
+        amorsize.execute(work, range(6), n_jobs=2, hooks=hooks)
+    assert time.monotonic() - began < DEADLINE_SECONDS
+    assert_contract(recorder.contexts)
+    assert posted(recorder)["status"] == "error"
+    assert len(recorder.of(HookEvent.ON_WORKER_START)) == len(recorder.of(HookEvent.ON_WORKER_END))
+
+
+def test_a_worker_that_dies_meanwhile_is_told(
+    tmp_path: Path, hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """With its item, as any other."""
+    flag = tmp_path / "begun"
+    here = os.getpid()
+
+    def work(item: int) -> int:
+        if item == 0:
+            spin(flag.exists)
+        elif item == 1:
+            flag.touch()
+            assert os.getpid() != here
+            os.kill(os.getpid(), signal.SIGKILL)
+        return item
+
+    with pytest.raises(amorsize.errors.WorkerDiedError, match="SIGKILL") as caught:
+        amorsize.execute(work, range(6), n_jobs=2, hooks=hooks)
+    assert caught.value.item_index == 1
+    assert_contract(recorder.contexts)
+
+
+def test_ctrl_c_in_the_first_call_ends_what_was_begun(
+    tmp_path: Path, hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """And no worker is left behind at work."""
+    flag = tmp_path / "begun"
+
+    def work(item: int) -> int:
+        if item == 0:
+            spin(flag.exists)
+            os.kill(os.getpid(), signal.SIGINT)
+            spin(lambda: False)
+        flag.touch()
+        time.sleep(DEADLINE_SECONDS)
+        return item
+
+    with pytest.raises(KeyboardInterrupt):
+        amorsize.execute(work, range(6), n_jobs=2, hooks=hooks)
+    assert_contract(recorder.contexts)
+    assert posted(recorder)["status"] == "cancelled"
+    assert len(pool.pids()) <= 1  # the one that had no work may stay warm
+
+
+def test_a_function_that_does_not_travel_begins_nothing(
+    hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """It is run as if nothing had been tried."""
+    lock = threading.Lock()
+
+    def work(item: int) -> int:
+        with lock:
+            until = time.monotonic() + 0.05
+            spin(lambda: time.monotonic() > until)
+        return item
+
+    assert amorsize.execute(work, range(4), hooks=hooks) == list(range(4))
+    assert_contract(recorder.contexts)
+
+
+def test_a_result_that_does_not_travel_is_named(tmp_path: Path, hooks: HookManager) -> None:
+    """The item was begun before the first result could tell: it does not run twice."""
+    flag = tmp_path / "begun"
+
+    def work(item: int) -> Any:
+        if item == 0:
+            spin(flag.exists)
+        else:
+            flag.touch()
+        return threading.Lock()
+
+    with pytest.raises(TransportError, match=r"result of item [1-5], a lock, cannot be sent back"):
+        amorsize.execute(work, range(6), n_jobs=2, hooks=hooks)
+
+
+@pytest.mark.parametrize("engine", ["process", "thread"])
+def test_items_that_turn_out_trivial_are_taken_back(
+    hooks: HookManager, recorder: RecordingHook, engine: str
+) -> None:
+    """The first were slow, and chose workers; the others cost less than their way there."""
+
+    def work(item: int) -> int:
+        if 0 < item <= 5:
+            if engine == "thread":
+                time.sleep(0.02)
+            else:
+                sum(range(item * 0 + 800_000))
+        return item
+
+    data = [1, 2, 3, 4, 5] * 3 + [0] * 400_000
+    assert amorsize.execute(work, data, hooks=hooks) == data
+    assert_contract(recorder.contexts)
+    metadata = posted(recorder)
+    assert metadata["executor_type"] == engine
+    assert metadata["changed_to"] == "serial"
+    starts = recorder.of(HookEvent.ON_WORKER_START)
+    assert starts[-1].metadata["pid"] == os.getpid()
+    ends = [each.metadata["exit_reason"] for each in recorder.of(HookEvent.ON_WORKER_END)]
+    assert ends == ["finished"] * len(starts)
+
+
+def test_workers_that_were_asked_for_are_kept(hooks: HookManager, recorder: RecordingHook) -> None:
+    """Who names them wants them, trivial items or not."""
+    assert amorsize.execute(abs, range(100_000), executor="thread", hooks=hooks)
+    assert "changed_to" not in posted(recorder)
+    assert_contract(recorder.contexts)
