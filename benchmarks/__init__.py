@@ -16,11 +16,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def compile_packages() -> None:
-    """Write the bytecode of this checkout, as installing does: that of the peers is there."""
-    import amorsize
-
-    for file in (amorsize.__file__, __file__):
-        folder = str(Path(str(file)).parent)
+def compile_packages(checkout: Path = Path(__file__).parents[1]) -> None:
+    """Write the bytecode of a checkout, as installing does: that of the peers is there."""
+    for folder in (checkout / "amorsize", checkout / "benchmarks"):
         if not compileall.compile_dir(folder, quiet=1):
             raise RuntimeError(f"{folder} does not compile")

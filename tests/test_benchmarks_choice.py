@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.choice import misleading, picture, sweep, table
+from benchmarks.choice import against, misleading, picture, sweep, table
 from benchmarks.choice.__main__ import main
 from benchmarks.choice.contenders import CONTENDERS
 from benchmarks.choice.sweep import Setting, Swept
@@ -47,6 +47,17 @@ def test_a_cell_that_fails_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(table, "CONTENDERS", {"nobody": None})
     with pytest.raises(RuntimeError, match="call too-small nobody ended with exit code 1"):
         list(table.run(["too-small"], 1))
+
+
+def test_a_checkout_is_run_beside_another_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """Both in turns; here, this one beside itself."""
+    assert against.main([str(against.HERE), "--only", "too-small", "--rounds", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "geometric mean" in shown
+    assert "A later call, to before: " in shown
+    with pytest.raises(SystemExit, match="2"):
+        against.main(["no/such/folder"])
+    assert "no/such/folder is not a checkout" in capsys.readouterr().err
 
 
 def test_an_unknown_workload_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks import compile_packages, report
@@ -83,12 +84,23 @@ def run(
         yield row
 
 
-def run_cell(what: str, *words: str) -> dict[str, Any]:
-    """Run one cell in a fresh process; see :mod:`benchmarks.choice.cell` for what it gives."""
+def run_cell(what: str, *words: str, path: Path | None = None) -> dict[str, Any]:
+    """Run one cell in a fresh process; see :mod:`benchmarks.choice.cell` for what it gives.
+
+    Args:
+        what, words: its command line.
+        path: the folder to import amorsize and the benchmarks from; None for this one.
+    """
     command = [sys.executable, "-m", "benchmarks.choice.cell", what, *words]
     # Into a file: workers that outlive the cell would hold a pipe open.
     with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen(command, stdout=out, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            stdout=out,
+            start_new_session=True,
+            cwd=path,
+            env=None if path is None else {**os.environ, "PYTHONPATH": str(path)},
+        )
         try:
             code = process.wait(CELL_SECONDS)
         finally:
