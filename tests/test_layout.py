@@ -327,7 +327,13 @@ def test_a_run_without_hooks_loads_nothing_that_surrounds_one() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
     )
     loaded = {name for name in done.stdout.split() if name.startswith("amorsize.hooks.")}
-    assert loaded == {"amorsize.hooks.entries", "amorsize.hooks.events", "amorsize.hooks.manager"}
+    assert loaded == {
+        "amorsize.hooks.entries",
+        "amorsize.hooks.events",
+        "amorsize.hooks.interruption",
+        "amorsize.hooks.manager",
+        "amorsize.hooks.termination",
+    }
 
 
 def test_a_worker_process_imports_no_more_than_it_needs() -> None:
@@ -350,6 +356,7 @@ def test_a_worker_process_imports_no_more_than_it_needs() -> None:
         "amorsize.errors",
         "amorsize.workers.log_records",
         "amorsize.workers.record",
+        "amorsize.workers.role",
         "amorsize.workers.slices",
         "amorsize.workers.trace_link",
         "amorsize.workers.chunk",

@@ -7,7 +7,6 @@ import functools
 import logging
 import multiprocessing
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,9 @@ from typing import Any, ClassVar, Self, TypeVar
 from amorsize.errors import ExporterError
 from amorsize.exporters.sender import Sender
 from amorsize.hooks import Hook, HookContext, HookEvent, HookManager, get_default_manager
+from amorsize.hooks.interruption import protected
+from amorsize.hooks.termination import at_termination
+from amorsize.workers.role import is_worker
 
 logger = logging.getLogger(__name__)
 
@@ -240,6 +242,7 @@ class Exporter:
             return "closed"
         return "open" if self._active else "inert in a child process"
 
+    @protected
     def _while_active(self, method: Hook) -> Hook:
         # Managers other than the default one keep their hooks in a forked child.
         @functools.wraps(method)
@@ -340,19 +343,14 @@ def attached_to(
 
 
 def in_child_process() -> bool:
-    """Whether this process was started by ``multiprocessing``, or has run amorsize's chunks.
+    """Return whether this process is a worker, or was started by ``multiprocessing``.
 
     Such a child often imports the modules that enable exporters in its parent again.
     """
     # While a child imports __main__ it has no parent_process() yet; multiprocessing knows it by
     # this attribute, from which it tells the user of the missing main guard.
     is_importing_main = getattr(multiprocessing.current_process(), "_inheriting", False)
-    workers = ("amorsize.engines.process.worker", "amorsize.engines.external.worker")
-    return (
-        is_importing_main
-        or multiprocessing.parent_process() is not None
-        or any(getattr(sys.modules.get(worker), "serving", False) for worker in workers)
-    )
+    return is_worker() or is_importing_main or multiprocessing.parent_process() is not None
 
 
 _open_exporters: set[Exporter] = set()
@@ -368,6 +366,7 @@ def _forget_enabled(exporter: Exporter) -> None:
             del _enabled[type(exporter)]
 
 
+@at_termination
 @atexit.register
 def close_all() -> None:
     """Close every open exporter, all at the same time, within two seconds."""

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from amorsize.hooks.conditions import function as function
     from amorsize.hooks.conditions import on_failure as on_failure
     from amorsize.hooks.conditions import slower_than as slower_than
-    from amorsize.hooks.default import on as on
     from amorsize.hooks.entries import Condition as Condition
     from amorsize.hooks.entries import Hook as Hook
     from amorsize.hooks.events import HookContext as HookContext
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from amorsize.hooks.helpers import create_timing_hook as create_timing_hook
     from amorsize.hooks.manager import HookManager as HookManager
     from amorsize.hooks.manager import get_default_manager as get_default_manager
+    from amorsize.hooks.manager import on as on
     from amorsize.hooks.registration import Registration as Registration
 
 _HOME = {
@@ -45,7 +45,7 @@ _HOME = {
     "every": "conditions",
     "function": "conditions",
     "get_default_manager": "manager",
-    "on": "default",
+    "on": "manager",
     "on_failure": "conditions",
     "slower_than": "conditions",
 }

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from amorsize.hooks.entries import Hook
 from amorsize.hooks.events import HookContext
+from amorsize.hooks.interruption import protected, protected_between_calls
 
 TIMEOUT_SECONDS = 30.0
 """How long a call may take unless it is told otherwise."""
@@ -84,6 +85,7 @@ class Background:
         self._loop = self._given
         self._thread: threading.Thread | None = None
 
+    @protected
     def submit(self, key: Any, job: Job) -> bool:
         """Put a call into the lane of an execution; False where the queue is full."""
         with self._lock:
@@ -102,6 +104,7 @@ class Background:
             self._waiting += 1
             return True
 
+    @protected_between_calls
     def drain(self, timeout: float, key: Any = None) -> bool:
         """Wait until the lane of an execution, or (None) every lane, is empty.
 
@@ -182,6 +185,7 @@ class Background:
             running, lane.current = lane.current, None
         return running is not None
 
+    @protected
     def _give_up(self, key: Any, lane: _Lane) -> bool:
         with self._lock:
             if self._lanes.get(key) is not lane:

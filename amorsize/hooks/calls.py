@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from amorsize.hooks.entries import Entry, is_async
 from amorsize.hooks.events import HookContext
+from amorsize.hooks.interruption import protected, protected_between_calls
 
 if TYPE_CHECKING:  # asyncio is imported with the first hook that needs it
     from amorsize.hooks.background import Background
@@ -46,6 +47,7 @@ def prepare(
     entry.call, entry.plain = _conditional(entry, call), False
 
 
+@protected_between_calls
 def _conditional(
     entry: Entry, call: Callable[[HookContext], None]
 ) -> Callable[[HookContext], None]:
@@ -60,6 +62,7 @@ def _conditional(
     return call_when_true
 
 
+@protected_between_calls
 def _measured(entry: Entry, lock: AbstractContextManager[Any]) -> Callable[[HookContext], None]:
     callback, stats = entry.callback, entry.stats
 
@@ -75,6 +78,7 @@ def _measured(entry: Entry, lock: AbstractContextManager[Any]) -> Callable[[Hook
     return call_measured
 
 
+@protected
 def _in_background(
     entry: Entry,
     lock: AbstractContextManager[Any],

@@ -9,11 +9,13 @@ from typing import Any
 from amorsize.errors import InvalidTypeError
 from amorsize.hooks.entries import Hook, is_async, name_of, require_hook
 from amorsize.hooks.events import HookContext
+from amorsize.hooks.interruption import protected_between_calls
 
 KEY = "chain"
 """The key of ``context.metadata`` under which the links find each other's values."""
 
 
+@protected_between_calls
 class Chain:
     """What :func:`chain` makes of plain functions."""
 
@@ -46,6 +48,7 @@ class Chain:
         return f"<{self.__qualname__}>"
 
 
+@protected_between_calls
 class AsyncChain(Chain):
     """What :func:`chain` makes where a link is asynchronous: an asynchronous hook."""
 

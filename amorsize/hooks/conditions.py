@@ -10,11 +10,13 @@ from typing import Any
 from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.hooks.entries import Condition, require_seconds
 from amorsize.hooks.events import HookContext
+from amorsize.hooks.interruption import protected
 
 _EXECUTIONS = 1000
 """Of how many executions :class:`every` remembers how far they were."""
 
 
+@protected
 class every:
     """True once in so many seconds, or once in so many items.
 

@@ -1,4 +1,4 @@
-"""Hooks by decoration: a function is registered at once, a method with each object."""
+"""Hooks by decoration: a function is registered at once, a method when its object is attached."""
 
 from __future__ import annotations
 

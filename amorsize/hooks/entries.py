@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.hooks.events import HookContext, HookEvent
+from amorsize.hooks.interruption import protected
 from amorsize.workers.record import Record
 
 Hook: TypeAlias = Callable[[HookContext], object]
@@ -18,6 +19,7 @@ Condition: TypeAlias = Callable[[HookContext], object]
 """Says, by a true value, that a hook is to be called for this context."""
 
 
+@protected
 class HookStats:
     """How the calls of one hook at one event went. Its manager's lock is held around it."""
 
@@ -97,6 +99,7 @@ class Entry:
         )
 
 
+@protected
 class Dispatch:
     """What one event calls, in order. A registration puts another one in its place.
 

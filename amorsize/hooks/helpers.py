@@ -8,8 +8,10 @@ from collections.abc import Callable
 from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.hooks.entries import Hook
 from amorsize.hooks.events import HookContext
+from amorsize.hooks.interruption import protected, protected_between_calls
 
 
+@protected_between_calls
 def create_progress_hook(
     callback: Callable[[float, int, int], object], min_interval: float = 1.0
 ) -> Hook:
@@ -38,6 +40,7 @@ def create_progress_hook(
     return progress_hook
 
 
+@protected_between_calls
 def create_timing_hook(callback: Callable[[str, float], object]) -> Hook:
     """Make a hook that reports when events happened: ``callback(event_name, elapsed)``.
 
@@ -52,6 +55,7 @@ def create_timing_hook(callback: Callable[[str, float], object]) -> Hook:
     return timing_hook
 
 
+@protected_between_calls
 def create_throughput_hook(callback: Callable[[float], object], min_interval: float = 5.0) -> Hook:
     """Make a hook that reports items a second: ``callback(rate)``.
 
@@ -67,6 +71,7 @@ def create_throughput_hook(callback: Callable[[float], object], min_interval: fl
     return throughput_hook
 
 
+@protected_between_calls
 def create_error_hook(callback: Callable[[BaseException, str], object]) -> Hook:
     """Make a hook that reports failures: ``callback(error, traceback_text)``.
 
@@ -81,6 +86,7 @@ def create_error_hook(callback: Callable[[BaseException, str], object]) -> Hook:
     return error_hook
 
 
+@protected
 class _Throttle:
     """Lets one context through an interval, by the contexts' own timestamps."""
 

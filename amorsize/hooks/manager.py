@@ -29,6 +29,9 @@ from amorsize.hooks.entries import (
     summarize,
 )
 from amorsize.hooks.events import HookContext, HookEvent
+from amorsize.hooks.interruption import protected, protected_between_calls
+from amorsize.workers.observers import observes_when
+from amorsize.workers.role import is_worker, when_worker
 
 if TYPE_CHECKING:  # asyncio is imported with the first hook that needs it
     import asyncio
@@ -100,6 +103,7 @@ class HookManager:
         self._stats: dict[HookEvent, dict[str, HookStats]] = {event: {} for event in HookEvent}
         self._failures: dict[tuple[int, int], int] = {}
 
+    @protected
     def register(
         self,
         event: HookEvent,
@@ -249,6 +253,7 @@ class HookManager:
                     undo.callback(registration.close)
             return undo.pop_all()
 
+    @protected
     def unregister(self, event: HookEvent, callback: Hook) -> bool:
         """Stop calling ``callback`` at ``event``; say whether it was registered."""
         require_event(event)
@@ -259,6 +264,7 @@ class HookManager:
                 self._replace(event, after)
             return len(after) < len(before)
 
+    @protected
     def unregister_all(self, event: HookEvent | None = None) -> int:
         """Remove all hooks of ``event``, or of every event for None; say how many there were."""
         if event is not None:
@@ -274,6 +280,7 @@ class HookManager:
     def trigger(self, context: HookContext, /) -> None: ...
     @overload
     def trigger(self, event: HookEvent, context: HookContext, /) -> None: ...
+    @protected_between_calls
     def trigger(self, first: HookEvent | HookContext, second: HookContext | None = None, /) -> None:
         """Call the hooks of an event, in the order of their registration.
 
@@ -323,6 +330,7 @@ class HookManager:
             return sum(len(dispatch.calls) for dispatch in self._hooks.values())
         return len(self._hooks[event].calls)
 
+    @protected
     def get_stats(self) -> dict[str, dict[str, Any]]:
         """Count hooks, calls and errors, and say how long they took.
 
@@ -351,6 +359,7 @@ class HookManager:
         return self._timed
 
     @timed.setter
+    @protected
     def timed(self, timed: bool) -> None:
         with self._lock:
             if timed == self._timed:
@@ -363,6 +372,7 @@ class HookManager:
                     self._prepare(entry)
                 self._replace(event, entries)
 
+    @protected_between_calls
     def drain(self, execution_id: str | None = None, timeout: float | None = None) -> bool:
         """Wait for the calls in the background, of one execution or (None) of all.
 
@@ -442,6 +452,7 @@ class HookManager:
             failed=self._hook_failed,
         )
 
+    @protected
     def _hook_failed(self, entry: Entry, error: BaseException) -> None:
         hook, event = entry.callback, entry.event
         # A method is a new object each time it is looked up: known by its function and its self.
@@ -466,6 +477,7 @@ class HookManager:
 
 
 _default = HookManager()
+observes_when(_default.has_hooks)
 
 
 def get_default_manager() -> HookManager:
@@ -475,6 +487,45 @@ def get_default_manager() -> HookManager:
     something registers, and empty again in a forked child.
     """
     return _default
+
+
+def on(
+    *events: HookEvent,
+    when: Condition | None = None,
+    priority: int = 0,
+    background: bool = False,
+    timeout: float | None = None,
+) -> Callable[[HookT], HookT]:
+    """Decorate a function to be called at one event of every execution, or at several.
+
+    This is :meth:`HookManager.on` of the default manager. It registers nothing in workers, which
+    often import the module that decorates; neither in processes of our own nor in those of an
+    executor that was passed, nor in Dask's.
+
+    Example:
+        >>> import amorsize
+        >>> @amorsize.on(amorsize.HookEvent.POST_EXECUTE)
+        ... def report(context):
+        ...     print(context.metadata["status"])
+        >>> amorsize.execute(abs, [-1])
+        ok
+        [1]
+        >>> amorsize.get_default_manager().unregister_all()
+        1
+    """
+    if is_worker():
+        return lambda decorated: decorated
+    decorate = _default.on(
+        *events, when=when, priority=priority, background=background, timeout=timeout
+    )
+
+    def decorate_outside_workers(decorated: HookT) -> HookT:
+        function = getattr(decorated, "__func__", decorated)
+        # A process of an executor's imports __main__ before it knows that it will be a worker.
+        when_worker(lambda: [_default.unregister(event, function) for event in events])
+        return decorate(decorated)
+
+    return decorate_outside_workers
 
 
 def _reset_in_forked_child() -> None:

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 
 from amorsize.errors import InvalidValueError
 from amorsize.workers.record import Record
+from amorsize.workers.role import is_worker
 
 ROOT = "/"
 
@@ -31,18 +32,13 @@ while they run."""
 
 ENGINES = ("serial", "thread", "process")
 
-WORKERS = ("amorsize.engines.process.worker", "amorsize.engines.external.worker")
-"""The modules in which a process knows that it is a worker."""
-
 
 def engines_here() -> tuple[str, ...]:
     """List the engines that a run in this process may choose.
 
     In a worker process the workers of the outer run have the cores already.
     """
-    workers = map(sys.modules.get, WORKERS)
-    serving = any(getattr(worker, "serving", False) for worker in workers)
-    return ("serial", "thread") if serving else ENGINES
+    return ("serial", "thread") if is_worker() else ENGINES
 
 
 class SystemFacts(Record):

@@ -13,6 +13,7 @@ from amorsize.errors import (
     ItemTimeoutError,
     WorkerDiedError,
 )
+from amorsize.hooks.interruption import protected
 from amorsize.running.signals import Terminated
 from amorsize.workers.chunk import Chunk, ChunkOutcome, Failure, add_note
 
@@ -24,6 +25,7 @@ _NAMED_CHUNKS = 3
 """How many a message names."""
 
 
+@protected
 def note_item(failure: Failure) -> None:
     """Say on which item an exception was raised; once, where the function raises one object."""
     notes = getattr(failure.error, "__notes__", ())
@@ -31,6 +33,7 @@ def note_item(failure: Failure) -> None:
         add_note(failure.error, f"{_ON_ITEM}{failure.index}.")
 
 
+@protected
 def is_failure(message: Message) -> bool:
     """Say whether a message may end the run."""
     return isinstance(message, WorkerLost) or (
@@ -38,6 +41,7 @@ def is_failure(message: Message) -> bool:
     )
 
 
+@protected
 def status_of(error: BaseException) -> str:
     """Return the status of a run that ends with ``error``."""
     if isinstance(error, ExecutionTimeoutError | ItemTimeoutError):
@@ -47,6 +51,7 @@ def status_of(error: BaseException) -> str:
     return "error"
 
 
+@protected
 def died(loss: WorkerLost, *, goes_on: bool) -> WorkerDiedError:
     """Describe a death; ``goes_on`` where it does not end the run."""
     return WorkerDiedError(
@@ -59,6 +64,7 @@ def died(loss: WorkerLost, *, goes_on: bool) -> WorkerDiedError:
     )
 
 
+@protected
 def overdue(late: Overdue, loss: WorkerLost, item_timeout: float | None) -> ItemTimeoutError:
     """Describe an item that took too long, and what became of its worker."""
     after = f"; {loss.detail}" if loss.detail else f"; worker process {loss.pid} was ended"
@@ -68,6 +74,7 @@ def overdue(late: Overdue, loss: WorkerLost, item_timeout: float | None) -> Item
     )
 
 
+@protected
 def timed_out(
     timeout: float | None, done: int, total: int | None, in_flight: Collection[Chunk]
 ) -> ExecutionTimeoutError:
@@ -79,6 +86,7 @@ def timed_out(
     )
 
 
+@protected
 def in_place(chunk: Chunk, error: Exception) -> ChunkOutcome:
     """Make the outcome of an item that did not come back: its error."""
     return ChunkOutcome(
@@ -95,6 +103,7 @@ def in_place(chunk: Chunk, error: Exception) -> ChunkOutcome:
     )
 
 
+@protected
 def _say_in_flight(in_flight: Collection[Chunk]) -> str:
     chunks = [
         f"items {chunk.start} to {chunk.start + len(chunk.items) - 1} (chunk {chunk.id})"

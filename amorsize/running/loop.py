@@ -27,6 +27,7 @@ from amorsize.engines.base import (
 )
 from amorsize.engines.factory import make_backend
 from amorsize.errors import ExecutionCancelledError, ExecutionError, UnpicklableItemError
+from amorsize.hooks.interruption import protected_between_calls
 from amorsize.planning.plan import Begun, TimeLimits
 from amorsize.running import failures, signals
 from amorsize.running.abandonable import run_apart
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+@protected_between_calls
 class Run:
     """One execution, from the plan to its end."""
 

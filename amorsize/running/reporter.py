@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from amorsize.engines.base import WorkerStarted
 from amorsize.hooks.events import HookContext, HookEvent
+from amorsize.hooks.interruption import protected
 from amorsize.hooks.manager import HookManager
 from amorsize.workers import trace_link
 from amorsize.workers.chunk import Chunk, ChunkOutcome, text_of
@@ -35,6 +36,7 @@ class _WorkerRecord:
         self.busy_seconds = 0.0
 
 
+@protected
 class Reporter:
     """Tells one execution's events, with figures that never go back.
 
@@ -194,7 +196,7 @@ class Reporter:
         if corrected_chunksize is not None:
             self.corrections += 1
             self.final_chunksize = corrected_chunksize
-        # From here to the hooks no signal comes between: see `termination`.
+        # From here to the hooks no signal comes between: see hooks/interruption.py.
         self.items_completed += outcome.size
         self._results_bytes += outcome.results_bytes
         record = self._add_busy(worker, outcome)
@@ -379,6 +381,7 @@ class Reporter:
         return self._percent
 
 
+@protected
 def _error_fields(error: BaseException, traceback_text: str | None) -> dict[str, Any]:
     if traceback_text is None:
         traceback_text = "".join(traceback.format_exception(error))

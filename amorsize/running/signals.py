@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
+
+from amorsize.hooks import termination
+from amorsize.hooks.interruption import is_protected
 
 
 class Terminated(BaseException):
@@ -30,17 +32,6 @@ class Terminated(BaseException):
 _runs: list[Callable[[], None]] = []
 _streams: list[Callable[[], None]] = []
 _pending: type[Terminated | KeyboardInterrupt] | None = None
-
-_TELLING = (
-    "amorsize.exporters.",
-    "amorsize.running.failures",
-    "amorsize.hooks.",
-    "amorsize.running.reporter",
-    "amorsize.running.loop",
-    "amorsize.running.sinks",
-)
-"""Modules in which the first signal raises nothing: what is counted there is also told. None of
-them waits; what does, and the user's own code, can be interrupted."""
 
 
 # Classes, because a generator's context manager writes to the exception that passes through it,
@@ -114,7 +105,7 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> None:
         _end_by_signal()
     _pending = Terminated
     _wake_runs()
-    if not _is_telling(frame):
+    if not is_protected(frame):
         raise Terminated
 
 
@@ -124,13 +115,9 @@ def _on_sigint(signum: int, frame: FrameType | None) -> None:
         is_first = _pending is None
         _pending = _pending or KeyboardInterrupt  # SIGTERM goes first
         _wake_runs()
-        if is_first and _is_telling(frame):
+        if is_first and is_protected(frame):
             return
     signal.default_int_handler(signum, frame)
-
-
-def _is_telling(frame: FrameType | None) -> bool:
-    return frame is not None and str(frame.f_globals.get("__name__")).startswith(_TELLING)
 
 
 _HANDLERS: dict[int, tuple[Any, Callable[[int, FrameType | None], None]]] = {
@@ -185,7 +172,5 @@ def _give_back(signals: list[int]) -> None:
 def _end_by_signal() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # A process that ends by a signal runs no exit functions: what exporters hold is sent now.
-    exporters = sys.modules.get("amorsize.exporters.base")
-    if exporters is not None:
-        exporters.close_all()
+    termination.run_callbacks()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from amorsize.hooks.interruption import protected, protected_between_calls
+
 _WAIT_SECONDS = 0.5
 """A Ctrl-C that comes just before a wait is handled when the wait is over."""
 
@@ -34,6 +36,7 @@ class Sink(Protocol):
         """Take note that no more comes, or what went wrong."""
 
 
+@protected
 class _InOrder:
     """Gives pieces back in the order of the input, holding those that came early."""
 
@@ -51,6 +54,7 @@ class _InOrder:
             yield piece
 
 
+@protected
 class Collector:
     """Collects all results in input order, in :attr:`results`."""
 
@@ -78,6 +82,7 @@ class Collector:
         pass  # whoever collects waits for the run itself
 
 
+@protected_between_calls
 class StreamBuffer:
     """A bounded buffer between the driver of a stream and its consumer.
 

@@ -13,7 +13,7 @@
 What is called is added up where it happens, so that what travels with a chunk is bounded: one
 number a counter, one a gauge, some forty a histogram, whatever the number of calls.
 
-Imports the standard library and ``amorsize.errors`` only: every worker imports this module.
+Imports little: every worker that counts something imports this module.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from contextvars import ContextVar, Token
 from typing import Any, Final, Literal, TypeAlias, TypedDict
 
 from amorsize.errors import InvalidTypeError, InvalidValueError
+from amorsize.workers.observers import observes_when
 
 logger = logging.getLogger(__name__)
 
@@ -314,6 +315,9 @@ class MetricsCollector:
 def current_collector() -> MetricsCollector | None:
     """Return the collector of the chunk that this code runs in, if one is kept."""
     return _current.get()
+
+
+observes_when(lambda: current_collector() is not None)
 
 
 def empty_metric(kind: Kind, help: str | None = None) -> UserMetric:

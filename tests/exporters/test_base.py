@@ -15,6 +15,7 @@ from amorsize.errors import ExporterError
 from amorsize.exporters import Exporter
 from amorsize.exporters.base import enable_once, in_child_process
 from amorsize.hooks import HookContext, HookEvent, HookManager, get_default_manager
+from amorsize.workers import role
 
 
 class Recorder(Exporter):
@@ -193,9 +194,7 @@ def test_it_is_inert_in_a_forked_child(recorder):
 
 def test_it_is_inert_in_amorsizes_own_workers(manager, monkeypatch):
     """A worker that imports a module which enables an exporter attaches nothing."""
-    monkeypatch.setitem(
-        sys.modules, "amorsize.engines.process.worker", type("worker", (), {"serving": True})
-    )
+    monkeypatch.setattr(role, "_is_worker", True)
     assert in_child_process()
     with Recorder().attach(manager) as recorder:
         assert not recorder.active

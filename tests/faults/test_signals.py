@@ -15,6 +15,7 @@ import amorsize
 from amorsize import HookContext, HookEvent, HookManager
 from amorsize.engines.process.pool import pool
 from amorsize.exporters.prometheus.exporter import PrometheusExporter
+from amorsize.hooks.interruption import is_protected
 from amorsize.planning import machine
 from amorsize.running import reporter, signals
 from amorsize.testing import RecordingHook, assert_contract
@@ -84,9 +85,8 @@ def test_ctrl_c_at_any_line_keeps_the_contract(
 ) -> None:
     """It is raised, also by a run that fails just then; until then all events agree."""
     interrupted: list[FrameType] = []
-    is_telling = signals._is_telling
     # The handler is called in the trace function's frame; that of the line is meant.
-    monkeypatch.setattr(signals, "_is_telling", lambda _: is_telling(interrupted.pop()))
+    monkeypatch.setattr(signals, "is_protected", lambda _: is_protected(interrupted.pop()))
     lines = count_lines(modules, function)
     assert lines > 50
     for line in range(lines):
@@ -117,7 +117,7 @@ def test_sigterm_ends_the_process_whatever_else_the_run_ends_with(
     """It came while something was told, which it did not interrupt."""
     ended: list[bool] = []
     monkeypatch.setattr(signals, "_end_by_signal", lambda: ended.append(True))
-    monkeypatch.setattr(signals, "_is_telling", lambda _: True)
+    monkeypatch.setattr(signals, "is_protected", lambda _: True)
     hooks = HookManager()
 
     def ask(context: HookContext) -> None:
@@ -141,7 +141,7 @@ def test_ctrl_c_in_a_nested_run_is_raised_where_that_ends() -> None:
         if frame.f_code is reporter.Reporter.post_execute.__code__:
             sys.settrace(None)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(signals, "_is_telling", lambda _: True)
+                patch.setattr(signals, "is_protected", lambda _: True)
                 signal.raise_signal(signal.SIGINT)
 
     def nest(item: int) -> None:

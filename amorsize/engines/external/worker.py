@@ -38,10 +38,7 @@ from amorsize.workers.chunk import (
 from amorsize.workers.collectors import Collect
 from amorsize.workers.item_slots import BOARD_SLOTS
 from amorsize.workers.log_records import RecordKeeper, keep_records
-
-serving = False
-"""Whether this process has run a chunk for another one: no exporter opens here from then on, and
-nested runs start no worker processes."""
+from amorsize.workers.role import become_worker
 
 MAX_FUNCTIONS = 4
 MAX_FUNCTIONS_BYTES = 1 << 28
@@ -132,8 +129,7 @@ class PackedChunk:
         """Run it in this thread; see :func:`amorsize.workers.chunk.run_chunk` for ``stopped``."""
         away = self.origin != origin()
         if away:
-            global serving
-            serving = True
+            become_worker()
         try:
             task = _find_task(self.key, self.task, away)
         except Exception as error:

@@ -27,13 +27,10 @@ from amorsize.workers.chunk import (
 from amorsize.workers.collectors import Collect
 from amorsize.workers.item_slots import BOARD_SLOTS, CHUNK, point_board
 from amorsize.workers.log_records import RecordKeeper, keep_records
+from amorsize.workers.role import become_worker
 
 _WATCH_SECONDS = 0.5
 _MAX_TEXT = 4096
-
-serving = False
-"""Whether this process is a worker: no exporter opens here, and nested runs start no workers."""
-
 
 _provider_at_start: Any = None
 """What automatic instrumentation set up before this module ran, if it exports nothing itself."""
@@ -41,8 +38,8 @@ _provider_at_start: Any = None
 
 def main() -> None:
     """Serve the parent; the descriptors to use are on the command line."""
-    global serving, _provider_at_start
-    serving = True
+    global _provider_at_start
+    become_worker()
     _provider_at_start = _find_muted_provider()
     connection_fd, board_fd, lifeline_fd, parent_pid = (int(arg) for arg in sys.argv[2:6])
     # Ctrl-C is for the parent to handle; it ends this process by closing the connection.
