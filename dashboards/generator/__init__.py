@@ -1,4 +1,4 @@
-"""Writes the dashboards, rules and provisioning of this folder out of the metric table.
+"""Generates the dashboards, rules and provisioning of this folder from the metric table.
 
 ::
 

@@ -62,7 +62,7 @@ def problems_of(made: Mapping[str, str]) -> list[str]:
 
 
 def main(arguments: list[str]) -> None:
-    """Write the files; in the repository also what its documentation says of the panels."""
+    """Write the files; in the repository, also the documentation of the panels."""
     root = Path(arguments[0]) if arguments else HERE
     made = files()
     for name, text in made.items():

@@ -1,4 +1,4 @@
-"""Asks a real Prometheus what dashboards and rules ask it."""
+"""Runs the queries of dashboards and rules on a real Prometheus."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
 
 @dataclass(frozen=True)
 class Series:
-    """What a query answered.
+    """The answer to a query.
 
     Attributes:
         labels: of the series.
@@ -33,7 +33,7 @@ class Series:
 
 @dataclass(frozen=True)
 class View:
-    """What a dashboard shows: some time, and the values of its variables.
+    """The view of a dashboard: a time range, and the values of its variables.
 
     Attributes:
         url: of Prometheus.
@@ -52,7 +52,7 @@ class View:
     variables: Mapping[str, str]
 
     def ask(self, place: Place) -> list[Series]:
-        """Ask a query as Grafana would: of the end, or of all the time that is shown.
+        """Run a query as Grafana would: at the end, or over the whole time range.
 
         Raises:
             ValueError: Prometheus does not understand the query.
@@ -106,7 +106,7 @@ class View:
 
 
 def conditions(place: Place) -> Iterator[Place]:
-    """Take an alert apart into what it looks at, without its thresholds.
+    """Split an alert into the expressions that it compares, without its thresholds.
 
     A condition has no answer while all is well; what it compares always has one.
     """

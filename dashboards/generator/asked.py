@@ -1,4 +1,4 @@
-"""What the dashboards for Datadog and CloudWatch ask for."""
+"""Lists the queries of the dashboards for Datadog and CloudWatch."""
 
 from __future__ import annotations
 

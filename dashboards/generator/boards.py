@@ -1,4 +1,4 @@
-"""What all our Grafana dashboards have in common: variables, annotations, links, the grid."""
+"""The common parts of the Grafana dashboards: variables, annotations, links, the grid."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OPEN_FUNCTION = (
 GRID_WIDTH = 24
 
 ANNOTATION_FIELDS = ("titleFormat", "tagKeys", "useValueForTime")
-"""What Grafana's Prometheus source reads of an annotation, and the schema leaves out."""
+"""Fields of an annotation that Grafana's Prometheus source reads, and the schema omits."""
 
 
 class Board:
@@ -112,7 +112,7 @@ class Board:
         """Write it as Grafana reads it."""
         register_default_plugins()
         built = json.dumps(self._dashboard.build(), cls=JSONEncoder)
-        # Once more through the model, which writes a few defaults only of what it has read.
+        # A second pass through the model: it writes a few defaults only for values it has read.
         whole = model.Dashboard.from_json(json.loads(built))
         made: dict[str, Any] = json.loads(json.dumps(whole, cls=JSONEncoder))
         made["annotations"] = {"list": _annotations(self.query)}

@@ -1,4 +1,4 @@
-"""The CloudWatch dashboard: what the others show, out of what ``enable_cloudwatch`` sends.
+"""The CloudWatch dashboard: the content of the others, from the data of ``enable_cloudwatch``.
 
 All of it is searched for, so that functions which are new tomorrow are shown tomorrow.
 """

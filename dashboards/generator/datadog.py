@@ -1,4 +1,4 @@
-"""The Datadog dashboard: what the Grafana dashboards show, out of what ``enable_datadog`` sends."""
+"""The Datadog dashboard: the content of Grafana's, from the data of ``enable_datadog``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draws panels where they stand, from answers: what ``pictures`` is made with."""
+"""Draws panels at their places, from answers to their queries; ``pictures`` uses it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .ask import Series
 mpl.use("agg")
 
 Answers = Sequence[tuple[Mapping[str, Any], Sequence[Series]]]
-"""Targets, and what they answered."""
+"""Targets, and their answers."""
 
 BACKGROUND, PANEL, BORDER, TEXT, MUTED = "#111217", "#181b1f", "#2c3235", "#d8d9da", "#8e9297"
 

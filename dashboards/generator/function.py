@@ -139,7 +139,7 @@ def function() -> Board:
             lines(
                 "Duration of executions",
                 "Half of the executions took less than p50, one in twenty longer than p95, as "
-                "exactly as the histogram's wide buckets tell. Empty while none ends. Points are "
+                "exactly as the histogram's wide buckets show. Empty while none ends. Points are "
                 "traces: a click opens one.",
                 SECONDS,
                 Line(q.quantile(0.5, metrics.EXECUTION_DURATION), "p50"),

@@ -41,7 +41,7 @@ def health() -> Board:
         [
             single(
                 "Programs",
-                "Programs that tell of themselves: one for each that is scraped.",
+                "Programs that export metrics: one for each that is scraped.",
                 or_zero(f"count({q.series(metrics.BUILD_INFO)})"),
                 COUNT,
             ),
@@ -63,7 +63,7 @@ def health() -> Board:
             single(
                 "Dropped messages",
                 "Messages that exporters dropped in the time shown, because their backends did "
-                "not keep up: what they tell is incomplete.",
+                "not keep up: their data is incomplete.",
                 or_zero(f"round({q.growth(metrics.EXPORTER_DROPPED)})"),
                 COUNT,
                 steps=ANY_IS_BAD,
@@ -162,7 +162,7 @@ def health() -> Board:
         ],
     )
     board.row(
-        "What is told",
+        "Limits and versions",
         [
             lines(
                 "Dropped user metrics by function",

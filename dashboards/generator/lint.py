@@ -1,4 +1,4 @@
-"""What we hold dashboards and rules to, offline: the metric table, and rules of our own.
+"""Checks dashboards and rules offline, against the metric table and our own rules.
 
 PromQL is read by a parser. Labels are followed through each expression, so that a label which is
 dropped from the table, or from an aggregation, is found where it is missed: in a matcher, in
@@ -20,7 +20,7 @@ from amorsize.exporters.metrics import LABEL_LIMITS, METRICS, Kind
 from .promql import TARGET_LABELS
 
 Known = Mapping[str, frozenset[str]]
-"""The labels of each series that there is, by name."""
+"""The labels of each existing series, by name."""
 
 MOST_PANELS = 25
 
@@ -38,7 +38,7 @@ _GRAFANA = {
     "$__interval_ms": "15000",
     "$__interval": "15s",
 }
-"""What Grafana puts into a query, and stands here for it."""
+"""Grafana's built-in variables, with the values that replace them here."""
 
 _SELECTED = re.compile(r'"\$(\w+)"')
 _LEGEND = re.compile(r"\{\{\s*(\w+)\s*\}\}")
@@ -47,7 +47,7 @@ _LABEL_VALUES = re.compile(r"^label_values\((?P<series>.+), *(?P<label>\w+)\)$")
 
 @dataclass(frozen=True)
 class Place:
-    """A query, and where it stands.
+    """A query, and its place.
 
     Attributes:
         where: for people.
@@ -108,7 +108,7 @@ def queries(board: Mapping[str, Any]) -> Iterator[Place]:
         if variable["type"] == "query":
             match = _LABEL_VALUES.match(variable["query"]["query"])
             assert match is not None, variable["query"]
-            # What Grafana asks for has no place in PromQL; this asks the same.
+            # Grafana's function is no PromQL; this query is equivalent.
             yield Place(
                 f"{title}, variable {variable['name']}",
                 f"count by ({match['label']}) ({match['series']})",
@@ -127,7 +127,7 @@ def rule_queries(rules: Mapping[str, Any]) -> Iterator[Place]:
 
 
 def recorded(rules: Mapping[str, Any], known: Known) -> Known:
-    """Add what a file records to what is known."""
+    """Add the series that a file of rules records to the known series."""
     found = dict(known)
     for group in rules["groups"]:
         for rule in group["rules"]:
@@ -140,7 +140,7 @@ def recorded(rules: Mapping[str, Any], known: Known) -> Known:
 
 
 def check_query(place: Place, known: Known) -> Iterator[str]:
-    """Find names that are not in the table, and labels that are not there.
+    """Find names that are not in the table, and labels that a series lacks.
 
     Yields:
         What is wrong, for people.
@@ -197,7 +197,7 @@ def _check_panel(where: str, panel: Mapping[str, Any]) -> Iterator[str]:
     if defaults.get("unit") not in UNITS:
         yield f"{where}: has no unit that Grafana knows, but {defaults.get('unit')!r}"
     if panel["type"] in ("stat", "table", "bargauge") and not defaults.get("noValue"):
-        yield f"{where}: does not say what stands there while there is nothing to tell"
+        yield f"{where}: has no text for the time without data"
     if not panel.get("targets"):
         yield f"{where}: has no query"
     refs = [target["refId"] for target in panel.get("targets", ())]

@@ -50,7 +50,7 @@ def overview() -> Board:
         [
             single(
                 "Running now",
-                "Executions in progress. What they are at is in the table below.",
+                "Executions in progress. The table below shows each of them.",
                 or_zero(q.total(metrics.EXECUTIONS_IN_PROGRESS)),
                 COUNT,
             ),
@@ -63,7 +63,7 @@ def overview() -> Board:
             single(
                 "Failed executions",
                 "Executions that ended with an error or by their timeout in the time shown. "
-                "Cancelled ones do not count: somebody wanted that.",
+                "Cancelled ones do not count: a user or operator ended them.",
                 or_zero(f"round({failures})"),
                 COUNT,
                 steps=ANY_IS_BAD,
@@ -96,7 +96,7 @@ def overview() -> Board:
             single(
                 "Longest without success",
                 "Of the functions that have ever succeeded, the one whose last success is "
-                "longest ago. Which one it is: the table of functions.",
+                "longest ago. The table of functions names it.",
                 f"max({q.age(metrics.LAST_SUCCESS, 'function')})",
                 SECONDS,
                 steps=[(None, BLUE), (86_400, ORANGE), (172_800, RED)],
@@ -104,7 +104,7 @@ def overview() -> Board:
             ),
             single(
                 "Longest time left",
-                "When all that runs now is done, at its present rate.",
+                "Time until the last execution in progress ends, at the present rate.",
                 f"max({q.time_left('function', 'executor')})",
                 SECONDS,
                 empty="nothing runs",
@@ -209,7 +209,7 @@ def overview() -> Board:
             lines(
                 "Duration of executions",
                 "Over all functions: half of the executions took less than p50, one in twenty "
-                "longer than p95, as exactly as the histogram's wide buckets tell. Empty while "
+                "longer than p95, as exactly as the histogram's wide buckets show. Empty while "
                 "none ends. Points are traces.",
                 SECONDS,
                 Line(q.quantile(0.5, metrics.EXECUTION_DURATION), "p50"),
@@ -285,6 +285,6 @@ def overview() -> Board:
 
 
 def _running(query: str, q: promql.Query) -> str:
-    """Keep what runs now; gauges of what does not stay at 0."""
+    """Keep running functions only; gauges of others stay at 0."""
     running = q.total(metrics.EXECUTIONS_IN_PROGRESS, "function", "executor")
     return f"{query} and {running} > 0"

@@ -1,4 +1,4 @@
-"""The kinds of panels that our dashboards have, each looking the same wherever it stands."""
+"""The kinds of panels in the dashboards; each kind looks the same everywhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 SOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
-"""Whatever the reader chose at the top."""
+"""The data source that the reader chose at the top."""
 
 GREEN, YELLOW, ORANGE, RED, BLUE, GREY = "green", "yellow", "orange", "red", "blue", "#8e8e8e"
 
@@ -40,7 +40,7 @@ PER_MINUTE, PER_SECOND, SHARE, SECONDS, COUNT = "cpm", "cps", "percentunit", "s"
 
 @dataclass(frozen=True)
 class Line:
-    """A query, and what its series are called."""
+    """A query, and the names of its series."""
 
     expr: str
     legend: str
@@ -64,7 +64,7 @@ def single(
         expr: the query.
         unit: one of Grafana's.
         steps: the colours.
-        empty: what stands there while there is nothing to tell.
+        empty: the text for the time without data.
         decimals: how many; None for as many as Grafana likes.
     """
     panel = (
@@ -218,7 +218,7 @@ def rows(
     width: int = 24,
     height: int = 9,
 ) -> table.Panel:
-    """A table of what is so now.
+    """A table of current values.
 
     Args:
         title: of the panel.
@@ -226,7 +226,7 @@ def rows(
         keys: labels, and what their columns are called.
         columns: the others.
         sort: the column whose largest values come first.
-        empty: what stands there while there is nothing to tell.
+        empty: the text for the time without data.
         links: by column: where a click leads.
         width: of 24.
         height: in rows of the grid.

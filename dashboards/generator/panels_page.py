@@ -1,4 +1,4 @@
-"""The part of ``docs/dashboards.md`` that says what each panel is for."""
+"""Generates the part of ``docs/dashboards.md`` that describes each panel."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def to_markdown(boards: Iterable[Mapping[str, Any]]) -> str:
 
 
 def put_into(page: str, tables: str) -> str:
-    """Replace what stands between the marks of the page.
+    """Replace the text between the marks of the page.
 
     Raises:
         ValueError: the page has no marks.

@@ -1,4 +1,4 @@
-"""Draws the dashboards as they look after a real run, from what a real Prometheus answers.
+"""Draws the dashboards after a real run, from the answers of a real Prometheus.
 
 Not a screenshot of Grafana: each panel's own queries are asked as Grafana would ask them, and the
 answers are drawn by Matplotlib, where the panel stands, in its unit and colours.

@@ -1,4 +1,4 @@
-"""PromQL out of rows of the metric table: no name of a metric or label is written by hand."""
+"""Builds PromQL from rows of the metric table: no metric or label name is written by hand."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ RATE_WINDOW = "$__rate_interval"
 """At least four scrapes, says Grafana, so that a rate has points whatever the zoom."""
 
 VIEW = "$__range"
-"""All that a dashboard shows."""
+"""The time range of a dashboard."""
 
 FAILED = "|".join(status for status in STATUSES if status not in ("ok", "cancelled"))
-"""How executions end that nobody wanted to end."""
+"""How an execution ends that was not cancelled."""
 
 TARGET_LABELS = ("job", "instance")
-"""What Prometheus adds to each series."""
+"""Labels that Prometheus adds to each series."""
 
 FLEET = {"job": '=~"$job"', "function": '=~"$function"', "executor": '=~"$executor"'}
 """The variables of a dashboard that shows many functions."""
@@ -103,7 +103,7 @@ class Query:
         return f"{_sum(by)} (avg_over_time({self.series(metric)}[{self.window}]))"
 
     def busy_share(self, *by: str) -> str:
-        """How much of the workers' time is spent in the function."""
+        """The share of the workers' time that is spent in the function."""
         return f"{self.rate(metrics.WORKER_BUSY, *by)} / ({self.average(metrics.WORKERS, *by)} > 0)"
 
     def idle_workers(self, *by: str) -> str:
@@ -138,7 +138,7 @@ class Query:
         return f"time() - {newest} ({self.series(metric, **matchers)})"
 
     def speedup_share(self, *by: str) -> str:
-        """What was reached of the speedup that was expected."""
+        """The measured share of the estimated speedup."""
         grouped = f"avg by ({', '.join(by)})" if by else "avg"
         measured = self.series(metrics.MEASURED_SPEEDUP)
         return f"{grouped} ({measured} / {self.series(metrics.ESTIMATED_SPEEDUP)})"

@@ -26,7 +26,7 @@ TRACES_TO_METRICS = {
     ),
     "Errors, a minute": "60 * sum by (function, error_type) (rate(amorsize_errors_total{%s}[5m]))",
 }
-"""What a span links to, by title: queries of its function, which goes where ``%s`` stands."""
+"""The links of a span, by title: queries about its function, which replaces ``%s``."""
 
 SPAN_TAGS = "$__tags"
 """Grafana puts the labels here that ``tags`` makes of a span's attributes."""
@@ -84,7 +84,7 @@ def data_sources() -> dict[str, Any]:
 
 
 def providers() -> dict[str, Any]:
-    """Say where the dashboards are."""
+    """Describe the folder of the dashboards."""
     return {
         "apiVersion": 1,
         "providers": [

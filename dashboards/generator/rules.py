@@ -46,7 +46,7 @@ RECORDED = {
 FAILED_ITEMS = "job_function:amorsize_items_failed:ratio_rate15m"
 
 LAST_SUCCESS = "job_function:amorsize_last_success_timestamp_seconds:max"
-"""Remembers the last success of programs that have ended, for a week."""
+"""Keeps the last success of programs that have ended, for a week."""
 
 WEEK_SECONDS = 7 * 86_400
 
@@ -58,12 +58,12 @@ RECORDED[LAST_SUCCESS] = (
 
 @dataclass(frozen=True)
 class Alert:
-    """What wakes somebody, or waits for the morning.
+    """An alert: it wakes somebody, or waits for the morning.
 
     Attributes:
         name: CamelCase.
         expr: true while it rings.
-        severity: ``critical`` for what should wake somebody.
+        severity: ``critical`` for an alert that should wake somebody.
         wait: how long it has to be true first.
         summary: one line.
         description: what it means, and what to do first.
@@ -197,7 +197,7 @@ def alerts(boards: Mapping[str, Board]) -> list[Alert]:
             "The exporter {{ $labels.exporter }} drops messages",
             "The exporter {{ $labels.exporter }} in job {{ $labels.job }} dropped about "
             f"{{{{ $value | humanize }}}} messages within {RECENT}, because its backend does not "
-            "keep up: what it tells there is incomplete.",
+            "keep up: its data there is incomplete.",
             health.link("Dropped messages by exporter", job=here["job"]),
         ),
     ]
@@ -228,7 +228,7 @@ def alerts_yaml(boards: Mapping[str, Board]) -> str:
 
 
 def _grew(metric: Metric, *by: str) -> str:
-    """Say by how much a counter grew lately; also one that was born with its first event.
+    """Return the recent growth of a counter; also of one that appeared with its first event.
 
     rate() does not see the first value of a series, and a run that is shorter than a scrape has
     no other.

@@ -1,4 +1,4 @@
-"""A real run in which all goes wrong that dashboards and alerts are for.
+"""A real run with every failure that dashboards and alerts cover.
 
 Five functions run side by side: one whose items fail and whose workers are killed, one whose
 executions fail and time out, one that is half way through a long input, one that waits, and one
@@ -22,7 +22,7 @@ from amorsize import HookContext, HookEvent, HookManager
 from amorsize.exporters import Exporter, RefusedError
 
 KILLER = -1
-"""An item that kills the worker which gets it."""
+"""An item that kills its worker."""
 
 FUNCTIONS = ("import_orders", "send_invoices", "resize_images", "fetch_prices", "parse_logs")
 
@@ -54,7 +54,7 @@ def parse_log(item: int) -> int:
 
 
 class UnreliableExporter(Exporter):
-    """Has a backend that refuses everything."""
+    """An exporter whose backend refuses everything."""
 
     name = "webhook"
 

@@ -205,7 +205,7 @@ def workers() -> Board:
 
 
 def _wasted(q: Query, *by: str) -> str:
-    """Add up idle workers over time; only what a subquery sees took part."""
+    """Add up idle workers over time, of the workers that a subquery sees."""
     idle = q.idle_workers(*by)
     return f"sum_over_time(({idle})[{VIEW}:$__interval]) * $__interval_ms / 1000"
 

@@ -157,7 +157,7 @@ BREAKS: dict[str, tuple[Break, str]] = {
     ),
     "a number has no text for nothing": (
         lambda board: panel(board, "stat")["fieldConfig"]["defaults"].pop("noValue"),
-        "does not say what stands there",
+        "has no text for the time without data",
     ),
     "a graph would have a hundred lines": (
         replace_in_queries("topk(10, ", "("),
