@@ -32,7 +32,9 @@ BANNED = {
 }
 """Expressions that this project once used, and those to use instead."""
 
-BARE = re.compile(r"(?:(?<=[.:;] )|^(?:[-*] |\d\. )?)(?:What|Who|Whoever|what|who) [^.?|\n]*\.", re.M)
+BARE = re.compile(
+    r"(?:(?<=[.:;] )|^(?:[-*] |\d\. )?)(?:What|Who|Whoever|what|who) [^.?|\n]*\.", re.M
+)
 """A sentence whose subject is "what" or "who", and names nothing."""
 
 
