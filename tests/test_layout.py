@@ -164,7 +164,7 @@ def own(names: set[str]) -> set[str]:
 
 def foreign(names: set[str]) -> set[str]:
     tops = {name.partition(".")[0] for name in names}
-    return tops - {"amorsize"} - set(sys.stdlib_module_names)
+    return tops - {"amorsize", "annotationlib"} - set(sys.stdlib_module_names)  # 3.14 has it
 
 
 # --- the rooms ----

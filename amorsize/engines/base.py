@@ -4,73 +4,49 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from amorsize.errors import UnpicklableItemError
 from amorsize.workers.chunk import Chunk, ChunkOutcome
 from amorsize.workers.collectors import Collect
-from amorsize.workers.record import Record
+from amorsize.workers.record import Record, made
 
 SHORT_CHUNK_SECONDS = 0.02
 """Chunks shorter than this are queued one ahead of their worker, so that it does not idle while
 the next one travels (0.1 ms); longer ones are not, so that none waits behind a slow one."""
 
 
-class Task:
+class Task(Record):
     """What every chunk of an execution has in common."""
 
-    __slots__ = ("collect", "func", "return_exceptions", "stamp_items")
-
-    def __init__(
-        self,
-        func: Callable[[Any], Any],
-        return_exceptions: bool = False,
-        stamp_items: bool = False,
-        collect: Collect | None = None,
-    ) -> None:
-        self.func = func
-        self.return_exceptions = return_exceptions
-        self.stamp_items = stamp_items
-        self.collect = Collect() if collect is None else collect
+    func: Callable[[Any], Any]
+    return_exceptions: bool = False
+    stamp_items: bool = False
+    collect: Collect = made(factory=Collect)
 
 
 class WorkerStarted(Record):
     """A worker takes its first chunk of this execution; ``details`` join its events' metadata."""
 
-    def __init__(
-        self,
-        worker: int,
-        pid: int,
-        hostname: str,
-        thread_name: str,
-        details: Mapping[str, Any] = MappingProxyType({}),
-    ) -> None:
-        self.worker = worker
-        self.pid = pid
-        self.hostname = hostname
-        self.thread_name = thread_name
-        self.details = details
+    worker: int
+    pid: int
+    hostname: str
+    thread_name: str
+    details: Mapping[str, Any] = made(factory=dict)
 
 
 class ChunkDone(Record):
     """A chunk came back, with results or with its failure."""
 
-    __match_args__ = ("worker", "outcome")
-
-    def __init__(self, worker: int, outcome: ChunkOutcome) -> None:
-        self.worker = worker
-        self.outcome = outcome
+    worker: int
+    outcome: ChunkOutcome
 
 
 class ChunkRefused(Record):
     """A chunk did not leave, because an item of it cannot travel; as if ``submit()`` said so."""
 
-    __match_args__ = ("chunk", "error")
-
-    def __init__(self, chunk: Chunk, error: UnpicklableItemError) -> None:
-        self.chunk = chunk
-        self.error = error
+    chunk: Chunk
+    error: UnpicklableItemError
 
 
 class WorkerLost(Record):
@@ -90,29 +66,16 @@ class WorkerLost(Record):
         recovered: the engine itself runs again what the worker was at: the run goes on.
     """
 
-    def __init__(
-        self,
-        worker: int,
-        pid: int,
-        exit_code: int | None,
-        started: bool,
-        chunk: Chunk | None = None,
-        item_index: int | None = None,
-        untouched: Sequence[Chunk] = (),
-        exit_reason: str = "died",
-        detail: str = "",
-        recovered: bool = False,
-    ) -> None:
-        self.worker = worker
-        self.pid = pid
-        self.exit_code = exit_code
-        self.started = started
-        self.chunk = chunk
-        self.item_index = item_index
-        self.untouched = untouched
-        self.exit_reason = exit_reason
-        self.detail = detail
-        self.recovered = recovered
+    worker: int
+    pid: int
+    exit_code: int | None
+    started: bool
+    chunk: Chunk | None = None
+    item_index: int | None = None
+    untouched: Sequence[Chunk] = ()
+    exit_reason: str = "died"
+    detail: str = ""
+    recovered: bool = False
 
 
 class WorkerEnded(Record):
@@ -123,25 +86,19 @@ class WorkerEnded(Record):
     here is said of what went down with it.
     """
 
-    __match_args__ = ("worker", "exit_reason", "exit_code")
-
-    def __init__(self, worker: int, exit_reason: str, exit_code: int | None = None) -> None:
-        self.worker = worker
-        self.exit_reason = exit_reason
-        self.exit_code = exit_code
+    worker: int
+    exit_reason: str
+    exit_code: int | None = None
 
 
 class Overdue(Record):
     """An item that has been running for longer than allowed; ``stamp`` is the board's."""
 
-    def __init__(
-        self, worker: int, chunk: Chunk, item_index: int, seconds: float, stamp: int
-    ) -> None:
-        self.worker = worker
-        self.chunk = chunk
-        self.item_index = item_index
-        self.seconds = seconds
-        self.stamp = stamp
+    worker: int
+    chunk: Chunk
+    item_index: int
+    seconds: float
+    stamp: int
 
 
 Message: TypeAlias = WorkerStarted | ChunkDone | ChunkRefused | WorkerLost | WorkerEnded

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.hooks.events import HookContext, HookEvent
 from amorsize.hooks.interruption import protected
-from amorsize.workers.record import Record
+from amorsize.workers.record import Record, values_of
 
 Hook: TypeAlias = Callable[[HookContext], object]
 """A hook is any callable that takes one :class:`HookContext`, an ``async def`` function
@@ -59,7 +59,7 @@ class Options(Record):
 
     def as_keywords(self) -> dict[str, Any]:
         """Return the arguments of ``register()`` that they came from."""
-        return dict(vars(self))
+        return values_of(self)
 
 
 class Entry:

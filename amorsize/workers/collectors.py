@@ -26,9 +26,8 @@ class Collect(Record):
         trace: the trace that the function's spans belong to, or None.
     """
 
-    def __init__(self, user_metrics: bool = False, trace: TraceLink | None = None) -> None:
-        self.user_metrics = user_metrics
-        self.trace = trace
+    user_metrics: bool = False
+    trace: TraceLink | None = None
 
     def use_in_worker(self, provider_at_start: Any) -> None:
         """Get a worker process ready, before the function is loaded; see ``otel_context``."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias
 
-from amorsize.workers.record import Record
+from amorsize.workers.record import Record, made
 
 logger = logging.getLogger(__name__)
 
@@ -45,27 +45,15 @@ class TraceLink(Record):
         pid: the process that it comes from.
     """
 
-    def __init__(
-        self,
-        carrier: dict[str, str],
-        trace_id: int,
-        span_id: int,
-        sampled: bool,
-        capture: bool,
-        max_spans: int,
-        exact: bool = True,
-        live: int = 0,
-        pid: int | None = None,
-    ) -> None:
-        self.carrier = carrier
-        self.trace_id = trace_id
-        self.span_id = span_id
-        self.sampled = sampled
-        self.capture = capture
-        self.max_spans = max_spans
-        self.exact = exact
-        self.live = live
-        self.pid = os.getpid() if pid is None else pid
+    carrier: dict[str, str]
+    trace_id: int
+    span_id: int
+    sampled: bool
+    capture: bool
+    max_spans: int
+    exact: bool = True
+    live: int = 0
+    pid: int = made(factory=os.getpid)
 
     def grant(self) -> bool:
         """Let the spans of one more chunk leave at once, if the budget has room."""

@@ -14,7 +14,6 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from amorsize.engines.base import (
@@ -40,14 +39,14 @@ from amorsize.errors import ExecutionError, TransportError, UnpicklableItemError
 from amorsize.workers import trace_link
 from amorsize.workers.chunk import HOSTNAME, Chunk, ChunkOutcome
 from amorsize.workers.log_records import read_levels
+from amorsize.workers.record import Record, made
 
 _INLINE_BYTES = 16384
 """A function smaller than this travels with every chunk; a larger one with the first chunks, and
 then with those whose worker says that it lacks it."""
 
 
-@dataclass(slots=True)
-class Flight:
+class Flight(Record):
     """A chunk that is out.
 
     Attributes:
@@ -65,26 +64,23 @@ class Flight:
     refused: TransportError | None = None
 
 
-@dataclass(slots=True)
-class Worker:
+class Worker(Record):
     """A place that has begun a chunk of this execution."""
 
     key: int
     place: Place
 
 
-@dataclass(slots=True)
-class Landed:
+class Landed(Record):
     """A future is done: with a reply, or with what went wrong instead."""
 
     flight: Flight
     reply: Reply | ChunkOutcome | None = None
     error: BaseException | None = None
-    at: float = field(default_factory=time.time)
+    at: float = made(factory=time.time)
 
 
-@dataclass(slots=True)
-class Begun:
+class Begun(Record):
     """A note: a chunk has begun there."""
 
     place: Place

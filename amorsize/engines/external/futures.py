@@ -18,6 +18,7 @@ from amorsize.engines.external.worker import PackedChunk, Place, here, read_note
 from amorsize.errors import ExecutorBrokenError
 from amorsize.workers.chunk import HOSTNAME, ChunkOutcome, run_chunk
 from amorsize.workers.item_slots import BOARD_SLOTS
+from amorsize.workers.record import values_of
 
 _STOP_GRACE_SECONDS = 0.3
 _GONE_SECONDS = 5.0
@@ -215,8 +216,7 @@ class _Call:
 
     def __reduce__(self) -> tuple[Callable[..., PackedChunk], tuple[Any, ...]]:
         packed = self._backend.pack(self._flight, self._backend.notes_path())
-        fields = (getattr(packed, name) for name in PackedChunk.__slots__)
-        return PackedChunk, tuple(fields)
+        return PackedChunk, tuple(values_of(packed).values())
 
     def __dask_tokenize__(self) -> tuple[str, int, bool]:
         """Name the task without hashing what it carries."""

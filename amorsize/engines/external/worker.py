@@ -23,7 +23,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -38,6 +37,7 @@ from amorsize.workers.chunk import (
 from amorsize.workers.collectors import Collect
 from amorsize.workers.item_slots import BOARD_SLOTS
 from amorsize.workers.log_records import RecordKeeper, keep_records
+from amorsize.workers.record import Record, made
 from amorsize.workers.role import become_worker
 
 MAX_FUNCTIONS = 4
@@ -52,8 +52,7 @@ _process = os.urandom(8)
 """Tells this process from those of other machines; a forked child has another pid."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Record):
     """Where a chunk ran.
 
     Attributes:
@@ -65,8 +64,17 @@ class Place:
     hostname: str
     pid: int
     thread: int
-    thread_name: str = field(compare=False)
-    details: dict[str, Any] = field(default_factory=dict, compare=False)
+    thread_name: str
+    details: dict[str, Any] = made(factory=dict)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Place) and self._identity() == other._identity()
+
+    def __hash__(self) -> int:
+        return hash(self._identity())
+
+    def _identity(self) -> tuple[str, int, int]:
+        return self.hostname, self.pid, self.thread
 
 
 Reply: TypeAlias = tuple[str, Place, *tuple[Any, ...]]
@@ -85,8 +93,7 @@ def origin() -> tuple[bytes, int]:
     return _process, os.getpid()
 
 
-@dataclass(slots=True)
-class TaskSettings:
+class TaskSettings(Record):
     """What every chunk of an execution has in common, beside the function; pickles."""
 
     return_exceptions: bool
@@ -94,8 +101,7 @@ class TaskSettings:
     log_levels: dict[str, int]
 
 
-@dataclass(slots=True)
-class PackedChunk:
+class PackedChunk(Record):
     """A chunk on its way; call it where it is to run.
 
     Attributes:
@@ -160,8 +166,7 @@ class PackedChunk:
         )
 
 
-@dataclass(slots=True)
-class _LoadedTask:
+class _LoadedTask(Record):
     settings: TaskSettings
     func: Callable[[Any], Any]
     size_bytes: int
