@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from amorsize.errors import UnpicklableItemError
 from amorsize.workers.chunk import Chunk, ChunkOutcome
-from amorsize.workers.collectors import Collect
+from amorsize.workers.collectors import CollectSettings
 from amorsize.workers.record import Record, made
 
 SHORT_CHUNK_SECONDS = 0.02
@@ -22,7 +22,7 @@ class Task(Record):
     func: Callable[[Any], Any]
     return_exceptions: bool = False
     stamp_items: bool = False
-    collect: Collect = made(factory=Collect)
+    collect: CollectSettings = made(factory=CollectSettings)
 
 
 class WorkerStarted(Record):
@@ -92,7 +92,7 @@ class WorkerEnded(Record):
 
 
 class Overdue(Record):
-    """An item that has been running for longer than allowed; ``stamp`` is the board's."""
+    """An item that has been running for longer than allowed; ``stamp`` is from its slots."""
 
     worker: int
     chunk: Chunk

@@ -24,7 +24,7 @@ from amorsize.engines.base import (
 )
 from amorsize.errors import ExecutionError
 from amorsize.workers.chunk import HOSTNAME, Chunk, run_chunk
-from amorsize.workers.item_slots import BOARD_SLOTS, CHUNK, ITEM, ITEM_STARTED
+from amorsize.workers.item_slots import CHUNK, ITEM, ITEM_STARTED, SLOT_COUNT
 from amorsize.workers.pass_monitor import TooLong, Watcher
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class _Worker:
 
     def __init__(self, key: int) -> None:
         self.key = key
-        self.board = [-1] * BOARD_SLOTS
+        self.item_slots = [-1] * SLOT_COUNT
         self.chunk: Chunk | None = None
         self.started = False
         self.dismissed = False
@@ -151,18 +151,18 @@ class ThreadBackend(Backend):
         late = []
         for worker in self._workers.values():
             chunk = worker.chunk
-            if chunk is None or worker.board[CHUNK] != chunk.id:
+            if chunk is None or worker.item_slots[CHUNK] != chunk.id:
                 continue
-            stamp = worker.board[ITEM_STARTED]
+            stamp = worker.item_slots[ITEM_STARTED]
             running = (now - stamp) / 1e9
             if stamp > 0 and running > seconds:
-                late.append(Overdue(worker.key, chunk, worker.board[ITEM], running, stamp))
+                late.append(Overdue(worker.key, chunk, worker.item_slots[ITEM], running, stamp))
         return late
 
     def end_worker(self, late: Overdue) -> WorkerLost | None:
         with self._handover:
             worker = self._workers[late.worker]
-            if worker.chunk is not late.chunk or worker.board[ITEM_STARTED] != late.stamp:
+            if worker.chunk is not late.chunk or worker.item_slots[ITEM_STARTED] != late.stamp:
                 return None
             worker.dismissed = True
             del self._workers[late.worker]
@@ -222,7 +222,7 @@ class ThreadBackend(Backend):
                 task.func,
                 chunk,
                 return_exceptions=task.return_exceptions,
-                board=worker.board,
+                item_slots=worker.item_slots,
                 stamp_items=task.stamp_items,
                 stopped=stopped,
                 collect=task.collect,
@@ -233,7 +233,7 @@ class ThreadBackend(Backend):
             with self._handover:
                 if worker.dismissed:
                     return
-                worker.board[CHUNK] = -1
+                worker.item_slots[CHUNK] = -1
                 worker.chunk = None
             self._news.put(ChunkDone(key, outcome))
             if outcome.size < len(chunk.items):

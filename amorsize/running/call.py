@@ -36,7 +36,7 @@ from amorsize.running.replanning import Course
 from amorsize.running.reporter import Reporter
 from amorsize.running.sinks import Sink, StreamBuffer
 from amorsize.workers.chunk import HOSTNAME, ChunkOutcome, Failure
-from amorsize.workers.collectors import Collect
+from amorsize.workers.collectors import CollectSettings
 
 logger = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ class Call:
         )
         self._told = reporter, managers
         self._cleanup.callback(reporter.forget_trace)
-        collect = Collect(reporter.takes_user_metrics(), reporter.begin_trace())
+        collect = CollectSettings(reporter.takes_user_metrics(), reporter.begin_trace())
         task = Task(
             self._func,
             return_exceptions=self._return_exceptions,

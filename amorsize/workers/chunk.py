@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from amorsize.errors import FunctionExitError, TransportError
-from amorsize.workers.collectors import Collect
-from amorsize.workers.item_slots import ITEM, ITEM_STARTED, Board, point_board
+from amorsize.workers.collectors import CollectSettings
+from amorsize.workers.item_slots import ITEM, ITEM_STARTED, ItemSlots, mark_chunk
 from amorsize.workers.record import Record
 from amorsize.workers.slices import Pass
 
@@ -114,11 +114,11 @@ def run_chunk(
     chunk: Chunk,
     *,
     return_exceptions: bool = False,
-    board: Board | None = None,
+    item_slots: ItemSlots | None = None,
     stamp_items: bool = False,
     stopped: Callable[[], bool] | None = None,
     exits_pass: bool = False,
-    collect: Collect | None = None,
+    collect: CollectSettings | None = None,
     over: Pass | None = None,
 ) -> ChunkOutcome:
     """Call ``func`` on each item of a chunk.
@@ -127,7 +127,7 @@ def run_chunk(
         func: the user's function.
         chunk: its items.
         return_exceptions: put exceptions in place of results, instead of stopping at the first.
-        board: where to write which item is in progress; None where nobody reads it.
+        item_slots: where to write which item is in progress; None where nobody reads them.
         stamp_items: also write when each item started (for ``item_timeout``).
         stopped: asked before each item; when true, the rest of the chunk is left.
         exits_pass: let SystemExit, KeyboardInterrupt and the like through (the caller's own
@@ -140,8 +140,8 @@ def run_chunk(
         that of the items that were taken, where the pass over them was ended early.
     """
     over = over or Pass(chunk.items)
-    if board is not None:
-        point_board(board, chunk.id, chunk.start)
+    if item_slots is not None:
+        mark_chunk(item_slots, chunk.id, chunk.start)
     results: list[Any] = []
     failures: list[Failure] = []
     caught = Exception if exits_pass else BaseException
@@ -153,12 +153,12 @@ def run_chunk(
     try:
         try:
             with over as items:
-                if board is None and not return_exceptions:
+                if item_slots is None and not return_exceptions:
                     # A comprehension is what a trivial function is compared with.
                     results = [func(item) for item in items]
                 else:
-                    if board is not None:
-                        items = _marked(items, chunk.start, board, stamp_items, stopped)
+                    if item_slots is not None:
+                        items = _marked(items, chunk.start, item_slots, stamp_items, stopped)
                     for item in items:
                         try:
                             results.append(func(item))
@@ -167,7 +167,7 @@ def run_chunk(
                             if not return_exceptions:
                                 break
                             results.append(failures[-1].error)
-            if board is None:  # where there is one, nobody changes the items
+            if item_slots is None:  # where there is one, nobody changes the items
                 over.settle(results)
                 end = chunk.start + len(results)
                 failures = [failure for failure in failures if failure.index < end]
@@ -180,10 +180,10 @@ def run_chunk(
     extras = {} if collector is None else collector.take()
     size = over.taken if over.ended else len(chunk.items)
     complete = len(results) == size
-    if board is not None:
-        board[ITEM_STARTED] = 0
+    if item_slots is not None:
+        item_slots[ITEM_STARTED] = 0
         if complete:
-            board[ITEM] = chunk.start + len(results)
+            item_slots[ITEM] = chunk.start + len(results)
     return ChunkOutcome(
         chunk_id=chunk.id,
         start=chunk.start,
@@ -238,21 +238,21 @@ def add_note(error: BaseException, note: str) -> None:
 def _marked(
     items: Iterable[Any],
     start: int,
-    board: Board,
+    item_slots: ItemSlots,
     stamp_items: bool,
     stopped: Callable[[], bool] | None,
 ) -> Iterator[Any]:
     if not stamp_items and stopped is None:
-        for board[ITEM], item in enumerate(items, start):
+        for item_slots[ITEM], item in enumerate(items, start):
             yield item
         return
-    for board[ITEM], item in enumerate(items, start):
+    for item_slots[ITEM], item in enumerate(items, start):
         if stopped is not None and stopped():
             return
         if stamp_items:
-            board[ITEM_STARTED] = time.monotonic_ns()
+            item_slots[ITEM_STARTED] = time.monotonic_ns()
         yield item
-        board[ITEM_STARTED] = 0
+        item_slots[ITEM_STARTED] = 0
 
 
 def _failure(index: int, error: BaseException) -> Failure:

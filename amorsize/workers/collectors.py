@@ -18,7 +18,7 @@ class Collector(Protocol):
     def take(self) -> Any: ...
 
 
-class Collect(Record):
+class CollectSettings(Record):
     """What is to be collected in every chunk of an execution; pickles.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Running one chunk: its results, its failures, and the board that outlives it."""
+"""Running one chunk: its results, its failures, and the item slots that outlive it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from amorsize.errors import FunctionExitError
 from amorsize.workers.chunk import Chunk, run_chunk
-from amorsize.workers.item_slots import BOARD_SLOTS, CHUNK, ITEM, ITEM_STARTED
+from amorsize.workers.item_slots import CHUNK, ITEM, ITEM_STARTED, SLOT_COUNT
 from amorsize.workers.slices import Span
 
 
@@ -24,8 +24,8 @@ def invert(number: int) -> float:
     return 1 / number
 
 
-def new_board() -> list[int]:
-    return [-1] * BOARD_SLOTS
+def new_item_slots() -> list[int]:
+    return [-1] * SLOT_COUNT
 
 
 # --- results ----
@@ -50,10 +50,12 @@ def test_an_outcome_says_who_ran_it_and_when() -> None:
     assert outcome.thread_name == threading.current_thread().name
 
 
-@pytest.mark.parametrize("board", [None, new_board()], ids=["no-board", "board"])
-def test_an_empty_chunk_is_complete(board: list[int] | None) -> None:
+@pytest.mark.parametrize(
+    "item_slots", [None, new_item_slots()], ids=["no-item-slots", "item-slots"]
+)
+def test_an_empty_chunk_is_complete(item_slots: list[int] | None) -> None:
     """No items, no results, no failure."""
-    outcome = run_chunk(invert, chunk(), board=board)
+    outcome = run_chunk(invert, chunk(), item_slots=item_slots)
     assert (outcome.results, outcome.failures) == ([], [])
 
 
@@ -112,16 +114,18 @@ def test_a_failure_keeps_its_cause() -> None:
 
 
 @pytest.mark.parametrize("kind", [StopIteration, StopAsyncIteration, RecursionError])
-@pytest.mark.parametrize("board", [None, new_board()], ids=["no-board", "board"])
+@pytest.mark.parametrize(
+    "item_slots", [None, new_item_slots()], ids=["no-item-slots", "item-slots"]
+)
 def test_an_exception_that_python_uses_itself_is_a_failure_like_any(
-    kind: type[Exception], board: list[int] | None
+    kind: type[Exception], item_slots: list[int] | None
 ) -> None:
     """StopIteration, above all, does not end the chunk silently."""
 
     def func(_: int) -> None:
         raise kind("mine")
 
-    outcome = run_chunk(func, chunk(1, 2), board=board)
+    outcome = run_chunk(func, chunk(1, 2), item_slots=item_slots)
     assert outcome.results is None
     assert type(outcome.failures[0].error) is kind
 
@@ -163,52 +167,55 @@ def test_in_the_caller_s_thread_an_exception_is_a_failure_all_the_same() -> None
     assert run_chunk(invert, chunk(0), exits_pass=True).failures[0].index == 10
 
 
-# --- the board ----
+# --- the item slots ----
 
 
 @pytest.mark.parametrize("stamp", [False, True], ids=["plain", "stamped"])
-def test_a_board_shows_the_item_in_progress(stamp: bool) -> None:
+def test_item_slots_show_the_item_in_progress(stamp: bool) -> None:
     """Chunk and index are written before the function is called."""
-    board = new_board()
+    item_slots = new_item_slots()
     seen: list[tuple[int, int]] = []
 
     def func(_: int) -> None:
-        seen.append((board[CHUNK], board[ITEM]))
+        seen.append((item_slots[CHUNK], item_slots[ITEM]))
 
-    run_chunk(func, chunk("a", "b", "c"), board=board, stamp_items=stamp)
+    run_chunk(func, chunk("a", "b", "c"), item_slots=item_slots, stamp_items=stamp)
     assert seen == [(4, 10), (4, 11), (4, 12)]
 
 
-def test_after_the_last_item_a_board_shows_the_end_of_the_chunk() -> None:
+def test_after_the_last_item_item_slots_show_the_end_of_the_chunk() -> None:
     """So a worker that dies while sending its results is held against no item."""
-    board = new_board()
-    run_chunk(abs, chunk(1, 2, 3), board=board)
-    assert board[ITEM] == 13
+    item_slots = new_item_slots()
+    run_chunk(abs, chunk(1, 2, 3), item_slots=item_slots)
+    assert item_slots[ITEM] == 13
 
 
-def test_after_a_failure_a_board_shows_the_item_that_failed() -> None:
+def test_after_a_failure_item_slots_show_the_item_that_failed() -> None:
     """The chunk did not come to its end."""
-    board = new_board()
-    run_chunk(invert, chunk(1, 0, 2), board=board)
-    assert board[ITEM] == 11
+    item_slots = new_item_slots()
+    run_chunk(invert, chunk(1, 0, 2), item_slots=item_slots)
+    assert item_slots[ITEM] == 11
 
 
-def test_a_board_shows_when_an_item_started_if_asked_to() -> None:
+def test_item_slots_show_when_an_item_started_if_asked_to() -> None:
     """In nanoseconds of the monotonic clock, anew for each item."""
-    board = new_board()
+    item_slots = new_item_slots()
     starts: list[int] = []
     before = time.monotonic_ns()
     run_chunk(
-        lambda _: starts.append(board[ITEM_STARTED]), chunk(1, 2), board=board, stamp_items=True
+        lambda _: starts.append(item_slots[ITEM_STARTED]),
+        chunk(1, 2),
+        item_slots=item_slots,
+        stamp_items=True,
     )
     assert before <= starts[0] <= starts[1] <= time.monotonic_ns()
 
 
-def test_a_board_shows_no_start_unless_asked_to() -> None:
+def test_item_slots_show_no_start_unless_asked_to() -> None:
     """A stamp an item costs as much as a trivial function."""
-    board = new_board()
-    run_chunk(abs, chunk(1, 2), board=board)
-    assert board[ITEM_STARTED] == 0
+    item_slots = new_item_slots()
+    run_chunk(abs, chunk(1, 2), item_slots=item_slots)
+    assert item_slots[ITEM_STARTED] == 0
 
 
 # --- stopping ----
@@ -218,7 +225,7 @@ def test_a_stopped_chunk_is_left_before_its_next_item() -> None:
     """It has neither results nor failures: nobody waits for it."""
     done: list[int] = []
     outcome = run_chunk(
-        done.append, chunk(1, 2, 3), board=new_board(), stopped=lambda: len(done) == 2
+        done.append, chunk(1, 2, 3), item_slots=new_item_slots(), stopped=lambda: len(done) == 2
     )
     assert done == [1, 2]
     assert (outcome.results, outcome.failures) == (None, [])
@@ -226,7 +233,7 @@ def test_a_stopped_chunk_is_left_before_its_next_item() -> None:
 
 def test_a_chunk_that_is_not_stopped_is_complete() -> None:
     """Being asked before each item changes nothing else."""
-    outcome = run_chunk(abs, chunk(-1, -2), board=new_board(), stopped=lambda: False)
+    outcome = run_chunk(abs, chunk(-1, -2), item_slots=new_item_slots(), stopped=lambda: False)
     assert outcome.results == [1, 2]
 
 

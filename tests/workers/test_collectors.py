@@ -11,7 +11,7 @@ import amorsize
 from amorsize import workers
 from amorsize.workers import collectors
 from amorsize.workers.chunk import Chunk, run_chunk
-from amorsize.workers.collectors import ChunkCollector, Collect
+from amorsize.workers.collectors import ChunkCollector, CollectSettings
 from amorsize.workers.trace_link import TraceLink
 
 
@@ -70,7 +70,7 @@ def test_all_collectors_are_asked_and_nothing_is_left_out() -> None:
 @pytest.mark.parametrize("traced", [True, False])
 def test_only_what_is_asked_for_is_collected(numbers: bool, traced: bool) -> None:
     """Without anything, a chunk costs nothing more."""
-    collect = Collect(numbers, link() if traced else None)
+    collect = CollectSettings(numbers, link() if traced else None)
     collector = collect.in_chunk(3)
     assert (collector is None) == (not numbers and not traced)
 
@@ -92,14 +92,14 @@ def test_only_what_is_asked_for_is_collected(numbers: bool, traced: bool) -> Non
 
 def test_it_crosses_into_workers() -> None:
     """With the trace's link."""
-    collect = Collect(True, link())
+    collect = CollectSettings(True, link())
     assert pickle.loads(pickle.dumps(collect)) == collect
 
 
 def test_a_worker_without_opentelemetry_brings_no_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a machine of a cluster that lacks it: the function runs."""
     monkeypatch.setattr(collectors, "_load_otel_context", lambda: None)
-    collect = Collect(False, link())
+    collect = CollectSettings(False, link())
     collect.use_in_worker(None)
     assert collect.in_chunk(0) is None
     assert run_chunk(abs, Chunk(0, 0, [-1]), collect=collect).results == [1]
@@ -130,6 +130,8 @@ def test_an_exception_that_passes_leaves_the_collector() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_chunk(interrupt, Chunk(0, 0, [1]), collect=Collect(True, link()), exits_pass=True)
+        run_chunk(
+            interrupt, Chunk(0, 0, [1]), collect=CollectSettings(True, link()), exits_pass=True
+        )
     assert not trace.get_current_span().get_span_context().is_valid
     amorsize.count("nobody_listens")

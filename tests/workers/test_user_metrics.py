@@ -27,7 +27,7 @@ from amorsize.errors import InvalidTypeError, InvalidValueError, WorkerDiedError
 from amorsize.testing import RecordingHook, assert_contract
 from amorsize.workers import user_metrics
 from amorsize.workers.chunk import Chunk, run_chunk
-from amorsize.workers.collectors import Collect
+from amorsize.workers.collectors import CollectSettings
 from amorsize.workers.user_metrics import (
     BUCKETS,
     MAX_HELP_CHARACTERS,
@@ -433,8 +433,8 @@ def test_a_call_after_the_end_of_its_chunk_is_ignored() -> None:
 @pytest.mark.parametrize("collect", [True, False])
 def test_extras_stay_empty_where_nobody_listens(collect: bool) -> None:
     """Neither is anything kept where nothing was counted."""
-    counting = run_chunk(parse, Chunk(0, 0, [1, 2]), collect=Collect(collect))
-    silent = run_chunk(abs, Chunk(0, 0, [1, 2]), collect=Collect(collect))
+    counting = run_chunk(parse, Chunk(0, 0, [1, 2]), collect=CollectSettings(collect))
+    silent = run_chunk(abs, Chunk(0, 0, [1, 2]), collect=CollectSettings(collect))
     assert ("user_metrics" in counting.extras) is collect
     assert silent.extras == {}
 
@@ -722,7 +722,7 @@ def test_other_numbers_arrive_as_plain_ones(hooks: HookManager, recorder: Record
 
 def test_numbers_survive_the_wire() -> None:
     """They are in the header of an outcome, beside results of any size."""
-    outcome = run_chunk(parse, Chunk(0, 0, [3]), collect=Collect(user_metrics=True))
+    outcome = run_chunk(parse, Chunk(0, 0, [3]), collect=CollectSettings(user_metrics=True))
     header, payload = protocol.pack_outcome(outcome)
     back = protocol.unpack_outcome(pickle.loads(pickle.dumps(header)), payload, pid=1, hostname="h")
     assert back.extras == outcome.extras

@@ -17,7 +17,7 @@ from amorsize.engines.external.base import Begun, Flight, ForeignBackend, Landed
 from amorsize.engines.external.worker import PackedChunk, Place, here, read_note
 from amorsize.errors import ExecutorBrokenError
 from amorsize.workers.chunk import HOSTNAME, ChunkOutcome, run_chunk
-from amorsize.workers.item_slots import BOARD_SLOTS
+from amorsize.workers.item_slots import SLOT_COUNT
 from amorsize.workers.record import values_of
 
 _STOP_GRACE_SECONDS = 0.3
@@ -154,7 +154,7 @@ class FuturesBackend(ForeignBackend):
             self.task.func,
             flight.chunk,
             return_exceptions=self.task.return_exceptions,
-            board=[-1] * BOARD_SLOTS,
+            item_slots=[-1] * SLOT_COUNT,
             stopped=self._stop.is_set,
             collect=self.task.collect,
         )

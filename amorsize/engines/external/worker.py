@@ -34,8 +34,8 @@ from amorsize.workers.chunk import (
     run_chunk,
     unreadable,
 )
-from amorsize.workers.collectors import Collect
-from amorsize.workers.item_slots import BOARD_SLOTS
+from amorsize.workers.collectors import CollectSettings
+from amorsize.workers.item_slots import SLOT_COUNT
 from amorsize.workers.log_records import RecordKeeper, keep_records
 from amorsize.workers.record import Record, made
 from amorsize.workers.role import become_worker
@@ -97,7 +97,7 @@ class TaskSettings(Record):
     """What every chunk of an execution has in common, beside the function; pickles."""
 
     return_exceptions: bool
-    collect: Collect
+    collect: CollectSettings
     log_levels: dict[str, int]
 
 
@@ -160,7 +160,7 @@ class PackedChunk(Record):
             task.func,
             Chunk(self.chunk_id, self.start, items),
             return_exceptions=task.settings.return_exceptions,
-            board=None if stopped is None else [-1] * BOARD_SLOTS,
+            item_slots=None if stopped is None else [-1] * SLOT_COUNT,
             stopped=stopped,
             collect=task.settings.collect,
         )

@@ -41,11 +41,11 @@ _NO_EXPORTERS = dict.fromkeys(
 _REAP_SECONDS = 1.0
 _CANCEL_GRACE_SECONDS = 0.1
 _TERMINATE_GRACE_SECONDS = 0.3
-_STILLBORN_LIMIT = 3
+_FAILED_START_LIMIT = 3
 _POLL_SECONDS = 0.5
 
 
-class _Seat:
+class _Slot:
     """A worker's place in this execution."""
 
     def __init__(self, key: int, process: WorkerProcess) -> None:
@@ -67,10 +67,10 @@ class ProcessBackend(Backend):
     def __init__(self, n_jobs: int) -> None:
         self._n_jobs = n_jobs
         self._key = next(_keys)
-        self._seats: dict[int, _Seat] = {}
-        self._seat_keys = itertools.count()
+        self._slots: dict[int, _Slot] = {}
+        self._slot_keys = itertools.count()
         self._short = False
-        self._stillborn = 0
+        self._failed_starts = 0
         self._selector = selectors.DefaultSelector()
         self._wake_receiver, self._wake_sender = socket.socketpair()
         self._wake_receiver.setblocking(False)
@@ -96,26 +96,26 @@ class ProcessBackend(Backend):
         self._function = protocol.dump_function(task.func)
 
     def start_workers(self) -> None:
-        while len(self._seats) < self._n_jobs:
+        while len(self._slots) < self._n_jobs:
             process = self._member.acquire(self._start_environment)
             if process is None:
                 break
-            self._seat(process)
+            self._add_slot(process)
 
     def use_workers(self, n_jobs: int) -> None:
         self._n_jobs = n_jobs
-        idle = [seat for seat in self._seats.values() if not seat.in_flight]
-        for seat in idle[: max(0, len(self._seats) - n_jobs)]:
-            self._dismiss(seat)
+        idle = [slot for slot in self._slots.values() if not slot.in_flight]
+        for slot in idle[: max(0, len(self._slots) - n_jobs)]:
+            self._dismiss(slot)
 
     def is_ready(self) -> bool:
-        return any(seat.loaded for seat in self._seats.values())
+        return any(slot.loaded for slot in self._slots.values())
 
     def has_room(self) -> bool:
         return self._waiting is None and (
-            (len(self._seats) < self._n_jobs and not self._denied)
-            or any(not seat.in_flight for seat in self._seats.values())
-            or (self._short and any(seat.may_queue() for seat in self._seats.values()))
+            (len(self._slots) < self._n_jobs and not self._denied)
+            or any(not slot.in_flight for slot in self._slots.values())
+            or (self._short and any(slot.may_queue() for slot in self._slots.values()))
         )
 
     def can_hold(self) -> bool:
@@ -128,20 +128,20 @@ class ProcessBackend(Backend):
     def wait(self, timeout: float | None) -> Sequence[Message]:
         self._denied = False
         self._place()
-        news: list[Message] = []
-        if timeout is None and any(s.process.sentinel is None for s in self._seats.values()):
+        messages: list[Message] = []
+        if timeout is None and any(slot.process.sentinel is None for slot in self._slots.values()):
             timeout = _POLL_SECONDS
         for key, _ in self._selector.select(timeout):
-            seat = key.data
-            if seat is None:
+            slot = key.data
+            if slot is None:
                 self._drain_wakes()
-            elif seat.key in self._seats:
-                self._hear(seat, key.fd == seat.process.sentinel, news)
-        for seat in list(self._seats.values()):
-            if seat.process.sentinel is None and not seat.process.is_alive():
-                self._hear(seat, True, news)
-        self._share(news)
-        return news
+            elif slot.key in self._slots:
+                self._read_messages(slot, key.fd == slot.process.sentinel, messages)
+        for slot in list(self._slots.values()):
+            if slot.process.sentinel is None and not slot.process.is_alive():
+                self._read_messages(slot, True, messages)
+        self._share(messages)
+        return messages
 
     def wake(self) -> None:
         try:
@@ -154,10 +154,10 @@ class ProcessBackend(Backend):
         try:
             if cancel:
                 ended.extend(self._stop_work())
-            for seat in list(self._seats.values()):
-                self._dismiss(seat)
-                if seat.started:
-                    ended.append(WorkerEnded(seat.key, "cancelled" if cancel else "finished"))
+            for slot in list(self._slots.values()):
+                self._dismiss(slot)
+                if slot.started:
+                    ended.append(WorkerEnded(slot.key, "cancelled" if cancel else "finished"))
         finally:  # a Ctrl-C may come here, too: what is still held is killed
             self._member.leave()
             self._selector.close()
@@ -168,31 +168,35 @@ class ProcessBackend(Backend):
     def overdue(self, seconds: float) -> list[Overdue]:
         now = time.monotonic_ns()
         late = []
-        for seat in self._seats.values():
-            board = seat.process.board
-            stamp, item, chunk = board[ITEM_STARTED], board[ITEM], self._chunk_at_work(seat)
+        for slot in self._slots.values():
+            item_slots = slot.process.item_slots
+            stamp, item, chunk = (
+                item_slots[ITEM_STARTED],
+                item_slots[ITEM],
+                self._chunk_at_work(slot),
+            )
             running = (now - stamp) / 1e9
             if chunk is not None and stamp > 0 and running > seconds:
-                late.append(Overdue(seat.key, chunk, item, running, stamp))
+                late.append(Overdue(slot.key, chunk, item, running, stamp))
         return late
 
     def end_worker(self, late: Overdue) -> WorkerLost | None:
-        seat = self._seats.get(late.worker)
-        if seat is None or self._chunk_at_work(seat) is not late.chunk:
+        slot = self._slots.get(late.worker)
+        if slot is None or self._chunk_at_work(slot) is not late.chunk:
             return None
-        if seat.process.board[ITEM_STARTED] != late.stamp:
+        if slot.process.item_slots[ITEM_STARTED] != late.stamp:
             return None
-        seat.process.kill()
-        self._leave(seat)
-        code = self._member.discard(seat.process, _REAP_SECONDS)
+        slot.process.kill()
+        self._leave(slot)
+        code = self._member.discard(slot.process, _REAP_SECONDS)
         return WorkerLost(
-            seat.key,
-            seat.process.pid,
+            slot.key,
+            slot.process.pid,
             code,
-            seat.started,
+            slot.started,
             late.chunk,
             late.item_index,
-            [chunk for chunk in seat.in_flight if chunk is not late.chunk],
+            [chunk for chunk in slot.in_flight if chunk is not late.chunk],
             exit_reason="cancelled",
         )
 
@@ -202,75 +206,75 @@ class ProcessBackend(Backend):
         if self._waiting is None:
             return
         chunk, payload = self._waiting
-        seat = self._find_seat(len(payload))
-        if seat is None:
+        slot = self._find_slot(len(payload))
+        if slot is None:
             return
         self._waiting = None
-        seat.in_flight.append(chunk)
+        slot.in_flight.append(chunk)
         chunk.dispatched_at = time.time()
         header = ("chunk", self._key, chunk.id, chunk.start, len(chunk.items))
         try:
-            protocol.send(seat.process.connection, header, payload)
+            protocol.send(slot.process.connection, header, payload)
         except OSError:
             pass  # it died: wait() sees that, and what became of the chunk
 
-    def _find_seat(self, payload_bytes: int) -> _Seat | None:
-        for seat in self._seats.values():
-            if not seat.in_flight and self._takes(seat, payload_bytes):
-                return seat
-        if len(self._seats) < self._n_jobs:
+    def _find_slot(self, payload_bytes: int) -> _Slot | None:
+        for slot in self._slots.values():
+            if not slot.in_flight and self._takes(slot, payload_bytes):
+                return slot
+        if len(self._slots) < self._n_jobs:
             process = self._member.acquire(self._start_environment)
             if process is not None:
-                seat = self._seat(process)
-                return seat if self._takes(seat, payload_bytes) else None
+                slot = self._add_slot(process)
+                return slot if self._takes(slot, payload_bytes) else None
             self._denied = True
         if self._short and payload_bytes <= _AHEAD_BYTES:
-            return next((seat for seat in self._seats.values() if seat.may_queue()), None)
+            return next((slot for slot in self._slots.values() if slot.may_queue()), None)
         return None
 
-    def _takes(self, seat: _Seat, payload_bytes: int) -> bool:
+    def _takes(self, slot: _Slot, payload_bytes: int) -> bool:
         """Say whether a chunk can be sent to an idle worker without waiting for it to listen.
 
         One that is still loading the function listens to nothing: more than its socket holds
         would keep us from hearing the others, and from looking at time limits.
         """
-        return seat.loaded or len(self._function) + payload_bytes <= _AHEAD_BYTES
+        return slot.loaded or len(self._function) + payload_bytes <= _AHEAD_BYTES
 
-    def _seat(self, process: WorkerProcess) -> _Seat:
-        seat = _Seat(next(self._seat_keys), process)
-        self._seats[seat.key] = seat
-        self._selector.register(process.connection, selectors.EVENT_READ, seat)
+    def _add_slot(self, process: WorkerProcess) -> _Slot:
+        slot = _Slot(next(self._slot_keys), process)
+        self._slots[slot.key] = slot
+        self._selector.register(process.connection, selectors.EVENT_READ, slot)
         if process.sentinel is not None:
-            self._selector.register(process.sentinel, selectors.EVENT_READ, seat)
-        settings = self._settings | {"surroundings": process.news_of(self._surroundings)}
+            self._selector.register(process.sentinel, selectors.EVENT_READ, slot)
+        settings = self._settings | {"surroundings": process.changes_of(self._surroundings)}
         try:
             protocol.send(process.connection, ("task", self._key, settings), self._function)
         except OSError:
             pass  # it died: wait() sees that
-        return seat
+        return slot
 
-    def _leave(self, seat: _Seat) -> None:
-        del self._seats[seat.key]
-        self._selector.unregister(seat.process.connection)
-        if seat.process.sentinel is not None:
-            self._selector.unregister(seat.process.sentinel)
+    def _leave(self, slot: _Slot) -> None:
+        del self._slots[slot.key]
+        self._selector.unregister(slot.process.connection)
+        if slot.process.sentinel is not None:
+            self._selector.unregister(slot.process.sentinel)
 
-    def _hear(self, seat: _Seat, ended: bool, news: list[Message]) -> None:
+    def _read_messages(self, slot: _Slot, ended: bool, messages: list[Message]) -> None:
         """Read what a worker has to say; with ``ended``, to the last byte."""
-        connection = seat.process.connection
+        connection = slot.process.connection
         try:
             # poll() is true at the connection's end, too: receive() then raises.
             while not ended or connection.poll():
-                self._take(seat, *protocol.receive(connection), news)
+                self._take(slot, *protocol.receive(connection), messages)
                 if not ended:
                     break
         except (EOFError, OSError):
             ended = True
-        if ended and seat.key in self._seats:
-            self._bury(seat, news)
+        if ended and slot.key in self._slots:
+            self._handle_death(slot, messages)
 
     def _take(
-        self, seat: _Seat, header: tuple[object, ...], payload: bytearray, news: list[Message]
+        self, slot: _Slot, header: tuple[object, ...], payload: bytearray, messages: list[Message]
     ) -> None:
         if header[0] != "ready" and header[1] != self._key:
             return  # of an earlier execution, which ended before it was read
@@ -279,53 +283,53 @@ class ProcessBackend(Backend):
                 outcome = protocol.unpack_outcome(
                     packed,  # type: ignore[arg-type]  # as protocol.pack_outcome made it
                     payload,
-                    pid=seat.process.pid,
-                    hostname=seat.hostname,
+                    pid=slot.process.pid,
+                    hostname=slot.hostname,
                 )
                 self._short = outcome.duration < SHORT_CHUNK_SECONDS
-                seat.in_flight.popleft()
-                news.append(ChunkDone(seat.key, outcome))
+                slot.in_flight.popleft()
+                messages.append(ChunkDone(slot.key, outcome))
             case ("started", _, str() as hostname, str() as thread_name):
-                seat.started = True
-                self._stillborn = 0
-                seat.hostname = hostname
-                news.append(WorkerStarted(seat.key, seat.process.pid, hostname, thread_name))
+                slot.started = True
+                self._failed_starts = 0
+                slot.hostname = hostname
+                messages.append(WorkerStarted(slot.key, slot.process.pid, hostname, thread_name))
             case ("ready", float() as at):
-                seat.process.is_up(at)
+                slot.process.is_up(at)
             case ("loaded", _):
-                seat.loaded = True
+                slot.loaded = True
             case ("unusable", _, text):
                 raise TransportError(
-                    f"the function cannot be loaded in worker process {seat.process.pid}: {text}. "
+                    f"the function cannot be loaded in worker process {slot.process.pid}: {text}. "
                     "Its module must be importable there: check sys.path and what is installed."
                 )
             case _:
                 raise AssertionError(f"unknown message {header!r}")
 
-    def _bury(self, seat: _Seat, news: list[Message]) -> None:
-        """Find out what a dead worker was at, from the board that outlives it."""
-        self._leave(seat)
-        chunk = self._chunk_at_work(seat)
-        item = seat.process.board[ITEM] if chunk is not None else None
-        code = self._member.discard(seat.process, _REAP_SECONDS)
-        if not seat.started:
-            self._stillborn += 1
-            if self._stillborn >= _STILLBORN_LIMIT:
+    def _handle_death(self, slot: _Slot, messages: list[Message]) -> None:
+        """Find out what a dead worker was at, from the item slots that outlive it."""
+        self._leave(slot)
+        chunk = self._chunk_at_work(slot)
+        item = slot.process.item_slots[ITEM] if chunk is not None else None
+        code = self._member.discard(slot.process, _REAP_SECONDS)
+        if not slot.started:
+            self._failed_starts += 1
+            if self._failed_starts >= _FAILED_START_LIMIT:
                 raise WorkerDiedError(
-                    pid=seat.process.pid,
+                    pid=slot.process.pid,
                     exit_code=code,
-                    detail=f"before it took any work, as did {self._stillborn - 1} before it",
+                    detail=f"before it took any work, as did {self._failed_starts - 1} before it",
                 )
-        untouched = [each for each in seat.in_flight if each is not chunk]
+        untouched = [each for each in slot.in_flight if each is not chunk]
         detail = ""
         if chunk is not None and item is not None and item >= chunk.start + len(chunk.items):
             item, detail = None, "while it sent its results"
-        news.append(
+        messages.append(
             WorkerLost(
-                seat.key,
-                seat.process.pid,
+                slot.key,
+                slot.process.pid,
                 code,
-                seat.started,
+                slot.started,
                 chunk,
                 item,
                 untouched,
@@ -333,60 +337,60 @@ class ProcessBackend(Backend):
             )
         )
 
-    def _chunk_at_work(self, seat: _Seat) -> Chunk | None:
-        at_work = seat.process.board[CHUNK]
-        return next((chunk for chunk in seat.in_flight if chunk.id == at_work), None)
+    def _chunk_at_work(self, slot: _Slot) -> Chunk | None:
+        at_work = slot.process.item_slots[CHUNK]
+        return next((chunk for chunk in slot.in_flight if chunk.id == at_work), None)
 
     def _stop_work(self) -> list[Message]:
         """Stop the workers that are at work; those that are done within a moment stay warm."""
         ended: list[Message] = []
         deadline = time.monotonic() + _CANCEL_GRACE_SECONDS
         ignored: list[Message] = []
-        while any(seat.in_flight for seat in self._seats.values()):
+        while any(slot.in_flight for slot in self._slots.values()):
             left = deadline - time.monotonic()
             if left <= 0:
                 break
             for key, _ in self._selector.select(left):
                 if key.data is None:
                     self._drain_wakes()
-                elif key.data.key in self._seats:
+                elif key.data.key in self._slots:
                     try:
-                        self._hear(key.data, key.fd == key.data.process.sentinel, ignored)
+                        self._read_messages(key.data, key.fd == key.data.process.sentinel, ignored)
                     except (TransportError, WorkerDiedError):
                         pass  # the run fails already
         # Workers whose start was told too late, or whose end came just now, are still told of.
         ended.extend(m for m in ignored if isinstance(m, WorkerStarted | WorkerLost))
-        busy = [seat for seat in self._seats.values() if seat.in_flight]
-        for seat in busy:
-            seat.process.terminate()
+        busy = [slot for slot in self._slots.values() if slot.in_flight]
+        for slot in busy:
+            slot.process.terminate()
         deadline = time.monotonic() + _TERMINATE_GRACE_SECONDS
-        for seat in busy:
-            self._leave(seat)
-            code = self._member.discard(seat.process, max(0.0, deadline - time.monotonic()))
-            if seat.started:
-                ended.append(WorkerEnded(seat.key, "cancelled", code))
+        for slot in busy:
+            self._leave(slot)
+            code = self._member.discard(slot.process, max(0.0, deadline - time.monotonic()))
+            if slot.started:
+                ended.append(WorkerEnded(slot.key, "cancelled", code))
         return ended
 
-    def _share(self, news: list[Message]) -> None:
+    def _share(self, messages: list[Message]) -> None:
         """Give a worker to an execution that has fewer, between two chunks."""
-        if len(self._seats) < 2 or not self._member.should_share():
+        if len(self._slots) < 2 or not self._member.should_share():
             return
-        for seat in list(self._seats.values()):
-            if not seat.in_flight:
-                self._dismiss(seat)
-                if seat.started:
-                    news.append(WorkerEnded(seat.key, "finished"))
+        for slot in list(self._slots.values()):
+            if not slot.in_flight:
+                self._dismiss(slot)
+                if slot.started:
+                    messages.append(WorkerEnded(slot.key, "finished"))
                 return
 
-    def _dismiss(self, seat: _Seat) -> None:
+    def _dismiss(self, slot: _Slot) -> None:
         """Give a worker without work back to the pool, or let go of one that is dead."""
-        self._leave(seat)
+        self._leave(slot)
         try:
-            protocol.send(seat.process.connection, ("end", self._key))
+            protocol.send(slot.process.connection, ("end", self._key))
         except OSError:
-            self._member.discard(seat.process, 0)
+            self._member.discard(slot.process, 0)
         else:
-            self._member.release(seat.process)
+            self._member.release(slot.process)
 
     def _drain_wakes(self) -> None:
         try:

@@ -1,8 +1,8 @@
 """Worker processes, and the pool in which they stay warm between executions.
 
 A worker is a fresh interpreter, started by ``subprocess``: no fork of a process with threads, no
-import of ``__main__``. Three descriptors tie it to its parent: a connection, a board (a few
-bytes of shared memory that say which item it is at, and survive its death), and a lifeline whose
+import of ``__main__``. Three descriptors tie it to its parent: a connection, its item slots (a few
+bytes of shared memory that show which item it is at, and survive its death), and a lifeline whose
 end in the parent closes only when the parent is gone.
 
 One pool serves all threads of the process. Every execution may always have one worker, so none
@@ -26,7 +26,7 @@ from typing import Any
 
 from amorsize.engines.process.connection import Channel
 from amorsize.planning import machine
-from amorsize.workers.item_slots import BOARD_SLOTS, CHUNK, ITEM, ITEM_STARTED
+from amorsize.workers.item_slots import CHUNK, ITEM, ITEM_STARTED, SLOT_COUNT
 
 IDLE_SECONDS = 60.0
 """Workers that nobody used for so long are ended."""
@@ -104,11 +104,11 @@ class WorkerProcess:
             lifeline_theirs, self._lifeline = os.pipe()
             ours_on_failure.callback(os.close, self._lifeline)
             theirs_always.callback(os.close, lifeline_theirs)
-            board_file = theirs_always.enter_context(_board_file())
-            self._mapping = mmap.mmap(board_file.fileno(), BOARD_SLOTS * 8)
-            self.board = memoryview(self._mapping).cast("q")
-            self.clear_board()
-            inherited = (theirs.fileno(), board_file.fileno(), lifeline_theirs)
+            slots_file = theirs_always.enter_context(_item_slots_file())
+            self._mapping = mmap.mmap(slots_file.fileno(), SLOT_COUNT * 8)
+            self.item_slots = memoryview(self._mapping).cast("q")
+            self.clear_item_slots()
+            inherited = (theirs.fileno(), slots_file.fileno(), lifeline_theirs)
             self._process = subprocess.Popen(
                 [
                     sys.executable,
@@ -134,10 +134,10 @@ class WorkerProcess:
         self._ready = False
         self._told: Surroundings | None = None
 
-    def clear_board(self) -> None:
-        self.board[CHUNK] = self.board[ITEM] = self.board[ITEM_STARTED] = -1
+    def clear_item_slots(self) -> None:
+        self.item_slots[CHUNK] = self.item_slots[ITEM] = self.item_slots[ITEM_STARTED] = -1
 
-    def news_of(self, surroundings: Surroundings) -> Surroundings | None:
+    def changes_of(self, surroundings: Surroundings) -> Surroundings | None:
         """Return the surroundings when the worker has not been told them yet, else None."""
         if self._told == surroundings:
             return None
@@ -182,7 +182,7 @@ class WorkerProcess:
     def close(self) -> None:
         """Release the descriptors; the process is on its own, and ends."""
         self.connection.close()
-        self.board.release()
+        self.item_slots.release()
         self._mapping.close()
         if self.sentinel is not None:
             os.close(self.sentinel)
@@ -273,7 +273,7 @@ class WorkerPool:
             while self._idle:
                 worker = self._idle.pop()
                 if worker.is_alive():
-                    worker.clear_board()
+                    worker.clear_item_slots()
                     member.held.add(worker)
                     return worker
                 worker.close()
@@ -389,14 +389,14 @@ def _end_all(workers: list[WorkerProcess]) -> None:
         worker.reap(max(0.0, deadline - time.monotonic()))
 
 
-def _board_file() -> Any:
+def _item_slots_file() -> Any:
     if hasattr(os, "memfd_create"):
-        file: Any = os.fdopen(os.memfd_create("amorsize-board"), "r+b")
+        file: Any = os.fdopen(os.memfd_create("amorsize-item-slots"), "r+b")
     else:
         import tempfile
 
         file = tempfile.TemporaryFile()  # noqa: SIM115  # the caller closes it
-    os.ftruncate(file.fileno(), BOARD_SLOTS * 8)
+    os.ftruncate(file.fileno(), SLOT_COUNT * 8)
     return file
 
 

@@ -24,8 +24,8 @@ from amorsize.workers.chunk import (
     text_of,
     unreadable,
 )
-from amorsize.workers.collectors import Collect
-from amorsize.workers.item_slots import BOARD_SLOTS, CHUNK, point_board
+from amorsize.workers.collectors import CollectSettings
+from amorsize.workers.item_slots import CHUNK, SLOT_COUNT, mark_chunk
 from amorsize.workers.log_records import RecordKeeper, keep_records
 from amorsize.workers.role import become_worker
 
@@ -41,7 +41,7 @@ def main() -> None:
     global _provider_at_start
     become_worker()
     _provider_at_start = _find_muted_provider()
-    connection_fd, board_fd, lifeline_fd, parent_pid = (int(arg) for arg in sys.argv[2:6])
+    connection_fd, slots_fd, lifeline_fd, parent_pid = (int(arg) for arg in sys.argv[2:6])
     # Ctrl-C is for the parent to handle; it ends this process by closing the connection.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with(parent_pid, lifeline_fd)
@@ -49,16 +49,16 @@ def main() -> None:
     os.set_inheritable(connection_fd, False)
     # A process that the user's function forks must not hold the connection open after us.
     os.register_at_fork(after_in_child=connection.close)
-    board = memoryview(mmap.mmap(board_fd, BOARD_SLOTS * 8)).cast("q")
-    os.close(board_fd)
+    item_slots = memoryview(mmap.mmap(slots_fd, SLOT_COUNT * 8)).cast("q")
+    os.close(slots_fd)
     try:
         protocol.send(connection, ("ready", time.time()))
-        _serve(connection, board)
+        _serve(connection, item_slots)
     except (EOFError, OSError):
         pass  # the parent closed the connection, or is gone
 
 
-def _serve(connection: Channel, board: memoryview[int]) -> None:
+def _serve(connection: Channel, item_slots: memoryview[int]) -> None:
     tasks: dict[int, _Task] = {}
     keeper = RecordKeeper()
     while True:
@@ -68,19 +68,19 @@ def _serve(connection: Channel, board: memoryview[int]) -> None:
                 task = tasks.get(key)
                 if task is None:
                     continue  # its function was unusable, and the parent knows
-                point_board(board, chunk_id, start)
+                mark_chunk(item_slots, chunk_id, start)
                 if not task.told:
                     task.told = True
                     name = threading.current_thread().name
                     protocol.send(connection, ("started", key, HOSTNAME, name))
                 keep_records(task.log_levels, keeper)
-                outcome = task.run(chunk_id, start, size, payload, board)
+                outcome = task.run(chunk_id, start, size, payload, item_slots)
                 if records := keeper.take():
                     outcome.extras["log_records"] = records
                 packed, results = protocol.pack_outcome(outcome)
                 del outcome, payload
                 protocol.send(connection, ("outcome", key, packed), results)
-                board[CHUNK] = -1
+                item_slots[CHUNK] = -1
             case ("task", key, settings):
                 try:
                     tasks[key] = _Task(settings, payload)
@@ -101,7 +101,7 @@ class _Task:
 
     def __init__(self, settings: dict[str, Any], payload: bytearray) -> None:
         _take_surroundings(settings.get("surroundings"))
-        self.collect: Collect = settings["collect"]
+        self.collect: CollectSettings = settings["collect"]
         self.collect.use_in_worker(_provider_at_start)
         self.func = pickle.loads(payload)
         self.return_exceptions: bool = settings["return_exceptions"]
@@ -110,7 +110,7 @@ class _Task:
         self.told = False
 
     def run(
-        self, chunk_id: int, start: int, size: int, payload: bytearray, board: memoryview[int]
+        self, chunk_id: int, start: int, size: int, payload: bytearray, item_slots: memoryview[int]
     ) -> ChunkOutcome:
         try:
             items = pickle.loads(payload)
@@ -120,7 +120,7 @@ class _Task:
             self.func,
             Chunk(chunk_id, start, items),
             return_exceptions=self.return_exceptions,
-            board=board,
+            item_slots=item_slots,
             stamp_items=self.stamp_items,
             collect=self.collect,
         )

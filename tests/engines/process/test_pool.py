@@ -394,22 +394,22 @@ def test_the_sentinel_tells_a_death(worker: WorkerProcess) -> None:
     assert select.select([worker.sentinel], [], [], WAIT)[0] == [worker.sentinel]
 
 
-def test_a_new_board_shows_no_work(worker: WorkerProcess) -> None:
+def test_new_item_slots_show_no_work(worker: WorkerProcess) -> None:
     """-1 in every slot."""
-    assert list(worker.board) == [-1, -1, -1]
-    worker.board[0] = 5
-    worker.clear_board()
-    assert list(worker.board) == [-1, -1, -1]
+    assert list(worker.item_slots) == [-1, -1, -1]
+    worker.item_slots[0] = 5
+    worker.clear_item_slots()
+    assert list(worker.item_slots) == [-1, -1, -1]
 
 
 def test_a_worker_is_told_its_surroundings_once_unless_they_change(worker: WorkerProcess) -> None:
     """The environment may be large, and chunks are many."""
     path, directory, variables = here = read_surroundings(1)
-    assert worker.news_of(here) is here
-    assert worker.news_of(read_surroundings(1)) is None
+    assert worker.changes_of(here) is here
+    assert worker.changes_of(read_surroundings(1)) is None
     changed = (path, directory, variables | {"AMORSIZE_TEST_NEW": "new"})
-    assert worker.news_of(changed) is changed
-    assert worker.news_of(changed) is None
+    assert worker.changes_of(changed) is changed
+    assert worker.changes_of(changed) is None
 
 
 def test_an_embedded_interpreter_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
