@@ -10,9 +10,7 @@ The public names are resolved on first use (PEP 562), so importing amorsize cost
 imports no SDK.
 """
 
-from __future__ import annotations
-
-from importlib import import_module
+from amorsize.public_names import lazy_names as _lazy_names
 
 TYPE_CHECKING = False  # importing typing would take longer than all the rest
 if TYPE_CHECKING:
@@ -51,7 +49,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
+_HOMES = {
     "AmorsizeError": "amorsize.errors",
     "HookContext": "amorsize.hooks",
     "HookEvent": "amorsize.hooks",
@@ -84,18 +82,5 @@ _HOME = {
     "stream": "amorsize.streaming",
 }
 
-__all__ = [*_HOME, "__version__"]  # names resolved by __getattr__
-
-
-def __getattr__(name: str) -> object:
-    try:
-        home = _HOME[name]
-    except KeyError:
-        raise AttributeError(f"module 'amorsize' has no attribute {name!r}") from None
-    value = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__all__ = [*_HOMES, "__version__"]
+__getattr__, __dir__ = _lazy_names(globals(), _HOMES)

@@ -4,7 +4,22 @@
 ``registry`` finds them by name. Each exporter imports the SDK of its system only when used.
 """
 
-from amorsize.exporters.base import Exporter
-from amorsize.exporters.sender import RefusedError, Sender, SenderStats
+from typing import TYPE_CHECKING
 
-__all__ = ["Exporter", "RefusedError", "Sender", "SenderStats"]
+from amorsize.public_names import lazy_names as _lazy_names
+
+if TYPE_CHECKING:
+    from amorsize.exporters.base import Exporter as Exporter
+    from amorsize.exporters.sender import RefusedError as RefusedError
+    from amorsize.exporters.sender import Sender as Sender
+    from amorsize.exporters.sender import SenderStats as SenderStats
+
+_HOMES = {
+    "Exporter": "amorsize.exporters.base",
+    "RefusedError": "amorsize.exporters.sender",
+    "Sender": "amorsize.exporters.sender",
+    "SenderStats": "amorsize.exporters.sender",
+}
+
+__all__ = [*_HOMES]
+__getattr__, __dir__ = _lazy_names(globals(), _HOMES)

@@ -31,7 +31,7 @@ from amorsize.exporters.base import (
 )
 from amorsize.exporters.sender import describe_error
 from amorsize.hooks import Hook, HookManager
-from amorsize.hooks.config import is_plain
+from amorsize.hooks.config import ExporterTables, handle_exporters, is_plain
 
 logger = logging.getLogger(__name__)
 
@@ -182,6 +182,9 @@ def settings_of(manager: HookManager) -> tuple[dict[str, dict[str, Any]], list[H
             tables[name][setting] = value
         hooks += its_hooks
     return tables, hooks
+
+
+handle_exporters(ExporterTables(check_settings, enable_configured, settings_of))
 
 
 def _enable_found(found: dict[str, tuple[EntryPoint, dict[str, Any]]], origin: str) -> None:

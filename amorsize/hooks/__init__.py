@@ -8,8 +8,9 @@ The names are resolved on first use, as those of amorsize are: a run needs the m
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from amorsize.public_names import lazy_names as _lazy_names
 
 if TYPE_CHECKING:
     from amorsize.hooks.chains import chain as chain
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from amorsize.hooks.conditions import slower_than as slower_than
     from amorsize.hooks.entries import Condition as Condition
     from amorsize.hooks.entries import Hook as Hook
+    from amorsize.hooks.entries import Registration as Registration
     from amorsize.hooks.events import HookContext as HookContext
     from amorsize.hooks.events import HookEvent as HookEvent
     from amorsize.hooks.helpers import create_error_hook as create_error_hook
@@ -28,40 +30,26 @@ if TYPE_CHECKING:
     from amorsize.hooks.manager import HookManager as HookManager
     from amorsize.hooks.manager import get_default_manager as get_default_manager
     from amorsize.hooks.manager import on as on
-    from amorsize.hooks.registration import Registration as Registration
 
-_HOME = {
-    "Condition": "entries",
-    "Hook": "entries",
-    "HookContext": "events",
-    "HookEvent": "events",
-    "HookManager": "manager",
-    "Registration": "registration",
-    "chain": "chains",
-    "create_error_hook": "helpers",
-    "create_progress_hook": "helpers",
-    "create_throughput_hook": "helpers",
-    "create_timing_hook": "helpers",
-    "every": "conditions",
-    "function": "conditions",
-    "get_default_manager": "manager",
-    "on": "manager",
-    "on_failure": "conditions",
-    "slower_than": "conditions",
+_HOMES = {
+    "Condition": "amorsize.hooks.entries",
+    "Hook": "amorsize.hooks.entries",
+    "HookContext": "amorsize.hooks.events",
+    "HookEvent": "amorsize.hooks.events",
+    "HookManager": "amorsize.hooks.manager",
+    "Registration": "amorsize.hooks.entries",
+    "chain": "amorsize.hooks.chains",
+    "create_error_hook": "amorsize.hooks.helpers",
+    "create_progress_hook": "amorsize.hooks.helpers",
+    "create_throughput_hook": "amorsize.hooks.helpers",
+    "create_timing_hook": "amorsize.hooks.helpers",
+    "every": "amorsize.hooks.conditions",
+    "function": "amorsize.hooks.conditions",
+    "get_default_manager": "amorsize.hooks.manager",
+    "on": "amorsize.hooks.manager",
+    "on_failure": "amorsize.hooks.conditions",
+    "slower_than": "amorsize.hooks.conditions",
 }
 
-__all__ = [*_HOME]  # names resolved by __getattr__
-
-
-def __getattr__(name: str) -> object:
-    try:
-        home = _HOME[name]
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    value = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__all__ = [*_HOMES]
+__getattr__, __dir__ = _lazy_names(globals(), _HOMES)

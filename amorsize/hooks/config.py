@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import amorsize
 from amorsize.errors import AmorsizeError, InvalidValueError
 from amorsize.hooks.chains import Chain, chain
 from amorsize.hooks.conditions import every, function, on_failure, slower_than
@@ -28,18 +29,45 @@ from amorsize.hooks.entries import (
 )
 from amorsize.hooks.events import HookEvent
 
-if TYPE_CHECKING:
-    from amorsize.hooks.manager import HookManager
-
-_EXPORTERS = "amorsize.exporters.registry"
-"""Who knows what stands under ``[exporters]``; hooks know of exporters by this name alone."""
-
 _KEYS = ("events", "call", "chain", "when", "priority", "background", "timeout")
 _CONDITIONS = (
     '"on_failure", {every = {seconds = 5}}, {every = {items = 1000}}, {slower_than = 60}, '
     '{function = "pkg.*"}, or a function of your own as "package.module:function"'
 )
 _EVENTS = {event.value: event for event in HookEvent}
+
+
+@dataclass(frozen=True, slots=True)
+class ExporterTables:
+    """What is done with the ``[exporters.NAME]`` tables of a file.
+
+    Attributes:
+        check: called with a name and settings, and perhaps ``partial=True`` where others follow;
+            raises for those that are not known.
+        enable: called with settings by name, and the origin of the file.
+        settings_of: called with a manager; returns the settings of its exporters, by name, and
+            the hooks that belong to them.
+    """
+
+    check: Callable[..., None]
+    enable: Callable[[dict[str, dict[str, Any]], str | None], None]
+    settings_of: Callable[[Any], tuple[dict[str, dict[str, Any]], list[Hook]]]
+
+
+_exporter_tables: ExporterTables | None = None
+
+
+def handle_exporters(tables: ExporterTables) -> None:
+    """Register what handles exporters in files: hooks do not import them."""
+    global _exporter_tables
+    _exporter_tables = tables
+
+
+def _exporters() -> ExporterTables:
+    if _exporter_tables is None:
+        _ = amorsize.enable  # the public name loads the exporters' registry, which registers
+    assert _exporter_tables is not None
+    return _exporter_tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,25 +81,25 @@ class HookTable:
 
 @dataclass(slots=True)
 class Config:
-    """What a file says: all of it known, none of it applied."""
+    """The content of a file, all of it checked, none of it applied."""
 
     path: str
     hooks: list[HookTable] = field(default_factory=list)
     exporters: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def apply(self, manager: HookManager, *, origin: str | None = None) -> None:
+    def apply(self, register: Callable[..., object], *, origin: str | None = None) -> None:
         """Enable its exporters, then register its hooks.
 
         Args:
-            manager: where the hooks are registered.
-            origin: the environment variable that names the file, whose exporters may fail for
-                reasons outside of it; None to raise that.
+            register: the method of that name of a manager.
+            origin: the environment variable that names the file: then the failure of an exporter
+                for a reason outside the file is logged. None to raise it.
         """
         if self.exporters:
-            import_module(_EXPORTERS).enable_configured(self.exporters, origin)
+            _exporters().enable(self.exporters, origin)
         for table in self.hooks:
             for event in table.events:
-                manager.register(event, table.callback, **table.options.as_keywords())
+                register(event, table.callback, **table.options.as_keywords())
 
 
 def read(path: str | os.PathLike[str]) -> Config:
@@ -122,14 +150,14 @@ class _Reader:
                 isinstance(settings, dict), at, name,
                 f"an exporter's settings are a table, [exporters.{name}]; got {settings!r}",
             )  # fmt: skip
-            check_settings = import_module(_EXPORTERS).check_settings
+            check = _exporters().check
             with self._at(at, name):
-                check_settings(name, {}, partial=True)
+                check(name, {}, partial=True)
             for key, value in settings.items():
                 with self._at((*at, key), key):
-                    check_settings(name, {key: value}, partial=True)
+                    check(name, {key: value}, partial=True)
             with self._at(at, name):
-                check_settings(name, settings)
+                check(name, settings)
             config.exporters[name] = settings
         return config
 
@@ -277,16 +305,13 @@ def _holds(data: Any, at: tuple[str | int, ...]) -> bool:
     return True
 
 
-def write(path: str | os.PathLike[str], entries: Sequence[Entry], manager: HookManager) -> None:
+def write(path: str | os.PathLike[str], entries: Sequence[Entry], manager: object) -> None:
     """Write hooks, in the order of their registration, and the exporters of their manager.
 
     Raises:
         InvalidValueError: one of them cannot be saved; nothing is written.
     """
-    exporters: dict[str, dict[str, Any]] = {}
-    theirs: Sequence[Hook] = ()
-    if "amorsize.exporters.base" in sys.modules:
-        exporters, theirs = import_module(_EXPORTERS).settings_of(manager)
+    exporters, theirs = _exporters().settings_of(manager)
     entries = [entry for entry in entries if entry.callback not in theirs]
     refused: dict[str, None] = {}
     tables = []

@@ -20,6 +20,7 @@ from amorsize.hooks.entries import (
     Hook,
     HookStats,
     Options,
+    Registration,
     check_options,
     full_name_of,
     name_of,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:  # asyncio is imported with the first hook that needs it
     import asyncio
 
     from amorsize.hooks.background import Background
-    from amorsize.hooks.registration import Registration
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,6 @@ class HookManager:
         """
         # Here, because most first runs have no hook: they do not pay for what surrounds one.
         from amorsize.hooks.conditions import fresh
-        from amorsize.hooks.registration import Registration
 
         require_event(event)
         require_hook(callback)
@@ -409,10 +408,10 @@ class HookManager:
             InvalidValueError: something cannot be saved, such as a lambda; the message names all
                 that cannot. Nothing is written.
         """
-        from amorsize.hooks import config
+        from amorsize.hooks.config import write
 
         entries = [entry for each in self._hooks.values() for entry in each.entries]
-        config.write(path, sorted(entries, key=lambda entry: entry.sequence), self)
+        write(path, sorted(entries, key=lambda entry: entry.sequence), self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -425,10 +424,10 @@ class HookManager:
             InvalidValueError: the file cannot be read, or something in it is not known or cannot
                 be imported; the message gives the line. Nothing is registered, nothing enabled.
         """
-        from amorsize.hooks import config
+        from amorsize.hooks.config import read
 
         manager = cls()
-        config.read(path).apply(manager)
+        read(path).apply(manager.register)
         return manager
 
     def _replace(self, event: HookEvent, entries: tuple[Entry, ...]) -> None:

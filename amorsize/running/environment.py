@@ -41,7 +41,7 @@ def _load(path: str) -> None:
     global _config_done
     from amorsize.errors import InvalidValueError
     from amorsize.exporters.base import in_child_process
-    from amorsize.hooks import config
+    from amorsize.hooks.config import read
     from amorsize.hooks.manager import get_default_manager
 
     with _lock:
@@ -49,7 +49,7 @@ def _load(path: str) -> None:
             return
         _config_done = True  # already now: what it imports may itself call execute()
         try:
-            config.read(path).apply(get_default_manager(), origin=CONFIG_VARIABLE)
+            read(path).apply(get_default_manager().register, origin=CONFIG_VARIABLE)
         except BaseException as error:
             _config_done = False
             if isinstance(error, InvalidValueError):

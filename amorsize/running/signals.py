@@ -18,8 +18,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from amorsize.hooks import termination
 from amorsize.hooks.interruption import is_protected
+from amorsize.hooks.termination import run_callbacks
 
 
 class Terminated(BaseException):
@@ -172,5 +172,5 @@ def _give_back(signals: list[int]) -> None:
 def _end_by_signal() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # A process that ends by a signal runs no exit functions: what exporters hold is sent now.
-    termination.run_callbacks()
+    run_callbacks()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from amorsize.public_names import lazy_names as _lazy_names
+
 if TYPE_CHECKING:
     from amorsize.exporters.cloudwatch.exporter import CloudWatchExporter as CloudWatchExporter
     from amorsize.exporters.cloudwatch.exporter import enable_cloudwatch as enable_cloudwatch
 
-__all__ = ["CloudWatchExporter", "enable_cloudwatch"]  # names resolved by __getattr__
+_EXPORTER = "amorsize.exporters.cloudwatch.exporter"
+_HOMES = {"CloudWatchExporter": _EXPORTER, "enable_cloudwatch": _EXPORTER}
 
-
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from amorsize.exporters.cloudwatch import exporter
-
-    return getattr(exporter, name)
+__all__ = [*_HOMES]
+__getattr__, __dir__ = _lazy_names(globals(), _HOMES)

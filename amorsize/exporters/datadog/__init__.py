@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from amorsize.public_names import lazy_names as _lazy_names
+
 if TYPE_CHECKING:
     from amorsize.exporters.datadog.exporter import DatadogExporter as DatadogExporter
     from amorsize.exporters.datadog.exporter import enable_datadog as enable_datadog
 
-__all__ = ["DatadogExporter", "enable_datadog"]  # names resolved by __getattr__
+_EXPORTER = "amorsize.exporters.datadog.exporter"
+_HOMES = {"DatadogExporter": _EXPORTER, "enable_datadog": _EXPORTER}
 
-
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from amorsize.exporters.datadog import exporter
-
-    return getattr(exporter, name)
+__all__ = [*_HOMES]
+__getattr__, __dir__ = _lazy_names(globals(), _HOMES)

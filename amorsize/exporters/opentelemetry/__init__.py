@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from amorsize.public_names import lazy_names as _lazy_names
+
 if TYPE_CHECKING:
     from amorsize.exporters.opentelemetry.exporter import (
         OpenTelemetryExporter as OpenTelemetryExporter,
@@ -15,12 +17,8 @@ if TYPE_CHECKING:
         enable_opentelemetry as enable_opentelemetry,
     )
 
-__all__ = ["OpenTelemetryExporter", "enable_opentelemetry"]  # names resolved by __getattr__
+_EXPORTER = "amorsize.exporters.opentelemetry.exporter"
+_HOMES = {"OpenTelemetryExporter": _EXPORTER, "enable_opentelemetry": _EXPORTER}
 
-
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from amorsize.exporters.opentelemetry import exporter
-
-    return getattr(exporter, name)
+__all__ = [*_HOMES]
+__getattr__, __dir__ = _lazy_names(globals(), _HOMES)

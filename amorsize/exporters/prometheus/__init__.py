@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from amorsize.public_names import lazy_names as _lazy_names
+
 if TYPE_CHECKING:
     from amorsize.exporters.prometheus.exporter import PrometheusExporter as PrometheusExporter
     from amorsize.exporters.prometheus.exporter import enable_prometheus as enable_prometheus
 
-__all__ = ["PrometheusExporter", "enable_prometheus"]  # names resolved by __getattr__
+_EXPORTER = "amorsize.exporters.prometheus.exporter"
+_HOMES = {"PrometheusExporter": _EXPORTER, "enable_prometheus": _EXPORTER}
 
-
-def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from amorsize.exporters.prometheus import exporter
-
-    return getattr(exporter, name)
+__all__ = [*_HOMES]
+__getattr__, __dir__ = _lazy_names(globals(), _HOMES)
