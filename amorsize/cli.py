@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argparse does.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Who reads from a pipe sees each line at once, and no name of a file ends the program.
+        # Each line reaches a pipe at once, and no file name can make print() fail.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     options = _parser().parse_args(argv)
     try:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\namorsize: stopped before the work was done", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # As under `amorsize demo | head`. Python would complain once more when it flushes stdout.
+        # As in `amorsize demo | head`. Without this, Python reports it again when flushing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="amorsize",
         description="Run a Python function over data at the right parallelism,\n"
-        "and see what happens while it runs.",
+        "and observe the run.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -164,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where the alerts' links lead (default: %(default)s)",
     )
     dashboards.add_argument(
-        "--force", action="store_true", help="replace files that are there and different"
+        "--force", action="store_true", help="replace existing files that are different"
     )
     return parser
 
@@ -178,5 +178,5 @@ def _port(text: str) -> int:
 def _writable(text: str) -> Path:
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{text!r} is no file in a folder that can be written to")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a file in a writable folder")
     return path

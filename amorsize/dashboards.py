@@ -1,6 +1,6 @@
-"""Writes the dashboards, rules and provisioning that the package brings into a folder.
+"""Writes the dashboards, rules and provisioning of the package into a folder.
 
-They are made by ``dashboards/generator`` in the repository, and are data here.
+The files are package data. ``dashboards/generator`` in the repository generates them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from amorsize.errors import AmorsizeError, InvalidValueError
 
 GRAFANA_URL = "http://localhost:3000"
-"""Where the alerts' links lead, unless told otherwise."""
+"""The default Grafana that the alerts link to."""
 
 FOLDERS = ("grafana", "prometheus", "datadog", "cloudwatch")
 
@@ -28,17 +28,17 @@ def write_dashboards(
     """Write dashboards, recording rules, alerts and provisioning into a folder.
 
     Args:
-        directory: where to; made if it is missing.
-        grafana_url: of the Grafana that the alerts link to, without a final slash.
-        force: whether to replace files that are there and different.
+        directory: the folder; made if it is missing.
+        grafana_url: the address of the Grafana that the alerts link to.
+        force: whether to replace existing files that are different.
 
     Returns:
         The files, sorted.
 
     Raises:
-        InvalidValueError: ``grafana_url`` is no address of a web page.
-        AmorsizeError: files that are different are in the way, or cannot be written. Nothing was
-            written in the first case.
+        InvalidValueError: ``grafana_url`` is not the address of a web page.
+        AmorsizeError: different files exist already, in which case nothing is written; or a file
+            cannot be written.
 
     Example:
         >>> import tempfile
@@ -73,7 +73,7 @@ def _refuse_to_replace(texts: dict[Path, str]) -> None:
     ]
     if different:
         raise AmorsizeError(
-            f"there already, and different, are {len(different)} of the files: "
+            f"{len(different)} of the files exist already and are different: "
             f"{', '.join(sorted(different)[:3])}{', ...' if len(different) > 3 else ''}; "
             "write into another folder, or replace them with --force"
         )
@@ -84,7 +84,7 @@ def _files(grafana_url: str) -> Iterator[tuple[Path, str]]:
     if root is None:
         raise AmorsizeError(
             f"this installation has no dashboards: neither {_PLACES[0]} nor {_PLACES[1]} has "
-            "them; install amorsize again"
+            "them; reinstall amorsize"
         )
     for folder in FOLDERS:
         for path in sorted((root / folder).rglob("*")):

@@ -10,7 +10,7 @@
     │   └── PortInUseError (OSError)          its port is taken
     ├── ExecutionError (RuntimeError)         a run failed for a reason outside the user's function
     │   ├── WorkerDiedError                   a worker process was killed, or exited
-    │   ├── ExecutorBrokenError               the executor that was passed takes no more work
+    │   ├── ExecutorBrokenError               a caller-owned executor no longer accepts work
     │   ├── TransportError                    something cannot be pickled, or unpickled
     │   │   └── UnpicklableItemError          an item of the input
     │   ├── ExecutionCancelledError           the consumer of a stream went away
@@ -30,7 +30,7 @@ class AmorsizeError(Exception):
     """The base of every exception that amorsize itself raises."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Said here, because Dask pickles otherwise what only builtin classes say something of.
+        # Defined here, because Dask pickles classes with no __reduce__ of their own differently.
         return type(self), self.args, vars(self) or None
 
 
@@ -43,7 +43,7 @@ class InvalidTypeError(AmorsizeError, TypeError):
 
 
 class MissingExtraError(AmorsizeError, ImportError):
-    """A feature was asked for whose optional package is not installed."""
+    """A feature needs an optional package that is not installed."""
 
     def __init__(self, feature: str, package: str, extra: str) -> None:
         super().__init__(
@@ -63,18 +63,18 @@ class ExporterError(AmorsizeError, RuntimeError):
 
 
 class PortInUseError(ExporterError, OSError):
-    """The port that an exporter was to listen on is taken."""
+    """The port of an exporter is taken."""
 
 
 class ExecutionError(AmorsizeError, RuntimeError):
-    """A run failed for a reason that lies outside the user's function."""
+    """A run failed for a reason outside the user's function."""
 
 
 class WorkerDiedError(ExecutionError):
     """A worker process was killed, or exited, while it had work.
 
     Attributes:
-        pid: the process id of the worker; 0 when it died before it told (with Dask).
+        pid: the process id of the worker; 0 when unknown, which only occurs with Dask.
         exit_code: its exit code; negative for a signal, as in ``subprocess``.
         chunk_id: the chunk in flight, or None when there was none.
         item_index: the index in the input of the item in flight, or None when unknown.
@@ -97,9 +97,9 @@ class WorkerDiedError(ExecutionError):
         lost = " The kernel does so when memory is short." if exit_code == -9 else ""
         if chunk_id is not None:
             lost += " Its results of that chunk are lost."
-        who = f"worker process {pid}" if pid else "a worker process"
+        worker = f"worker process {pid}" if pid else "a worker process"
         super().__init__(
-            f"{who} {describe_exit(exit_code)}{where}"
+            f"{worker} {describe_exit(exit_code)}{where}"
             f"{' (' + detail + ')' if detail else ''}.{lost}{' ' + hint if hint else ''}"
         )
         self.pid = pid
@@ -121,14 +121,14 @@ class WorkerDiedError(ExecutionError):
 
 
 class ExecutorBrokenError(ExecutionError):
-    """The executor that was passed broke, or was shut down, during the run or before it.
+    """A caller-owned executor broke, or was shut down, during the run or before it.
 
-    What it raised is the ``__cause__``.
+    Its own exception is the ``__cause__``.
     """
 
 
 class TransportError(ExecutionError):
-    """The function, an item or a result cannot be carried between processes."""
+    """The function, an item or a result cannot be sent to another process."""
 
 
 class UnpicklableItemError(TransportError):
@@ -152,7 +152,7 @@ class UnpicklableItemError(TransportError):
 
 
 class ExecutionCancelledError(ExecutionError):
-    """The run was given up: the consumer of a stream closed it before its end."""
+    """The run was cancelled: the consumer of a stream closed it before its end."""
 
 
 class RemoteError(ExecutionError):
@@ -176,7 +176,7 @@ class ContractError(AmorsizeError, AssertionError):
 
 
 def describe_exit(exit_code: int | None) -> str:
-    """Say in words how a process ended.
+    """Describe how a process ended.
 
     >>> describe_exit(-9)
     'was killed by signal 9 (SIGKILL)'
@@ -188,7 +188,7 @@ def describe_exit(exit_code: int | None) -> str:
     if exit_code >= 0:
         return f"exited with code {exit_code}"
     try:
-        import signal  # only here: most programs never need it
+        import signal  # most programs never need it
 
         name = signal.Signals(-exit_code).name
     except ValueError:
@@ -215,5 +215,5 @@ def _rebuild_worker_died(
 
 
 def input_shrank() -> RuntimeError:
-    """Make the error of a function that takes items out of the list it is called on."""
+    """Make the error for a function that removes items from the list that is its input."""
     return RuntimeError("the input, a list, lost items while the function went over it")

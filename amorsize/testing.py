@@ -1,4 +1,4 @@
-"""Test doubles for code that uses amorsize, and the event contract as a check.
+"""A test double for code that uses amorsize, and a check of the event contract.
 
 Example:
     >>> import amorsize
@@ -46,10 +46,10 @@ _EVENT_KEYS = {
 
 
 class RecordingHook:
-    """Keeps every context that it is called with. Safe to use from several threads.
+    """A hook that records every context. Safe to use from several threads.
 
     Attributes:
-        contexts: what was recorded, oldest first.
+        contexts: the recorded contexts, oldest first.
     """
 
     def __init__(self) -> None:
@@ -62,14 +62,14 @@ class RecordingHook:
             self._changed.notify_all()
 
     def attach(self, manager: HookManager, events: Iterable[HookEvent] = HookEvent) -> Self:
-        """Register for ``events`` (all of them by default); returns itself."""
+        """Register for ``events``, all of them by default; return the hook itself."""
         for event in events:
             manager.register(event, self)
         return self
 
     @property
     def events(self) -> list[HookEvent]:
-        """The events recorded, oldest first."""
+        """The recorded events, oldest first."""
         return [context.event for context in self.contexts]
 
     def of(self, event: HookEvent) -> list[HookContext]:
@@ -80,8 +80,8 @@ class RecordingHook:
         """Wait until ``event`` was recorded ``count`` times; return that context.
 
         Raises:
-            TimeoutError: that did not happen within ``timeout`` seconds; the message says what
-                was recorded instead.
+            TimeoutError: that did not happen within ``timeout`` seconds; the message lists the
+                recorded events.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: len(self.of(event)) >= count, timeout):
@@ -97,10 +97,10 @@ def assert_contract(contexts: Sequence[HookContext]) -> None:
     """Check recorded contexts against the event contract (``docs/events.md``).
 
     Args:
-        contexts: all contexts of one or more executions, in the order in which they came.
+        contexts: all contexts of one or more executions, in the order of their events.
 
     Raises:
-        ContractError: with every rule that is broken.
+        ContractError: a rule is broken; the message lists every broken one.
     """
     executions: dict[Any, list[HookContext]] = {}
     for context in contexts:
@@ -199,7 +199,7 @@ def _broken_workers(contexts: list[HookContext]) -> Iterable[str]:
             case _:
                 pass
     if working:
-        yield f"workers {sorted(map(str, working))} have no end"
+        yield f"workers {sorted(map(str, working))} have a start and no end"
 
 
 def _broken_chunks(contexts: list[HookContext]) -> Iterable[str]:
@@ -243,7 +243,7 @@ def _broken_end(contexts: list[HookContext]) -> Iterable[str]:
             yield f"{last.items_completed} of {last.total_items} items after success"
         progress = [each for each in contexts if each.event is HookEvent.ON_PROGRESS]
         if progress and progress[-1].items_completed != last.items_completed:
-            yield "the last on_progress was not sent"
+            yield "the last on_progress was not emitted"
     elif errors == 0:
         yield f"the run ended as {status} without an on_error"
     elif last.error is None:

@@ -116,8 +116,8 @@ def test_help_has_examples_and_exit_codes_and_fits_the_terminal(arguments):
         (["demo", "--port", "-1"], "a port is a number from 0 to 65535, not '-1'"),
         (["demo", "--port", "http"], "a port is a number from 0 to 65535, not 'http'"),
         (["demo", "--serve", "--forever"], "not allowed with argument --serve"),
-        (["demo", "--json", "/nowhere/at/all"], "'/nowhere/at/all' is no file in a folder"),
-        (["demo", "--json", "/"], "'/' is no file in a folder that can be"),
+        (["demo", "--json", "/nowhere/at/all"], "'/nowhere/at/all' is not a file in a writable"),
+        (["demo", "--json", "/"], "'/' is not a file in a writable"),
     ],
 )
 def test_wrong_usage_is_explained(capsys, arguments, message):

@@ -1,4 +1,4 @@
-"""The demo on a Dask cluster: its client, and where its workers find the service."""
+"""The demo on a Dask cluster: the client, and the address of the service for the workers."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from urllib.parse import urlsplit
 from amorsize.errors import AmorsizeError, MissingExtraError
 
 CONNECT_SECONDS = 30.0
-"""How long to wait for the scheduler, and then for its first worker: they may still be starting."""
+"""How long to wait for the scheduler, and then for its first worker, while they start."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster to work on.
+    """A cluster to run on.
 
     Attributes:
-        client: Dask's, for ``execute(..., executor=client)``.
-        host: the address of this machine by which its scheduler, and its workers, reach it.
+        client: the Dask client, for ``execute(..., executor=client)``.
+        host: the address at which the scheduler and its workers reach this machine.
     """
 
     client: Any
     host: str
 
     def require(self) -> None:
-        """Check that the cluster is still there.
+        """Check that the cluster is still connected.
 
         Raises:
             AmorsizeError: the client has no connection to its scheduler.
@@ -48,12 +48,12 @@ def connected(
     """Connect to a scheduler, and wait for its first worker.
 
     Args:
-        address: of the scheduler, as in ``tcp://scheduler:8786``.
-        needed_file: a file of the demo's input, which the workers read for themselves.
-        seconds: to wait for the scheduler, and for a worker.
+        address: the address of the scheduler, as in ``tcp://scheduler:8786``.
+        needed_file: a file of the demo's input, which the workers read themselves.
+        seconds: how long to wait for the scheduler, and then for a worker.
 
     Raises:
-        AmorsizeError: there is no scheduler or no worker in time, or a worker has other files.
+        AmorsizeError: there is no scheduler or no worker in time, or a worker lacks the file.
         MissingExtraError: Dask is not installed.
     """
     try:
@@ -83,7 +83,7 @@ def connected(
 
 
 def _address_towards(scheduler: str) -> str:
-    """The address of this machine on the network that the scheduler is on."""
+    """Return the address of this machine in the network of the scheduler."""
     there = urlsplit(scheduler)
     if there.hostname is None:  # a cluster within this process
         return "127.0.0.1"

@@ -1,4 +1,4 @@
-"""What the demo tells: a table of its stages, some lines of /metrics, and a summary as JSON."""
+"""The report of the demo: a table of its stages, some lines of /metrics, and a JSON summary."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class StageReport:
 
     Attributes:
         name: the stage, which is also the ``function`` label of its metrics.
-        items: items of its input.
-        failed: those whose call raised.
+        items: the number of items in its input.
+        failed: the number of items whose call raised.
         engine, n_jobs, chunksize, reason, estimated_speedup: the plan, as the optimizer made it.
-        measured_speedup, seconds, status: what came of it; ``measured_speedup`` may be unknown.
+        measured_speedup, seconds, status: the results; ``measured_speedup`` may be unknown.
         finding: a sentence about the results.
     """
 
@@ -46,7 +46,7 @@ _COLUMNS: tuple[tuple[str, int], ...] = (
     ("stage", -8), ("items", 5), ("engine", -7), ("n_jobs", 6), ("chunksize", 9),
     ("estimated", 9), ("measured", 8), ("time", 6), ("status", -6),
 )  # fmt: skip
-"""Heads and widths; a negative width is flush left, as in C's printf."""
+"""Headings and widths; a negative width aligns to the left, as in C's printf."""
 
 _TABLE_WIDTH = sum(abs(width) for _, width in _COLUMNS) + 2 * (len(_COLUMNS) - 1)
 
@@ -61,7 +61,7 @@ _SHOWN = (
 
 
 def format_table(reports: Sequence[StageReport], *, width: int) -> str:
-    """Lay the stages out in a table, each with the reason of its plan and its finding below."""
+    """Format the stages as a table, with the reason of the plan and the finding below each."""
     lines = [_row([head for head, _ in _COLUMNS]), "-" * _TABLE_WIDTH]
     for report in reports:
         cells = [
@@ -82,7 +82,7 @@ def format_table(reports: Sequence[StageReport], *, width: int) -> str:
 
 
 def format_round(number: int, reports: Sequence[StageReport]) -> str:
-    """Tell a round in one line."""
+    """Format a round as one line."""
     stages = [
         f"{report.name} {report.items} items"
         + (f" ({report.failed} failed)" if report.failed else "")
@@ -93,13 +93,13 @@ def format_round(number: int, reports: Sequence[StageReport]) -> str:
 
 
 def promql_totals(reports: Sequence[StageReport]) -> Iterator[str]:
-    """Say, in PromQL, what must hold after one round."""
+    """Yield PromQL expressions that must hold after one round."""
     for report in reports:
         yield f'sum(amorsize_items_processed_total{{function="{report.name}"}}) == {report.items}'
 
 
 def select_metrics(text: str, names: Sequence[str]) -> list[str]:
-    """Pick the lines about the functions ``names`` that say most, in the order of ``text``."""
+    """Select the most informative lines about the functions ``names``, in the order of ``text``."""
     wanted = re.compile(rf'({"|".join(_SHOWN)})\{{.*function="({"|".join(map(re.escape, names))})"')
     return [
         line
@@ -111,7 +111,7 @@ def select_metrics(text: str, names: Sequence[str]) -> list[str]:
 def summarise(
     reports: Sequence[StageReport], *, metrics_url: str, files: int, total_bytes: int, rounds: int
 ) -> dict[str, Any]:
-    """Put everything the table says, and where, into a dictionary for JSON."""
+    """Return the content of the table, and what it was measured on, as a dictionary for JSON."""
     return {
         "amorsize": amorsize.__version__,
         "python": platform.python_version(),
@@ -124,7 +124,7 @@ def summarise(
 
 
 def write_json(path: Path, summary: dict[str, Any]) -> None:
-    """Write the summary so that who waits for the file never reads half of it."""
+    """Write the summary at once, so that a program that waits for the file never reads half."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     unfinished.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     unfinished.replace(path)

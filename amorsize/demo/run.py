@@ -1,4 +1,4 @@
-"""Runs the demo: three stages, one round or round after round, and their report."""
+"""Runs the demo: three stages, once or again and again, and their report."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ PAUSE_SECONDS = 5.0
 """Between two rounds of ``--forever``."""
 
 PUSH_JOB = "amorsize-demo-push"
-"""What a Pushgateway keeps the metrics under: not the job that scrapes a demo that goes on."""
+"""The job of pushed metrics. It differs from the job under which Prometheus scrapes the demo."""
 
 PUSH_SECONDS = 10.0
 """How long the last push may take."""
@@ -58,7 +58,7 @@ REFUSE_ONE_IN = 40
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says; the meanings are those of ``amorsize demo --help``."""
+    """The options of the command line, as ``amorsize demo --help`` describes them."""
 
     serve: bool = False
     forever: bool = False
@@ -79,7 +79,7 @@ def run_demo(options: Options) -> int:
 
     Raises:
         AmorsizeError: prometheus-client is missing, the port is taken, a result is wrong, the
-            Pushgateway did not take the metrics, or there is no cluster at the given address.
+            Pushgateway did not accept the metrics, or there is no cluster at the given address.
         KeyboardInterrupt: Ctrl-C before the report.
     """
     sources = find_sources(max_files=QUICK_FILES if options.quick else MAX_FILES)
@@ -127,10 +127,10 @@ def run_round(
     Args:
         sources: the input.
         progress: show a progress bar for each stage.
-        refuse_one_in: have the service refuse one request in so many; 0 refuses none, and then
-            a failing item ends the round.
-        wait_seconds: the service's shortest and longest wait; None means its default.
-        cluster: where all stages are to run; None has amorsize choose an engine for each.
+        refuse_one_in: make the service refuse one request in this many; 0 refuses none, and then a
+            failing item ends the round.
+        wait_seconds: the service's shortest and longest wait; None for its default.
+        cluster: the cluster to run on; None lets amorsize choose an engine for each stage.
 
     Raises:
         AmorsizeError: a result is wrong.
@@ -264,7 +264,7 @@ def _repeat(
                 cluster=cluster,
             )
         except Exception as error:
-            # A dashboard is there to show failures: a worker killed by hand must not end it.
+            # Dashboards show failures, such as a worker killed by hand: the demo must go on.
             print(f"Round {number} failed: {type(error).__name__}: {error}")
         else:
             if not reported:
@@ -289,14 +289,14 @@ def _connect(sources: Sources, options: Options) -> AbstractContextManager[Clust
 def _push(exporter: PrometheusExporter, pushgateway: str) -> None:
     if not exporter.flush(PUSH_SECONDS) or exporter.counts()[0]:
         raise AmorsizeError(
-            f"the Pushgateway at {pushgateway} did not take the metrics; is it there?"
+            f"the Pushgateway at {pushgateway} did not accept the metrics; is it running?"
         )
     print(f"\nPushed to {pushgateway} as the job {PUSH_JOB!r}.")
 
 
 def _open_exporter(options: Options) -> PrometheusExporter:
     if options.pushgateway is not None:
-        # Its own page is for the report; a second demo may have the default port.
+        # The page is only for the report: leave the default port to another demo.
         return amorsize.enable_prometheus(
             port=options.port or 0,
             addr=options.addr,
@@ -308,8 +308,8 @@ def _open_exporter(options: Options) -> PrometheusExporter:
     except PortInUseError:
         if options.port is not None:
             raise PortInUseError(
-                f"port {options.port} on {options.addr} is taken by another program. Name another "
-                "one with --port, or --port 0 for any free one."
+                f"port {options.port} on {options.addr} is taken by another program. Choose "
+                "another one with --port, or a free one with --port 0."
             ) from None
         if os.environ.get(PORT_VARIABLE):
             raise
@@ -322,8 +322,8 @@ def _open_exporter(options: Options) -> PrometheusExporter:
 def _stop_on_signals(wanted: bool) -> Iterator[threading.Event]:
     """Raise KeyboardInterrupt at SIGTERM (``docker stop``, ``kill``) as at Ctrl-C.
 
-    The event is set beside, because Python drops what a signal handler raises inside the callback
-    of a weak reference, and threads that end have such callbacks: then the round is the last one.
+    The handler also sets the event, because Python drops an exception that it raises during the
+    callback of a weak reference, as when threads end. Then the current round is the last one.
     """
     stopping = threading.Event()
     if not wanted or threading.current_thread() is not threading.main_thread():
@@ -337,7 +337,7 @@ def _stop_on_signals(wanted: bool) -> Iterator[threading.Event]:
     before = {
         number: handler
         for number in (signal.SIGINT, signal.SIGTERM)
-        # What is ignored stays so: a shell has its background jobs ignore Ctrl-C.
+        # An ignored signal stays ignored: shells make their background jobs ignore Ctrl-C.
         if (handler := signal.getsignal(number)) not in (None, signal.SIG_IGN)
     }
     for number in before:
@@ -377,7 +377,7 @@ def _print_report(
     print(f"\nFrom {exporter.url} ({len(text.splitlines())} lines, these among them):\n")
     for line in select_metrics(text, [report.name for report in reports]):
         print(f"  {line}")
-    if not options.forever:  # where the totals go on growing
+    if not options.forever:  # with it, the totals keep growing
         print("\nIn PromQL, once a Prometheus has scraped it:\n")
         for expression in promql_totals(reports):
             print(f"  {expression}")

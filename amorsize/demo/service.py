@@ -1,4 +1,4 @@
-"""A small HTTP service that takes its time, as services do: the demo's stand-in for a slow API."""
+"""A small HTTP service that answers slowly: the demo's stand-in for a slow API."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class FactsService:
     It listens on a free port while its ``with`` block runs.
 
     Args:
-        sources: the files it knows; all other names are 404.
-        host: the address that it listens on; one that other machines reach, for their workers.
+        sources: the files that it answers about; for all other names the status is 404.
+        host: the address to listen on. Workers on other machines must be able to reach it.
         wait_seconds: the shortest and the longest wait before an answer.
-        refuse_one_in: refuse one file in so many with status 503, at least one; 0 refuses none.
+        refuse_one_in: refuse one file in this many with status 503, at least one; 0 refuses none.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class FactsService:
         )
 
     def url(self, name: str) -> str:
-        """The address to ask about a file."""
+        """Return the URL of a file."""
         return f"http://{self._host}:{self._server.server_port}/{quote(name)}"
 
     def __enter__(self) -> Self:
@@ -81,7 +81,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__((host, 0), _Handler)
 
     def server_bind(self) -> None:
-        # HTTPServer would ask DNS for the name of the address, which some machines wait for.
+        # HTTPServer would ask DNS for the name of the address, which blocks on some machines.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
@@ -90,7 +90,7 @@ class _Server(ThreadingHTTPServer):
 
 
 def _choose_refused(sources: Sources, one_in: int) -> frozenset[str]:
-    """Choose the files that are refused, the same ones in every round."""
+    """Choose the files to refuse, the same ones in every round."""
     if not one_in:
         return frozenset()
     scattered = sorted(sources.sizes, key=lambda name: zlib.crc32(name.encode()))

@@ -13,22 +13,22 @@ from pathlib import Path
 from amorsize.errors import AmorsizeError
 
 MAX_FILES = 750
-"""Enough for half a minute on two cores; the whole library without its tests is about 730."""
+"""Work for half a minute on two cores; the whole library without its tests has about 730 files."""
 
 BUNDLE_BYTES = 128 * 1024
 """Sources are compressed in bundles of at least this size, about 0.15 s of work each."""
 
-_FOREIGN = {"site-packages", "dist-packages", "__pycache__"}
+_SKIPPED = {"site-packages", "dist-packages", "__pycache__"}
 _TESTS = {"test", "tests", "idle_test"}  # installed on some machines, left out on others
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Some source files, and what is known of them beforehand.
+    """Some source files and their sizes.
 
     Attributes:
-        root: the folder they are in.
-        sizes: bytes of each file by its name, relative to ``root`` and with slashes.
+        root: the folder that they are in.
+        sizes: the size of each file in bytes, by its name relative to ``root``, with slashes.
     """
 
     root: Path
@@ -60,23 +60,23 @@ def find_sources(root: Path | None = None, *, max_files: int = MAX_FILES) -> Sou
 
     Args:
         root: the folder to search; None means this interpreter's standard library.
-        max_files: how many to take at most.
+        max_files: how many files to take at most.
 
     Raises:
-        AmorsizeError: there are none, as where Python is installed without its sources.
+        AmorsizeError: there are none, because Python is installed without its sources.
     """
     if root is None:
         root = Path(sysconfig.get_paths()["stdlib"])
     paths: list[Path] = []
     for folder, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(set(subfolders) - _FOREIGN - _TESTS)  # os.walk goes into these only
+        subfolders[:] = sorted(set(subfolders) - _SKIPPED - _TESTS)  # os.walk goes into these only
         paths += [Path(folder, name) for name in sorted(files) if name.endswith(".py")]
     if not paths:
         raise AmorsizeError(
-            f"the demo works on the source files of Python's standard library, and finds none "
+            f"the demo works on the source files of Python's standard library, and there are none "
             f"in {root}; run it with a Python that is installed with its sources"
         )
-    # The first items of each stage are its sample: in alphabetical order they would all be alike.
+    # The first items of each stage are its sample; in alphabetical order they would be too similar.
     random.Random(9464).shuffle(paths)
     return Sources(
         root, {path.relative_to(root).as_posix(): path.stat().st_size for path in paths[:max_files]}
@@ -84,5 +84,5 @@ def find_sources(root: Path | None = None, *, max_files: int = MAX_FILES) -> Sou
 
 
 def count_lines(data: bytes) -> int:
-    """Count lines, a last one without its newline included."""
+    """Count lines, including a last one without a newline."""
     return data.count(b"\n") + (not data.endswith(b"\n") and bool(data))

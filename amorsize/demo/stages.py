@@ -1,7 +1,7 @@
-"""The demo's three functions. Each needs another engine, and none of them knows of any.
+"""The demo's three functions. Each needs another engine, and none of them refers to one.
 
 ``measure`` computes in Python and holds the GIL: it needs processes. ``compress`` computes in C
-and releases the GIL: threads will do. ``fetch`` waits: it needs many threads.
+and releases the GIL: threads are enough. ``fetch`` waits: it needs many threads.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ Nothing is lost: the parser holds the GIL."""
 
 @dataclass(slots=True)
 class Measures:
-    """What ``measure`` learns about a source file.
+    """The figures of a source file, as ``measure`` returns them.
 
     Attributes:
         path, bytes, lines: the file.
         code_lines: lines that hold code; comments: their number.
         functions, classes: defined in it; documented: those of them with a docstring.
         deepest: how far compound statements are nested.
-        complexity: cyclomatic, of the most complex function; most_complex: that function's name.
+        complexity: the cyclomatic complexity of the most complex function; most_complex: its name.
         names, name_characters: uses of names, and the sum of their lengths.
     """
 
@@ -60,7 +60,7 @@ class Measures:
 
 
 class Packed(NamedTuple):
-    """What ``compress`` makes of a bundle: sizes in bytes, and the best algorithm's name."""
+    """The sizes of a bundle in bytes, and the name of the algorithm that compressed it best."""
 
     bytes: int
     packed_bytes: int
@@ -68,7 +68,7 @@ class Packed(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What the service says about a file."""
+    """The answer of the service about a file."""
 
     name: str
     bytes: int
@@ -76,7 +76,7 @@ class Answer(NamedTuple):
 
 
 class ServiceRefused(Exception):
-    """The service answered with something else than 200."""
+    """The service answered with a status other than 200."""
 
 
 def measure(path: str) -> Measures:
@@ -90,7 +90,7 @@ def measure(path: str) -> Measures:
                 tree = ast.parse(data, path)
         _measure_tokens(data, found)
     except (SyntaxError, ValueError):
-        return found  # a template, or a sample of what Python does not read
+        return found  # a template, or a test case of invalid Python
     _measure_tree(tree, found)
     return found
 
@@ -110,7 +110,7 @@ def compress(paths: tuple[str, ...]) -> Packed:
     }
     for algorithm, copy in unpacked.items():
         if copy != data:
-            raise ValueError(f"{algorithm} does not give back what it was given: {paths}")
+            raise ValueError(f"{algorithm} does not restore the original bytes: {paths}")
     best = min(packed, key=lambda algorithm: len(packed[algorithm]))
     return Packed(len(data), len(packed[best]), best)
 

@@ -1,9 +1,11 @@
-"""Hooks: what happens during an execution, told to whoever registered for it.
+"""Hooks: callables that are notified of the steps of an execution.
 
-``events`` says what a hook is told, ``manager`` who is told and how; ``conditions`` and ``chains``
-say when, and what together; ``helpers`` holds ready-made hooks for the commonest wishes.
+``events`` defines the steps and the context that each comes with. ``manager`` registers hooks and
+calls them, on a thread of its own by way of ``background``. ``conditions`` decide when a hook is
+called, ``chains`` combine several into one, ``helpers`` makes hooks for common wishes, and
+``config`` reads and writes hooks as a file.
 
-The names are resolved on first use, as those of amorsize are: a run needs the manager alone.
+The names are imported on first use, as those of amorsize are: a run needs the manager alone.
 """
 
 from __future__ import annotations

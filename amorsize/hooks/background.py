@@ -1,7 +1,7 @@
-"""Hooks away from the run: asynchronous ones on an event loop, slow ones on threads.
+"""Hooks in the background: asynchronous ones on an event loop, slow ones on threads.
 
-Each execution has a lane, in which its calls run one after another, in the order of the events;
-lanes run beside each other. All of them share one bounded queue.
+The calls of one execution run one after another, in the order of the events; those of several
+executions run concurrently. All executions share one bound on waiting calls.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from amorsize.hooks.events import HookContext
 from amorsize.hooks.interruption import protected, protected_between_calls
 
 TIMEOUT_SECONDS = 30.0
-"""How long a call may take unless it is told otherwise."""
+"""How long a call may take by default."""
 
 _STOP_SECONDS = 1.0
 _SLICE_SECONDS = 0.5
@@ -30,7 +30,7 @@ _SLICE_SECONDS = 0.5
 
 
 class Outcome(Protocol):
-    """Is told how a call ended, from whichever thread saw it end."""
+    """Takes the result of a call, in the thread that saw it end."""
 
     def __call__(self, error: BaseException | None, seconds: float) -> None: ...
 
@@ -40,8 +40,8 @@ class Job:
     """One call of a hook, to be made.
 
     Attributes:
-        ended: told when it was made, and how that went.
-        dropped: told instead when it will not be made.
+        ended: called after the call, with its error and duration.
+        dropped: called instead if the call will not be made.
     """
 
     callback: Hook
@@ -55,7 +55,7 @@ class Job:
 
 @dataclass(slots=True, eq=False)
 class _Lane:
-    """The calls of one execution."""
+    """The calls of one execution, made one after another."""
 
     jobs: deque[Job] = field(default_factory=deque)
     current: Job | None = None
@@ -65,21 +65,21 @@ class _Lane:
 
 
 class Background:
-    """Makes calls on an event loop: one of its own, on a daemon thread, or one that is given.
+    """Makes calls on an event loop: one of its own, on a daemon thread, or a given one.
 
     Args:
-        loop: the event loop to use; None for one of its own, which begins with the first call.
-        queue_size: calls that may wait.
+        loop: the event loop to use; None for one of its own, which starts with the first call.
+        queue_size: how many calls may wait.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop | None, queue_size: int) -> None:
         self._given = loop
         self._queue_size = queue_size
-        self._start_anew()
+        self._reset()
         _all.add(self)
 
-    def _start_anew(self) -> None:
-        self._lock = threading.RLock()  # a signal handler may tell events over its holder
+    def _reset(self) -> None:
+        self._lock = threading.RLock()  # a signal handler may emit events in its holder's thread
         self._lanes: dict[Any, _Lane] = {}
         self._waiting = 0
         self._loop = self._given
@@ -87,7 +87,7 @@ class Background:
 
     @protected
     def submit(self, key: Any, job: Job) -> bool:
-        """Put a call into the lane of an execution; False where the queue is full."""
+        """Queue a call of an execution; return False if too many are waiting."""
         with self._lock:
             if self._waiting >= self._queue_size:
                 return False
@@ -106,10 +106,10 @@ class Background:
 
     @protected_between_calls
     def drain(self, timeout: float, key: Any = None) -> bool:
-        """Wait until the lane of an execution, or (None) every lane, is empty.
+        """Wait for the calls of an execution, or (None) of all.
 
-        What is not done in time is given up: what waits is dropped, what runs counts as timed out.
-        Called on the event loop itself it cannot wait, and gives nothing up.
+        At the timeout, waiting calls are dropped and a running one counts as timed out. Called on
+        the event loop itself, it cannot wait, and drops nothing.
 
         Returns:
             Whether every call was made.
@@ -128,14 +128,14 @@ class Background:
                     if lane.done.wait(min(left, _SLICE_SECONDS)):
                         break
         finally:
-            given_up = [self._give_up(each, lane) for each, lane in lanes.items()]
-        return not any(given_up)
+            abandoned = [self._abandon(each, lane) for each, lane in lanes.items()]
+        return not any(abandoned)
 
     def stop(self) -> None:
-        """End the thread, if there is one; calls that are under way are cancelled."""
+        """End the thread, if there is one; running calls are cancelled."""
         with self._lock:
             for key, lane in list(self._lanes.items()):
-                self._give_up(key, lane)
+                self._abandon(key, lane)
             loop, thread = self._loop, self._thread
             self._loop, self._thread = self._given, None
         if thread is None or loop is None:
@@ -160,12 +160,12 @@ class Background:
             return False
 
     def _begin(self, key: Any, lane: _Lane) -> None:
-        lane.task = asyncio.get_running_loop().create_task(self._work_off(key, lane))
+        lane.task = asyncio.get_running_loop().create_task(self._make_calls(key, lane))
 
-    async def _work_off(self, key: Any, lane: _Lane) -> None:
+    async def _make_calls(self, key: Any, lane: _Lane) -> None:
         while True:
             with self._lock:
-                if self._lanes.get(key) is not lane:  # it was given up
+                if self._lanes.get(key) is not lane:  # it was abandoned
                     return
                 if not lane.jobs:
                     del self._lanes[key]
@@ -180,13 +180,13 @@ class Background:
             job.ended(error, time.perf_counter() - lane.began)
 
     def _finish(self, lane: _Lane) -> bool:
-        """Note that a lane's call was made; False where it had been given up."""
+        """Note that the call of a lane was made; return False if it was abandoned before."""
         with self._lock:
             running, lane.current = lane.current, None
         return running is not None
 
     @protected
-    def _give_up(self, key: Any, lane: _Lane) -> bool:
+    def _abandon(self, key: Any, lane: _Lane) -> bool:
         with self._lock:
             if self._lanes.get(key) is not lane:
                 return False
@@ -197,7 +197,7 @@ class Background:
             lane.current = None
             loop, task = self._loop, lane.task
         if running is not None:
-            error = TimeoutError("it still ran when the time to wait for it was over")
+            error = TimeoutError("it was still running when the wait for it timed out")
             running.ended(error, time.perf_counter() - lane.began)
         for job in left:
             job.dropped()
@@ -211,7 +211,7 @@ class Background:
 
 
 async def _make(job: Job) -> BaseException | None:
-    """Make a call; return what it failed with."""
+    """Make a call; return its error, if it fails."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[BaseException | None]
     if job.is_async:
@@ -235,7 +235,7 @@ async def _make(job: Job) -> BaseException | None:
         raise
     if ended.done():
         return asyncio.CancelledError() if ended.cancelled() else ended.result()
-    ended.cancel()  # an asynchronous hook ends; a thread is left behind
+    ended.cancel()  # an asynchronous hook ends; a thread is abandoned
     return TimeoutError(f"it took longer than its timeout of {job.timeout:g} seconds")
 
 
@@ -258,14 +258,14 @@ def _call(
     except BaseException as error:
         result = error
 
-    def tell() -> None:
+    def finish() -> None:
         if not ended.done():
             ended.set_result(result)
 
     try:
-        loop.call_soon_threadsafe(tell)
+        loop.call_soon_threadsafe(finish)
     except RuntimeError:
-        pass  # the loop has ended meanwhile: nobody waits
+        pass  # the loop has ended, and nothing waits for the call
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
@@ -284,16 +284,16 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
 
 
 _all: weakref.WeakSet[Background] = weakref.WeakSet()
-_left_behind: list[asyncio.AbstractEventLoop | None] = []
-"""Loops of the parent of a forked child, kept from being closed there."""
+_loops_of_parent: list[asyncio.AbstractEventLoop | None] = []
+"""Event loops of the parent process, kept so that a forked child does not close them."""
 
 
-def _begin_anew_in_forked_child() -> None:
-    # The thread is not here, and the lock may be held by one that is not.
+def _reset_in_forked_child() -> None:
+    # The thread does not exist here, and the lock may be held by a thread that does not.
     for background in _all:
-        _left_behind.append(background._loop)
-        background._start_anew()
+        _loops_of_parent.append(background._loop)
+        background._reset()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew_in_forked_child)
+    os.register_at_fork(after_in_child=_reset_in_forked_child)

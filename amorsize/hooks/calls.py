@@ -1,6 +1,6 @@
-"""What dispatch calls for a hook: the callback itself, or what a registration's options put round.
+"""The function that dispatch calls for a hook: the callback, or a wrapper that applies options.
 
-A plain hook pays for none of this.
+A plain hook has no wrapper and pays for none of this.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def prepare(
     background: Background | None,
     failed: Callable[[Entry, BaseException], None],
 ) -> None:
-    """Set an entry's ``call``, and whether that is the callback itself.
+    """Set ``call`` and ``plain`` of an entry.
 
     Args:
         entry: the registration.
-        timed: measure it in any case.
-        lock: to hold around its statistics.
+        timed: whether to measure a plain hook too.
+        lock: held around changes of the statistics.
         background: makes the calls of hooks in the background.
-        failed: is told of failures there; here they are raised.
+        failed: called with failures of those; other failures are raised.
     """
     if entry.options.background:
         assert background is not None

@@ -1,4 +1,4 @@
-"""Several hooks as one: each link is called with what those before it have left."""
+"""Several hooks as one: each link finds the return values of those before it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from amorsize.hooks.events import HookContext
 from amorsize.hooks.interruption import protected_between_calls
 
 KEY = "chain"
-"""The key of ``context.metadata`` under which the links find each other's values."""
+"""The key of ``context.metadata`` under which the links find these values."""
 
 
 @protected_between_calls
 class Chain:
-    """What :func:`chain` makes of plain functions."""
+    """A chain of plain functions. Made by :func:`chain`."""
 
     def __init__(self, links: tuple[Hook, ...]) -> None:
         self.links = links
@@ -35,7 +35,7 @@ class Chain:
 
     def _explain(self, error: Exception, name: str) -> None:
         error.add_note(
-            f"Raised by {name}, a link of {self.__qualname__}; those behind it are not called."
+            f"Raised by {name}, a link of {self.__qualname__}; the links after it are not called."
         )
 
     def __eq__(self, other: object) -> bool:
@@ -50,7 +50,7 @@ class Chain:
 
 @protected_between_calls
 class AsyncChain(Chain):
-    """What :func:`chain` makes where a link is asynchronous: an asynchronous hook."""
+    """A chain with an asynchronous link, itself an asynchronous hook. Made by :func:`chain`."""
 
     async def __call__(self, context: HookContext) -> None:
         values = context.metadata[KEY] = {}
@@ -66,16 +66,15 @@ class AsyncChain(Chain):
 def chain(*links: Hook) -> Chain:
     """Make one hook of several, called in order; the first that fails ends it.
 
-    What a link returns is handed along in ``context.metadata["chain"]``, a dictionary, under the
-    link's own name (its ``__name__``; the second of the same name is ``name_2``). A failure is
-    one failure of the chain, with a note that names the link. Where a link is ``async``, so is
-    the chain.
+    The return value of a link is stored in the dictionary ``context.metadata["chain"]``, under the
+    link's ``__name__``; the second link of a name is stored under ``name_2``. A failure is one
+    failure of the chain, with a note that names the link. If a link is ``async``, so is the chain.
 
     Args:
         *links: hooks, at least one.
 
     Raises:
-        InvalidTypeError: one of them is no hook, or there is none.
+        InvalidTypeError: one of them is not a hook, or none is given.
 
     Example:
         >>> from amorsize import HookContext, HookEvent, HookManager

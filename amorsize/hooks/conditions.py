@@ -1,4 +1,4 @@
-"""When a hook is called: predicates of the context, ready-made, for ``when=``."""
+"""Ready-made conditions for ``when=``: predicates of the context."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from amorsize.hooks.events import HookContext
 from amorsize.hooks.interruption import protected
 
 _EXECUTIONS = 1000
-"""Of how many executions :class:`every` remembers how far they were."""
+"""The number of executions whose progress :class:`every` remembers."""
 
 
 @protected
 class every:
-    """True once in so many seconds, or once in so many items.
+    """True once per so many seconds, or once per so many items.
 
     Each registration has a count of its own, so one object may be given to several hooks.
 
     Args:
-        seconds: between two calls at least, by ``context.timestamp``. The first comes at once.
-        items: the call comes when this many further items of its execution are completed.
+        seconds: the least time between two calls, by ``context.timestamp``. The first call is
+            made at once.
+        items: the number of further completed items of an execution per call.
 
     Raises:
         InvalidTypeError, InvalidValueError: not exactly one of the two is given, or it is not
@@ -54,7 +55,7 @@ class every:
         self._reached: OrderedDict[Any, int] = OrderedDict()
 
     def fresh(self) -> every:
-        """Make another one like it that has counted nothing yet."""
+        """Return a new one with the same arguments, which has counted nothing yet."""
         return every(seconds=self.seconds, items=self.items)
 
     def __call__(self, context: HookContext) -> bool:
@@ -92,10 +93,10 @@ class every:
 
 
 class slower_than:
-    """True for what took longer than so many seconds: a chunk in the function, or the run so far.
+    """True if a chunk spent more than so many seconds in the function, or the run took longer.
 
-    Of an event of a chunk it is ``chunk_time``, of any other ``elapsed_time``: at
-    ``POST_EXECUTE``, how long the whole run took.
+    For the events of a chunk ``chunk_time`` counts, for all others ``elapsed_time``, which at
+    ``POST_EXECUTE`` is the duration of the whole run.
 
     Example:
         >>> from amorsize import HookContext, HookEvent
@@ -124,8 +125,8 @@ class slower_than:
 class function:
     """True for executions of functions whose name matches a pattern.
 
-    The name is that of the events: the qualified name, or ``name=``. In the pattern ``*`` stands
-    for anything, ``?`` for one character, ``[ab]`` for one of these; upper and lower case differ.
+    The name is the one in the events: the qualified name, or ``name=``. In the pattern ``*`` stands
+    for any text, ``?`` for one character, ``[ab]`` for one of these; case matters.
 
     Example:
         >>> from amorsize import HookContext, HookEvent
@@ -155,7 +156,7 @@ class function:
 
 
 def on_failure(context: HookContext) -> bool:
-    """Say whether something went wrong: an error, failed items, a dead worker, a run not ``ok``.
+    """Return whether something failed: an error, failed items, a dead worker, a run not ``ok``.
 
     Example:
         >>> from amorsize import HookContext, HookEvent
@@ -172,5 +173,5 @@ def on_failure(context: HookContext) -> bool:
 
 
 def fresh(condition: Condition | None) -> Condition | None:
-    """Return the condition for one more registration: what counts begins anew."""
+    """Return the condition for one more registration, with a new count if it counts."""
     return condition.fresh() if isinstance(condition, every) else condition

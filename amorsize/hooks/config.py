@@ -1,4 +1,4 @@
-"""Hooks in a TOML file: what ``HookManager.save()`` writes and ``load()`` reads."""
+"""Hooks in a TOML file, as ``HookManager.save()`` writes it and ``load()`` reads it."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ _EVENTS = {event.value: event for event in HookEvent}
 
 @dataclass(frozen=True, slots=True)
 class ExporterTables:
-    """What is done with the ``[exporters.NAME]`` tables of a file.
+    """Functions that handle the ``[exporters.NAME]`` tables of a file.
 
     Attributes:
-        check: called with a name and settings, and perhaps ``partial=True`` where others follow;
-            raises for those that are not known.
-        enable: called with settings by name, and the origin of the file.
-        settings_of: called with a manager; returns the settings of its exporters, by name, and
-            the hooks that belong to them.
+        check: takes a name and settings, and ``partial=True`` if more settings follow; raises for
+            unknown ones.
+        enable: takes settings by name, and the origin of the file.
+        settings_of: takes a manager; returns the settings of its exporters by name, and the hooks
+            that belong to these exporters.
     """
 
     check: Callable[..., None]
@@ -58,14 +58,14 @@ _exporter_tables: ExporterTables | None = None
 
 
 def handle_exporters(tables: ExporterTables) -> None:
-    """Register what handles exporters in files: hooks do not import them."""
+    """Register these functions. Exporters do it, because hooks do not import exporters."""
     global _exporter_tables
     _exporter_tables = tables
 
 
 def _exporters() -> ExporterTables:
     if _exporter_tables is None:
-        _ = amorsize.enable  # the public name loads the exporters' registry, which registers
+        _ = amorsize.enable  # the public name loads the registry of exporters, which registers
     assert _exporter_tables is not None
     return _exporter_tables
 
@@ -103,10 +103,10 @@ class Config:
 
 
 def read(path: str | os.PathLike[str]) -> Config:
-    """Read a file, and import what it names.
+    """Read and check a file, and import the functions that it names.
 
     Raises:
-        InvalidValueError: it cannot be read, or something in it is wrong; with the line.
+        InvalidValueError: the file cannot be read or is not valid; the message gives the line.
     """
     try:
         text = Path(path).read_bytes().decode()
@@ -116,18 +116,18 @@ def read(path: str | os.PathLike[str]) -> Config:
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InvalidValueError(f"{os.fspath(path)} is no TOML file: {error}") from error
+        raise InvalidValueError(f"{os.fspath(path)} is not valid TOML: {error}") from error
     return _Reader(os.fspath(path), text, data).config()
 
 
 class _Reader:
-    """Turns the data of a file into what it means; knows where each piece of it stands."""
+    """Turns the data of a file into a :class:`Config`; finds the line of each mistake."""
 
     def __init__(self, path: str, text: str, data: dict[str, Any]) -> None:
         self._path = path
         self._lines = text.split("\n")
         self._data = data
-        self._placed: InvalidValueError | None = None  # the mistake whose line is known
+        self._placed: InvalidValueError | None = None  # the error that has its line already
 
     def config(self) -> Config:
         config = Config(self._path)
@@ -236,11 +236,11 @@ class _Reader:
     def _imported(
         self, at: tuple[str | int, ...], path: Any, check: Callable[[Any], object]
     ) -> Any:
-        """Import what ``package.module:name`` names."""
+        """Import the object of an import path, ``package.module:name``, and check it."""
         module_name, colon, name = path.partition(":") if isinstance(path, str) else ("", "", "")
         self._require(
             bool(module_name and colon and name), at, str(path),
-            f"{path!r} is no import path, \"package.module:function\"",
+            f"{path!r} is not an import path, \"package.module:function\"",
         )  # fmt: skip
         with self._at(at, path):
             try:
@@ -265,7 +265,7 @@ class _Reader:
 
     @contextmanager
     def _at(self, at: tuple[str | int, ...], text: str) -> Iterator[None]:
-        """Give what is raised within it the place in the file."""
+        """Add the place in the file to an error that is raised within it."""
         try:
             yield
         except AmorsizeError as error:
@@ -276,10 +276,10 @@ class _Reader:
             raise self._placed from (error.__cause__ or error)
 
     def _line_of(self, at: tuple[str | int, ...], text: str) -> int:
-        """Find the line that a value stands on, or that names it: ``tomllib`` does not say.
+        """Find the line of a value, or of its key, because ``tomllib`` gives no lines.
 
-        The statement that brings the value is the first one with which the file, read from its
-        beginning, holds it. Within a statement of several lines, ``text`` is looked for.
+        Its statement is the one after which the beginning of the file contains the value. In a
+        statement of several lines, it is the line that contains ``text``.
         """
         begin = 0
         for end in range(1, len(self._lines) + 1):
@@ -324,9 +324,9 @@ def write(path: str | os.PathLike[str], entries: Sequence[Entry], manager: objec
             refused[f"{error} (registered for {events})"] = None
     if refused:
         raise InvalidValueError(
-            "what load() could not find again is not saved: " + "; ".join(refused)
+            "load() could not find these hooks again, so nothing is saved: " + "; ".join(refused)
         )
-    lines = ["# Written by HookManager.save(): docs/hooks.md says what it means."]
+    lines = ["# Written by HookManager.save(). docs/hooks.md describes the format."]
     for table in tables:
         lines += ["", "[[hooks]]", *_lines_of(table)]
     for name, settings in exporters.items():
@@ -408,7 +408,7 @@ def _toml(value: Any) -> str:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value can stand in a file."""
+    """Return whether a value can be written to a file."""
     match value:
         case bool() | str() | int() | float():
             return True
@@ -420,7 +420,7 @@ def is_plain(value: Any) -> bool:
 
 
 def _write_privately(path: Path, text: str) -> None:
-    # Settings of exporters may be secrets; and who reads meanwhile sees the old file or the new.
+    # Settings of exporters may be secrets. Concurrent readers see the old file or the new one.
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

@@ -14,7 +14,7 @@ _MARKS = "__amorsize_hooks__"
 
 
 class Mark(NamedTuple):
-    """What a decorator has said of a method."""
+    """The registration that a decorator asked for."""
 
     manager: object
     events: tuple[HookEvent, ...]
@@ -22,7 +22,7 @@ class Mark(NamedTuple):
 
 
 def is_method(decorated: object) -> bool:
-    """Whether it is a function of a class' body, to be called with an object and a context."""
+    """Return whether it is a function in a class body that takes an object and a context."""
     if not isinstance(decorated, FunctionType):
         return False
     around, _, _ = decorated.__qualname__.rpartition(".")
@@ -36,12 +36,12 @@ def is_method(decorated: object) -> bool:
 
 
 def mark(method: object, mark: Mark) -> None:
-    """Note on a method what it is a hook for."""
+    """Note on a method how it is to be registered."""
     setattr(method, _MARKS, (*getattr(method, _MARKS, ()), mark))
 
 
 def marked_methods(owner: object, manager: object) -> Iterator[tuple[Mark, Hook]]:
-    """Go through an object's methods that were marked for a manager, in the order of the source."""
+    """Yield the methods of an object that were marked for a manager, in the order of the source."""
     names: dict[str, None] = {}
     for kind in reversed(type(owner).__mro__):
         names |= dict.fromkeys(vars(kind))

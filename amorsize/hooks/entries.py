@@ -1,4 +1,4 @@
-"""What a manager knows of each hook: how it is to be called, and how its calls went."""
+"""Registrations: how each hook is called, and the statistics of its calls."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from amorsize.hooks.interruption import protected
 from amorsize.workers.record import Record, values_of
 
 Hook: TypeAlias = Callable[[HookContext], object]
-"""A hook is any callable that takes one :class:`HookContext`, an ``async def`` function
-too; what it returns is ignored, but for a link of a chain."""
+"""Any callable that takes one :class:`HookContext`, also an ``async def`` function. Its return
+value is ignored, except in a chain."""
 
 Condition: TypeAlias = Callable[[HookContext], object]
-"""Says, by a true value, that a hook is to be called for this context."""
+"""A function of the context; the hook is called if it returns a true value."""
 
 
 @protected
 class HookStats:
-    """How the calls of one hook at one event went. Its manager's lock is held around it."""
+    """The calls of one hook at one event. The manager's lock is held around each use."""
 
     def __init__(self) -> None:
         self.calls = self.errors = self.dropped = self.timed_calls = 0
         self.total_seconds = self.longest_seconds = 0.0
 
     def took(self, seconds: float) -> None:
-        """Add a call that was measured."""
+        """Add a measured call."""
         self.calls += 1
         self.timed_calls += 1
         self.total_seconds += seconds
@@ -41,8 +41,8 @@ class Options(Record):
 
     Attributes:
         when: the condition; None for always.
-        priority: higher first.
-        background: away from the run, on the manager's own thread.
+        priority: higher ones are called first.
+        background: on the manager's own thread, while the run goes on.
         timeout: seconds that a call in the background may take; None for the default.
     """
 
@@ -59,7 +59,7 @@ class Options(Record):
         self.timeout = timeout
 
     def as_keywords(self) -> dict[str, Any]:
-        """Return the arguments of ``register()`` that they came from."""
+        """Return them as arguments of ``register()``."""
         return values_of(self)
 
 
@@ -67,10 +67,10 @@ class Entry:
     """One registration.
 
     Attributes:
-        sequence: counts registrations; hooks of one priority are called in this order.
+        sequence: the number of the registration; hooks of one priority are called in this order.
         condition: that of the options, with a count of its own.
-        call: what dispatch calls: the callback itself, or what surrounds it.
-        plain: the callback itself is called, so that dispatch counts its calls.
+        call: the function that dispatch calls: the callback, or a wrapper of it.
+        plain: whether dispatch calls the callback itself, and so counts its calls.
     """
 
     __slots__ = ("call", "callback", "condition", "event", "options", "plain", "sequence", "stats")
@@ -94,7 +94,7 @@ class Entry:
         self.plain = True
 
     def renewed(self) -> Entry:
-        """Return the same registration, to be prepared anew."""
+        """Return the same registration, to be prepared again."""
         return Entry(
             self.event, self.callback, self.options, self.sequence, self.stats, self.condition
         )
@@ -102,13 +102,13 @@ class Entry:
 
 @protected
 class Dispatch:
-    """What one event calls, in order. A registration puts another one in its place.
+    """The calls that one event makes, in order. A registration replaces it with another.
 
     Attributes:
-        calls: what is called; never changes, so that it can be gone through without a lock.
-        entries: the registrations behind them, in the same order.
-        triggers: how often they were called since that was last settled.
-        live: whether it is still the one in place.
+        calls: the functions to call; never changes, so iterating over it needs no lock.
+        entries: the registrations that the calls come from, in the same order.
+        triggers: how often all of them were called since the last ``settle()``.
+        live: whether it is still in use.
     """
 
     __slots__ = ("calls", "entries", "live", "triggers")
@@ -120,7 +120,7 @@ class Dispatch:
         self.live = True
 
     def entry_of(self, call: Callable[[HookContext], object]) -> Entry:
-        """Find the registration that a call stands for."""
+        """Find the registration that a call comes from."""
         return next(entry for entry in self.entries if entry.call is call)
 
     def add_calls(self, count: int) -> None:
@@ -130,18 +130,18 @@ class Dispatch:
                 entry.stats.calls += count
 
     def settle(self) -> None:
-        """Hand what was counted here to the hooks."""
+        """Add the triggers to the statistics of the hooks."""
         self.add_calls(self.triggers)
         self.triggers = 0
 
     def retire(self) -> None:
-        """Give way to another."""
+        """Note that another one is used from now on."""
         self.settle()
         self.live = False
 
 
 def summarize(stats: dict[HookEvent, dict[str, HookStats]]) -> dict[str, dict[str, Any]]:
-    """Add up statistics, and write them down by the events' values."""
+    """Add up statistics, by the values of the events."""
     kept = {event.value: list(hooks.values()) for event, hooks in stats.items()}
     errors = {event: sum(each.errors for each in hooks) for event, hooks in kept.items()}
     return {
@@ -156,7 +156,7 @@ def summarize(stats: dict[HookEvent, dict[str, HookStats]]) -> dict[str, dict[st
 
 
 class Registration:
-    """A hook's registration: closes it, by hand or at the end of a ``with`` block.
+    """The handle of a registered hook: ``close()`` or a ``with`` block unregisters it.
 
     Example:
         >>> from amorsize import HookEvent, HookManager
@@ -197,7 +197,7 @@ class Registration:
 
 
 def check_options(callback: Hook, options: Options) -> Options:
-    """Return the options, with ``background`` for what is asynchronous.
+    """Return the options, with ``background`` set for an asynchronous callback.
 
     Raises:
         InvalidTypeError, InvalidValueError: one of them is not allowed.
@@ -219,14 +219,14 @@ def check_options(callback: Hook, options: Options) -> Options:
         require_seconds("timeout", timeout)
         if not background:
             raise InvalidValueError(
-                "timeout is for hooks in the background, since what runs in the run's own thread "
+                "timeout is for hooks in the background, because a call in the thread of the run "
                 f"cannot be stopped: pass background=True with timeout={timeout!r}"
             )
     return Options(when, priority, background, timeout)
 
 
 def require_seconds(name: str, seconds: object, *, zero: bool = False) -> None:
-    """Raise InvalidTypeError or InvalidValueError for what is no time span."""
+    """Raise InvalidTypeError or InvalidValueError for a value that is not a number of seconds."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise InvalidTypeError(f"{name} must be a number of seconds; got {seconds!r}")
     if not (math.isfinite(seconds) and (seconds >= 0 if zero else seconds > 0)):
@@ -235,7 +235,7 @@ def require_seconds(name: str, seconds: object, *, zero: bool = False) -> None:
 
 
 def require_event(event: object) -> None:
-    """Raise InvalidTypeError for what is no event."""
+    """Raise InvalidTypeError for a value that is not an event."""
     if not isinstance(event, HookEvent):
         raise InvalidTypeError(
             f"event must be a HookEvent, one of {', '.join(e.name for e in HookEvent)}; "
@@ -244,7 +244,7 @@ def require_event(event: object) -> None:
 
 
 def require_hook(callback: object) -> None:
-    """Raise InvalidTypeError for what cannot be called with one context."""
+    """Raise InvalidTypeError for a value that cannot be called with one context."""
     if not callable(callback):
         raise InvalidTypeError(
             f"a hook must be a callable that takes one HookContext; got {callback!r}"
@@ -252,24 +252,24 @@ def require_hook(callback: object) -> None:
     _require_one_argument(callback, "a hook")
 
 
-def _require_one_argument(callback: Callable[..., Any], what: str) -> None:
-    import inspect  # 8 ms, where nothing else has loaded it
+def _require_one_argument(callback: Callable[..., Any], kind: str) -> None:
+    import inspect  # 8 ms, unless another module has loaded it
 
     try:
         signature = inspect.signature(callback)
     except (ValueError, TypeError):
-        return  # some C callables do not tell their signature
+        return  # some C callables have no signature
     try:
         signature.bind(None)
     except TypeError as mismatch:
         raise InvalidTypeError(
-            f"{what} is called with one positional argument, the HookContext; "
+            f"{kind} is called with one positional argument, the HookContext; "
             f"{name_of(callback)}{signature} does not take it ({mismatch})"
         ) from None
 
 
 def is_async(callback: object) -> bool:
-    """Whether calling it makes a coroutine."""
+    """Return whether calling it makes a coroutine."""
     import inspect
 
     return inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(
@@ -278,12 +278,12 @@ def is_async(callback: object) -> bool:
 
 
 def name_of(callback: Any) -> str:
-    """Return what messages call it."""
+    """Return the name of a hook in messages."""
     return str(getattr(callback, "__qualname__", None) or repr(callback))
 
 
 def full_name_of(callback: Any) -> str:
-    """Return what statistics call it: ``package.module.name``."""
+    """Return the name of a hook in statistics: ``package.module.name``."""
     inner = getattr(callback, "func", callback)  # functools.partial
     name = getattr(inner, "__qualname__", None)
     if name is None:

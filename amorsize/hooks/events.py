@@ -1,4 +1,4 @@
-"""What a hook is told: the seven events, and the context that comes with each."""
+"""The seven events of an execution, and the context that comes with each."""
 
 from __future__ import annotations
 
@@ -13,59 +13,59 @@ class HookEvent(StrEnum):
     """The moments of an execution at which hooks are called."""
 
     PRE_EXECUTE = "pre_execute"
-    """The plan is made, nothing has been sent to a worker. Once an execution."""
+    """The plan is made, nothing has been sent to a worker. Once per execution."""
 
     ON_WORKER_START = "on_worker_start"
-    """A worker takes its first chunk of this execution. Once a worker."""
+    """A worker takes its first chunk of this execution. Once per worker."""
 
     ON_CHUNK_COMPLETE = "on_chunk_complete"
-    """A chunk's results are in. Once a chunk that has results."""
+    """A chunk's results have arrived. Once per chunk with results."""
 
     ON_PROGRESS = "on_progress"
-    """Right after an ``ON_CHUNK_COMPLETE``; the last one of a run is always sent."""
+    """Right after an ``ON_CHUNK_COMPLETE``; the last one of a run is always emitted."""
 
     ON_ERROR = "on_error"
-    """A chunk failed, a worker died, the run was cancelled or timed out. Once a failure."""
+    """A chunk failed, a worker died, the run was cancelled or timed out. Once per failure."""
 
     ON_WORKER_END = "on_worker_end"
-    """A worker is done with this execution. Once for every ``ON_WORKER_START``."""
+    """A worker is done with this execution. Once per ``ON_WORKER_START``."""
 
     POST_EXECUTE = "post_execute"
-    """The run is over, however it ended. Once for every ``PRE_EXECUTE``."""
+    """The run is over, however it ended. Once per ``PRE_EXECUTE``."""
 
 
 @dataclass(slots=True, init=False, eq=False, repr=False)
 class HookContext:
-    """What is known when an event fires. Only ``event`` is required.
+    """The data of one event. Only ``event`` is required.
 
     Treat a context as read-only; the hooks of one event share it.
 
     Attributes:
-        event: which moment this is.
-        timestamp: when the context was built, seconds since the epoch.
-        n_jobs: the number of workers of the plan; of the new one, once a run has changed it.
-        chunksize: items a chunk, as planned; chunks may be smaller or larger while running.
+        event: the step of the execution.
+        timestamp: the time at which the context was built, in seconds since the epoch.
+        n_jobs: the number of workers in the plan; after re-planning, in the new plan.
+        chunksize: items per chunk, as planned; chunks may be smaller or larger while running.
         total_items: the length of the input, None while it is unknown.
         items_completed: items whose results (or, with ``return_exceptions=True``, whose
-            exceptions) are in. Never goes back.
+            exceptions) have arrived. Never goes back.
         items_remaining: ``total_items - items_completed``, 0 when the total is unknown.
         percent_complete: 0.0 to 100.0; exactly 100.0 after success. Never goes back.
         elapsed_time: seconds since ``execute()`` was called, by a monotonic clock.
         estimated_time_remaining: seconds, from the throughput so far; 0.0 when unknown.
-        throughput_items_per_sec: items completed a second of elapsed time.
-        avg_item_time: mean seconds an item took inside the function.
+        throughput_items_per_sec: items completed per second of elapsed time.
+        avg_item_time: mean seconds per item inside the function.
         worker_id: counts from 0 in order of appearance in this execution; None where no worker
             took part.
-        worker_count: workers that take part at this moment.
+        worker_count: the number of workers that take part now.
         chunk_id: counts from 0 in order of dispatch.
-        chunk_size: items in this chunk.
+        chunk_size: the number of items in this chunk.
         chunk_time: seconds this chunk spent in the function, measured in the worker.
         error: the exception, in ``ON_ERROR`` and in the ``POST_EXECUTE`` of a run that failed.
         error_message: its text.
         error_traceback: its traceback as text, as the worker saw it.
         results_count: results in this chunk; in ``POST_EXECUTE``, of the whole run.
         results_size_bytes: pickled size of those results, in bytes; 0 where nothing is pickled.
-        metadata: everything else, by name: ``docs/events.md`` lists the keys.
+        metadata: all other data, by name; ``docs/events.md`` lists the keys.
 
     Example:
         >>> HookContext(HookEvent.ON_PROGRESS, items_completed=3, total_items=4).items_completed
@@ -104,7 +104,7 @@ class HookContext:
 
     metadata: dict[str, Any]
 
-    # Written out: having them made takes 0.8 ms of what the first run in a process pays.
+    # Written out: @dataclass would take 0.8 ms to generate it, in the first run of a process.
     def __init__(
         self,
         event: HookEvent,

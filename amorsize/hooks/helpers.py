@@ -15,9 +15,9 @@ from amorsize.hooks.interruption import protected, protected_between_calls
 def create_progress_hook(
     callback: Callable[[float, int, int], object], min_interval: float = 1.0
 ) -> Hook:
-    """Make a hook that reports progress, at most once in ``min_interval`` seconds.
+    """Make a hook that reports progress, at most once per ``min_interval`` seconds.
 
-    The first report and the one at 100 percent always come.
+    The first report and the one at 100 percent are always made.
 
     Args:
         callback: called as ``callback(percent, completed, total)``; an unknown total is 0.
@@ -42,7 +42,7 @@ def create_progress_hook(
 
 @protected_between_calls
 def create_timing_hook(callback: Callable[[str, float], object]) -> Hook:
-    """Make a hook that reports when events happened: ``callback(event_name, elapsed)``.
+    """Make a hook that reports the times of events: ``callback(event_name, elapsed)``.
 
     ``event_name`` is the event's value, such as ``"post_execute"``; ``elapsed`` is in seconds
     since ``execute()`` was called.
@@ -57,9 +57,9 @@ def create_timing_hook(callback: Callable[[str, float], object]) -> Hook:
 
 @protected_between_calls
 def create_throughput_hook(callback: Callable[[float], object], min_interval: float = 5.0) -> Hook:
-    """Make a hook that reports items a second: ``callback(rate)``.
+    """Make a hook that reports items per second: ``callback(rate)``.
 
-    At most once in ``min_interval`` seconds, and never before there is a rate.
+    At most once per ``min_interval`` seconds, and never before there is a rate.
     """
     _require_callable(callback)
     due = _Throttle(min_interval)
@@ -75,7 +75,7 @@ def create_throughput_hook(callback: Callable[[float], object], min_interval: fl
 def create_error_hook(callback: Callable[[BaseException, str], object]) -> Hook:
     """Make a hook that reports failures: ``callback(error, traceback_text)``.
 
-    Contexts without an error are passed over, so it may be registered for any event.
+    Contexts without an error are ignored, so it may be registered for any event.
     """
     _require_callable(callback)
 
@@ -88,7 +88,7 @@ def create_error_hook(callback: Callable[[BaseException, str], object]) -> Hook:
 
 @protected
 class _Throttle:
-    """Lets one context through an interval, by the contexts' own timestamps."""
+    """True for one context per interval, by the contexts' own timestamps."""
 
     def __init__(self, min_interval: float) -> None:
         if isinstance(min_interval, bool) or not isinstance(min_interval, int | float):

@@ -1,24 +1,23 @@
 """Marks the functions that the first Ctrl-C, or the first SIGTERM, does not interrupt.
 
-What a run counts it also reports. So no exception may come between the two: where one would, the
+A run reports everything that it counts, so no exception may be raised between the two. There the
 signal handlers (``running/signals.py``) only take a note, and the run raises it a little later.
-Which functions these are is marked on their code objects, and a handler walks from the interrupted
-frame outwards to the nearest mark (:func:`is_protected`). Calls of user code are interruptible
-within all of this: whoever makes one is marked with :func:`protected_between_calls`.
+Such functions are marked, on their code objects. A handler walks from the interrupted frame
+outwards to the nearest mark (:func:`is_protected`). User code stays interruptible: a function that
+calls it is marked with :func:`protected_between_calls`.
 
-A mark is made at import and costs nothing afterwards, as in trio's ``_core/_ki.py``. What else was
-tried costs something per call (Python 3.11; the call alone takes 26 ns):
+A mark is made at import and costs nothing afterwards, as in trio's ``_core/_ki.py``. The rejected
+alternatives cost something per call (Python 3.11; the call alone takes 26 ns):
 
 - a local variable that the handler finds in ``frame.f_locals`` (trio until 0.27), set by a function
   around the function: 45 ns;
 - a counter that goes up before the call and down after it: 0.12 µs, and a signal between the two
   lines is not covered;
 - a context variable, set and reset: 0.25 µs, and the same gap;
-- ``signal.pthread_sigmask()`` around the call: 1 µs, and it also holds back what waits.
+- ``signal.pthread_sigmask()`` around the call: 2 µs, and it also blocks signals in user code.
 
-A list of modules, compared with the frame's ``__name__``, costs nothing either. But it went wrong
-silently whenever a module was renamed, and it did not hold for functions that a listed module
-calls.
+A list of modules, compared with the frame's ``__name__``, costs nothing either. But renaming a
+module disabled it silently, and it did not protect the functions that a listed module calls.
 """
 
 from __future__ import annotations
@@ -30,35 +29,35 @@ from typing import TypeVar
 MarkedT = TypeVar("MarkedT")
 
 _MOST_FRAMES = 100
-"""How far outwards a mark is looked for. Protected functions call no deeper than some ten frames;
-user code may recurse without end."""
+"""The walk ends here. Calls of protected functions are some ten frames deep; user code may recurse
+without end."""
 
-# By identity: equality of code objects compares their contents, but not their files. The code
-# objects are kept, so that no other one gets the identity of one that is gone.
+# By identity: code objects of different files are equal if their contents are. The values keep the
+# code objects, so that no other object gets the identity of one of them.
 _marks: dict[int, tuple[CodeType, bool]] = {}
 
 
 def protected(marked: MarkedT) -> MarkedT:
-    """Mark a function: no first signal interrupts it, nor what it calls.
+    """Mark a function: no first signal interrupts it, or the functions that it calls.
 
-    Functions defined inside it are marked too. Of a class, all functions are marked, except those
-    with a mark of their own. It must not wait, nor call user code.
+    Functions defined inside it are marked too. In a class, all functions are marked, except those
+    with a mark of their own. A protected function must neither wait nor call user code.
     """
     _mark(marked, calls=True)
     return marked
 
 
 def protected_between_calls(marked: MarkedT) -> MarkedT:
-    """Mark a function: no first signal interrupts its own lines; what it calls is interruptible.
+    """Mark a function: no first signal interrupts its own lines; its calls are interruptible.
 
-    Otherwise like :func:`protected`. A function that it calls can have a mark of its own.
+    The functions that it calls can have a mark of their own. Otherwise like :func:`protected`.
     """
     _mark(marked, calls=False)
     return marked
 
 
 def is_protected(frame: FrameType | None) -> bool:
-    """Return whether a first signal that interrupts this frame is to raise nothing here."""
+    """Return whether a first signal must not raise an exception in this frame."""
     interrupted = frame
     for _ in range(_MOST_FRAMES):
         if frame is None:

@@ -1,4 +1,4 @@
-"""Who is told, and how: registration of hooks, and their dispatch."""
+"""Registration of hooks, and the calls that dispatch events to them."""
 
 from __future__ import annotations
 
@@ -44,29 +44,30 @@ logger = logging.getLogger(__name__)
 HookT = TypeVar("HookT", bound=Callable[..., Any])
 
 _LOG_EVERY = 1000
-"""A failing hook is logged on its first failure, then once in this many."""
+"""A failing hook is logged at its first failure, then once per this many."""
 
 _MOST_NAMES = 1000
-"""Statistics are kept for so many hooks at an event, unregistered ones too; then for ``other``."""
+"""Statistics are kept for this many hooks of an event, unregistered ones included. Further hooks
+are counted together, as ``other``."""
 
 
 class HookManager:
     """Registers hooks and calls them. Safe to use from several threads.
 
-    A hook that raises an ``Exception`` is caught, counted, and logged with its traceback (the
-    first time, then once in a thousand); the other hooks still run. What is not an
-    ``Exception``, such as ``KeyboardInterrupt``, is raised when the other hooks have run.
+    An ``Exception`` that a hook raises is caught, counted, and logged with its traceback (the
+    first time, then once in a thousand); the other hooks still run. Other exceptions, such as
+    ``KeyboardInterrupt``, are raised after the other hooks have run.
 
     Args:
         verbose: also print every failure of a hook to stderr.
-        timed: measure how long each call of a hook takes, for :meth:`get_stats`. It costs a
-            fraction of a microsecond a call, so it is off until asked for; hooks with a condition
-            and hooks in the background are measured always. May be set later, too; exporters of
-            metrics set it where they are attached.
+        timed: measure how long each call of a hook takes, for :meth:`get_stats`. This costs a
+            fraction of a microsecond per call, so it is off by default. Hooks with a condition and
+            hooks in the background are always measured. It may be set later, too; exporters of
+            metrics set it when they are attached.
         loop: the event loop that asynchronous hooks run on; None for one of the manager's own,
-            on a thread that begins with the first call.
-        queue_size: calls of background hooks that may wait; further ones are dropped, and counted.
-        drain_timeout: seconds that the end of a run waits for its calls in the background.
+            on a thread that starts with the first call.
+        queue_size: calls of background hooks that may wait; further ones are dropped and counted.
+        drain_timeout: how many seconds the end of a run waits for its calls in the background.
 
     Example:
         >>> from amorsize import HookContext, HookEvent, HookManager
@@ -96,7 +97,7 @@ class HookManager:
         self._queue_size = queue_size
         self._drain_timeout = drain_timeout
         self._background: Background | None = None
-        self._lock = threading.RLock()  # a signal handler may tell events over its holder
+        self._lock = threading.RLock()  # a signal handler may emit events in its holder's thread
         # Dispatch reads a tuple that registration replaces: nothing is copied or locked there.
         self._hooks = {event: Dispatch(()) for event in HookEvent}
         self._sequence = 0
@@ -119,19 +120,19 @@ class HookManager:
         Registering the same callback twice for one event has no further effect.
 
         Args:
-            event: the moment to be told of.
+            event: the event at which the hook is called.
             callback: any callable that takes one positional argument. It is called in
-                ``execute()`` from the caller's thread, in ``stream()`` from its driver thread,
-                one call at a time for each execution. An ``async def`` function is awaited in
-                the background.
-            when: called with the context; the hook is called where it returns something true.
-            priority: hooks of a higher one are called first, those of the same in the order of
-                their registration.
-            background: call it on a thread of its own, while the run goes on: for what is slow.
-                The calls of one execution keep their order; the end of the run waits for them,
-                no longer than ``drain_timeout``.
-            timeout: seconds that a call in the background may take, 30 unless given. It counts as
-                failed then; an asynchronous one is cancelled, a thread left behind.
+                ``execute()`` from the caller's thread, in ``stream()`` from its own thread, one
+                call at a time for each execution. An ``async def`` function is awaited in the
+                background.
+            when: called with the context; the hook is called if it returns a true value.
+            priority: hooks with a higher priority are called first, those with the same in the
+                order of their registration.
+            background: call a slow hook on a thread of its own, while the run goes on. The calls
+                of one execution keep their order. The end of the run waits for them, for
+                ``drain_timeout`` at most.
+            timeout: seconds that a call in the background may take; None for 30. A call that takes
+                longer counts as failed: an asynchronous one is cancelled, a thread is abandoned.
 
         Returns:
             A handle whose ``close()`` (or ``with`` block) unregisters the hook.
@@ -139,10 +140,10 @@ class HookManager:
         Raises:
             InvalidTypeError: ``event`` is not a ``HookEvent``, or ``callback`` is not callable
                 with one positional argument, or an option has the wrong type.
-            InvalidValueError: an option is not allowed, or the callback is registered for this
-                event with other options.
+            InvalidValueError: an option is not allowed, or the callback is already registered for
+                this event with other options.
         """
-        # Here, because most first runs have no hook: they do not pay for what surrounds one.
+        # Imported here, because most first runs have no hook and need no conditions.
         from amorsize.hooks.conditions import fresh
 
         require_event(event)
@@ -154,7 +155,7 @@ class HookManager:
                 if entry.callback == callback:
                     if entry.options != options:
                         raise InvalidValueError(
-                            f"{name_of(callback)} is registered for {event.value} already, with "
+                            f"{name_of(callback)} is already registered for {event.value}, with "
                             f"{entry.options}; unregister it first to register it with {options}"
                         )
                     return Registration(self.unregister, event, entry.callback)
@@ -177,21 +178,21 @@ class HookManager:
         background: bool = False,
         timeout: float | None = None,
     ) -> Callable[[HookT], HookT]:
-        """Decorate a function to be called at one event or several.
+        """Decorate a function to be called at one or more events.
 
-        The function itself stays as it is. A method of a class is only marked, for there is no
+        The function itself is not changed. A method of a class is only marked, because there is no
         object to call it with yet: :meth:`attach` registers the methods of an object.
 
         Args:
-            *events: the moments to be told of.
+            *events: the events at which it is called.
 
-        The other arguments, and what is raised, are those of :meth:`register`.
+        The other arguments and the exceptions are those of :meth:`register`.
 
         Example:
             >>> from amorsize import HookContext, HookEvent, HookManager
             >>> hooks = HookManager()
             >>> @hooks.on(HookEvent.ON_ERROR, HookEvent.POST_EXECUTE)
-            ... def tell(context):
+            ... def report(context):
             ...     print(context.event)
             >>> hooks.trigger(HookContext(HookEvent.POST_EXECUTE))
             post_execute
@@ -254,7 +255,7 @@ class HookManager:
 
     @protected
     def unregister(self, event: HookEvent, callback: Hook) -> bool:
-        """Stop calling ``callback`` at ``event``; say whether it was registered."""
+        """Stop calling ``callback`` at ``event``; return whether it was registered."""
         require_event(event)
         with self._lock:
             before = self._hooks[event].entries
@@ -265,7 +266,7 @@ class HookManager:
 
     @protected
     def unregister_all(self, event: HookEvent | None = None) -> int:
-        """Remove all hooks of ``event``, or of every event for None; say how many there were."""
+        """Remove all hooks of ``event``, or (None) of every event; return how many there were."""
         if event is not None:
             require_event(event)
         with self._lock:
@@ -307,18 +308,18 @@ class HookManager:
                 call(context)
             except Exception as error:
                 self._hook_failed(dispatch.entry_of(call), error)
-            except BaseException as error:  # Ctrl-C: the others still hear of this event
+            except BaseException as error:  # Ctrl-C: the other hooks are still called
                 interrupted = interrupted or error
         with self._lock:
             if dispatch.live:
                 dispatch.triggers += 1
-            else:  # a registration came between
+            else:  # a registration has replaced it meanwhile
                 dispatch.add_calls(1)
         if interrupted is not None:
             raise interrupted
 
     def has_hooks(self, event: HookEvent | None = None) -> bool:
-        """Say whether any hook is registered, for ``event`` or (None) at all."""
+        """Return whether any hook is registered, for ``event`` or (None) for any event."""
         if event is None:
             return any(dispatch.calls for dispatch in self._hooks.values())
         return bool(self._hooks[event].calls)
@@ -331,18 +332,18 @@ class HookManager:
 
     @protected
     def get_stats(self) -> dict[str, dict[str, Any]]:
-        """Count hooks, calls and errors, and say how long they took.
+        """Return the numbers of hooks, calls and errors, and the durations of calls.
 
         Returns:
             ``{"hook_counts": ..., "call_counts": ..., "error_counts": ..., "hooks": ...}``, each
-            keyed by the event's value. ``call_counts`` counts calls of hooks, failed ones too;
-            ``error_counts`` holds only events with failures.
+            keyed by the event's value. ``call_counts`` counts the calls of hooks, including
+            failed ones; ``error_counts`` has only events with failures.
 
-            ``hooks`` holds, for each event that has or had any, its hooks by name
-            (``package.module.name``; those of one name are added up): ``calls``; ``errors``,
-            timeouts and failures of conditions among them; ``dropped``, calls in the background
+            ``hooks`` has, for each event that has or had hooks, its hooks by name
+            (``package.module.name``; hooks of one name are added up): ``calls``; ``errors``,
+            including timeouts and failures of conditions; ``dropped``, calls in the background
             that were never made; and, of the ``timed_calls``, ``total_seconds`` and
-            ``longest_seconds``. Plain hooks are timed where the manager is ``timed``.
+            ``longest_seconds``. Plain hooks are timed if the manager is ``timed``.
         """
         with self._lock:
             for dispatch in self._hooks.values():
@@ -365,7 +366,7 @@ class HookManager:
                 return
             self._timed = timed
             for event, dispatch in self._hooks.items():
-                # Others may be going through these now: they keep what they call.
+                # Other threads may be iterating over the calls: these stay as they are.
                 entries = tuple(entry.renewed() for entry in dispatch.entries)
                 for entry in entries:
                     self._prepare(entry)
@@ -375,13 +376,13 @@ class HookManager:
     def drain(self, execution_id: str | None = None, timeout: float | None = None) -> bool:
         """Wait for the calls in the background, of one execution or (None) of all.
 
-        ``execute()`` does this at the end of the run. What is not done in time is given up: calls
-        that wait are dropped, one that runs counts as failed, and none begins later. On the event
-        loop that the hooks run on it does not wait at all.
+        ``execute()`` does this at the end of the run. At the timeout, waiting calls are dropped, a
+        running one counts as failed, and none starts later. On the event loop that the hooks run
+        on, it does not wait at all.
 
         Args:
             execution_id: as in the events' metadata.
-            timeout: seconds; None for the manager's ``drain_timeout``.
+            timeout: in seconds; None for the manager's ``drain_timeout``.
 
         Returns:
             Whether every call was made.
@@ -399,14 +400,14 @@ class HookManager:
             self._background.stop()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the hooks to a TOML file that :meth:`load` reads: ``docs/hooks.md`` describes it.
+        """Write the hooks to a TOML file that :meth:`load` reads; ``docs/hooks.md`` describes it.
 
         Exporters that are enabled and attached to this manager are written with their settings,
-        secrets among them: only the owner may read the file.
+        which may include secrets: only the owner may read the file.
 
         Raises:
-            InvalidValueError: something cannot be saved, such as a lambda; the message names all
-                that cannot. Nothing is written.
+            InvalidValueError: a hook cannot be saved, such as a lambda; the message names all of
+                them. Nothing is written.
         """
         from amorsize.hooks.config import write
 
@@ -415,14 +416,14 @@ class HookManager:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Make a manager with the hooks of a TOML file: ``docs/hooks.md`` describes it.
+        """Make a manager with the hooks of a TOML file; ``docs/hooks.md`` describes it.
 
         The file names code, which is imported: load only files that you trust. Exporters that it
-        names are enabled as by :func:`amorsize.enable`: for the whole process.
+        names are enabled as by :func:`amorsize.enable`, for the whole process.
 
         Raises:
-            InvalidValueError: the file cannot be read, or something in it is not known or cannot
-                be imported; the message gives the line. Nothing is registered, nothing enabled.
+            InvalidValueError: the file cannot be read, or it names something that is unknown or
+                cannot be imported; the message gives the line. Nothing is registered or enabled.
         """
         from amorsize.hooks.config import read
 
@@ -454,7 +455,7 @@ class HookManager:
     @protected
     def _hook_failed(self, entry: Entry, error: BaseException) -> None:
         hook, event = entry.callback, entry.event
-        # A method is a new object each time it is looked up: known by its function and its self.
+        # Each lookup of a method makes a new object: identify it by its function and its self.
         key = (id(getattr(hook, "__func__", hook)), id(getattr(hook, "__self__", None)))
         with self._lock:
             entry.stats.errors += 1
@@ -482,7 +483,7 @@ observes_when(_default.has_hooks)
 def get_default_manager() -> HookManager:
     """Return the process-wide manager, to which ``enable_*()`` attach their exporters.
 
-    Every ``execute()`` triggers it, beside the one passed as ``hooks=``. It is empty until
+    Every ``execute()`` triggers it, in addition to the one passed as ``hooks=``. It is empty until
     something registers, and empty again in a forked child.
     """
     return _default
@@ -495,11 +496,11 @@ def on(
     background: bool = False,
     timeout: float | None = None,
 ) -> Callable[[HookT], HookT]:
-    """Decorate a function to be called at one event of every execution, or at several.
+    """Decorate a function to be called at one or more events of every execution.
 
-    This is :meth:`HookManager.on` of the default manager. It registers nothing in workers, which
-    often import the module that decorates; neither in processes of our own nor in those of an
-    executor that was passed, nor in Dask's.
+    This is :meth:`HookManager.on` of the default manager. In a worker, which often imports the
+    module that decorates, it registers nothing: neither in a worker process of our own, nor of a
+    caller-owned executor, nor of Dask.
 
     Example:
         >>> import amorsize
@@ -520,7 +521,7 @@ def on(
 
     def decorate_outside_workers(decorated: HookT) -> HookT:
         function = getattr(decorated, "__func__", decorated)
-        # A process of an executor's imports __main__ before it knows that it will be a worker.
+        # A process of an executor imports __main__ before it runs a chunk and becomes a worker.
         when_worker(lambda: [_default.unregister(event, function) for event in events])
         return decorate(decorated)
 

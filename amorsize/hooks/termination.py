@@ -1,4 +1,4 @@
-"""What a process still does when a signal ends it: then no exit functions run."""
+"""Functions to call before a signal ends the process: no exit functions run then."""
 
 from __future__ import annotations
 

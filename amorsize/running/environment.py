@@ -1,4 +1,4 @@
-"""What the environment asks of the first run: a file of hooks, and exporters by their names."""
+"""Environment variables that the first run applies: a file of hooks, and names of exporters."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _lock = threading.RLock()
 
 
 def apply() -> None:
-    """Do what it asks, on the first call; where it asks nothing, nothing is imported for it.
+    """Apply the variables, on the first call. If none is set, nothing is imported.
 
     The file that ``AMORSIZE_CONFIG`` names comes first: it may hold settings of an exporter that
-    ``AMORSIZE_EXPORTERS`` names. Child processes take no notice of either.
+    ``AMORSIZE_EXPORTERS`` names. Child processes ignore both.
 
     Raises:
-        InvalidValueError, MissingExtraError: what the file, or
-            :func:`amorsize.exporters.registry.enable_named` raises; by each call.
+        InvalidValueError, MissingExtraError: the file, or a name, is wrong: see
+            :func:`amorsize.exporters.registry.enable_named`. Each call raises again.
     """
     global _read
     if _read:
@@ -47,7 +47,7 @@ def _load(path: str) -> None:
     with _lock:
         if _config_done or in_child_process():
             return
-        _config_done = True  # already now: what it imports may itself call execute()
+        _config_done = True  # set first: the imported modules may themselves call execute()
         try:
             read(path).apply(get_default_manager().register, origin=CONFIG_VARIABLE)
         except BaseException as error:
@@ -57,10 +57,10 @@ def _load(path: str) -> None:
             raise
 
 
-def _begin_anew_in_forked_child() -> None:
+def _renew_lock_in_forked_child() -> None:
     global _lock
-    _lock = threading.RLock()  # the old one may be held by a thread not here
+    _lock = threading.RLock()  # the old one may be held by a thread that is not here
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew_in_forked_child)
+    os.register_at_fork(after_in_child=_renew_lock_in_forked_child)

@@ -1,12 +1,11 @@
-"""SIGTERM and Ctrl-C during a run: its events are told first, then the signal does as always.
+"""SIGTERM and Ctrl-C during a run: the run emits its last events, then the signal has its effect.
 
-Python calls signal handlers in the main thread only, and a handler that the application set is
-never replaced: elsewhere SIGTERM ends the process at once, and its workers follow.
+Python calls signal handlers in the main thread only, and a handler that the application has set is
+never replaced. Otherwise SIGTERM ends the process at once, and its workers with it.
 
-What a handler raises can get lost: Python drops it when it comes while a weak reference's callback
-runs, as it does when threads end. So the handlers also take a note, and the run loop, which they
-wake, asks :func:`check`. The note is all they take where an exception would come between counting
-something and telling of it.
+Python drops an exception that a handler raises during the callback of a weak reference, as when
+threads end. So the handlers also take a note and wake the run loop, which calls :func:`check`. In
+functions that are protected (``hooks/interruption.py``) they only take the note.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ _pending: type[Terminated | KeyboardInterrupt] | None = None
 # Classes, because a generator's context manager writes to the exception that passes through it,
 # which a frozen one refuses.
 class DuringExecute:
-    """Has SIGTERM and Ctrl-C raise in the run, and SIGTERM end the process behind the outermost.
+    """Makes SIGTERM and Ctrl-C raise in the run; after the outermost run, SIGTERM ends the process.
 
     Args:
-        wake: makes the run loop look around; called by the signal handlers.
+        wake: makes the run loop call :func:`check`; called by the signal handlers.
     """
 
     def __init__(self, wake: Callable[[], None]) -> None:
@@ -56,7 +55,7 @@ class DuringExecute:
         global _pending
         if not self._taken:
             return
-        # A run that fails, or is over, before it has looked at the note raises what it says, too.
+        # If a run fails or ends before it calls check(), the noted exception is raised here.
         noted = None if _pending is None or isinstance(error, _pending) else _pending
         try:
             if (isinstance(error, Terminated) or noted is Terminated) and len(_runs) <= 1:
@@ -72,7 +71,7 @@ class DuringExecute:
 
 
 class DuringStream:
-    """On SIGTERM, calls ``cancel()``, which tells the end of the run, before the process ends."""
+    """On SIGTERM, calls ``cancel()``, which ends the run and its events; then the process ends."""
 
     def __init__(self, cancel: Callable[[], None]) -> None:
         self._cancel = cancel
@@ -92,7 +91,7 @@ class DuringStream:
 
 
 def check() -> None:
-    """Raise, in the main thread, what a signal handler has raised during its run."""
+    """Raise the exception that a signal handler has noted, if this is the main thread."""
     if _pending is not None and threading.current_thread() is threading.main_thread():
         raise _pending
 
@@ -101,7 +100,7 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> None:
     global _pending
     for cancel in list(_streams):
         cancel()
-    if not _runs or _pending is Terminated:  # asked twice: something holds the end up
+    if not _runs or _pending is Terminated:  # the second SIGTERM: something delays the end
         _end_by_signal()
     _pending = Terminated
     _wake_runs()
@@ -124,7 +123,7 @@ _HANDLERS: dict[int, tuple[Any, Callable[[int, FrameType | None], None]]] = {
     signal.SIGTERM: (signal.SIG_DFL, _on_sigterm),
     signal.SIGINT: (signal.default_int_handler, _on_sigint),
 }
-"""What stands by default, and what stands during a run."""
+"""For each signal, Python's default handler, and the handler during a run."""
 
 
 def _wake_runs() -> None:
@@ -132,7 +131,7 @@ def _wake_runs() -> None:
         wake()
 
 
-def _forget_in_forked_child() -> None:
+def _reset_in_forked_child() -> None:
     global _pending
     _runs.clear()
     _streams.clear()
@@ -143,11 +142,11 @@ def _forget_in_forked_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_forked_child)
+    os.register_at_fork(after_in_child=_reset_in_forked_child)
 
 
 def _take_over(signum: int) -> bool:
-    """Handle a signal, where nobody but the default handler does; say whether we do."""
+    """Set our handler in place of the default one, and of no other; return whether ours is set."""
     if threading.current_thread() is not threading.main_thread():
         return False
     default, ours = _HANDLERS[signum]
@@ -159,8 +158,8 @@ def _take_over(signum: int) -> bool:
 
 
 def _give_back(signals: list[int]) -> None:
-    # A generator may be collected in another thread, which cannot set handlers; ours then stays
-    # and, with no run left, does what the default does.
+    # A generator may be collected in another thread, which cannot set handlers. Our handler then
+    # stays and, without a run, has the effect of the default one.
     idle = not _runs and not _streams
     if idle and threading.current_thread() is threading.main_thread():
         for signum in signals:
@@ -171,6 +170,5 @@ def _give_back(signals: list[int]) -> None:
 
 def _end_by_signal() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # A process that ends by a signal runs no exit functions: what exporters hold is sent now.
     run_callbacks()
     os.kill(os.getpid(), signal.SIGTERM)

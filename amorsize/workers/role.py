@@ -1,8 +1,8 @@
-"""Whether this process is a worker: it runs chunks of executions that are another process's.
+"""Whether this process is a worker, which runs chunks of another process's executions.
 
-The main code of a worker says so (:func:`become_worker`), whatever kind of worker it is: a process
-of our own, of an executor that was passed, or of Dask. A worker opens no exporter, registers no
-hook of ``@amorsize.on``, and starts no workers; its forked children do not either.
+The main code of every kind of worker calls :func:`become_worker`: worker processes of our own, of
+a caller-owned executor, and of Dask. A worker opens no exporter, registers no hook of
+``@amorsize.on`` and starts no workers. Its forked children do not either.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def is_worker() -> bool:
 
 
 def become_worker() -> None:
-    """Note that this process is a worker, before it loads anything of the user's for a chunk."""
+    """Note that this process is a worker. Call it before unpickling a function or items."""
     global _is_worker
     if not _is_worker:
         _is_worker = True
@@ -28,5 +28,5 @@ def become_worker() -> None:
 
 
 def when_worker(callback: Callable[[], object]) -> None:
-    """Have a function called if this process, which is no worker yet, becomes one."""
+    """Register a function to be called if this process becomes a worker."""
     _callbacks.append(callback)

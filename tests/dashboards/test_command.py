@@ -52,7 +52,7 @@ def test_files_of_ones_own_are_not_replaced(
     missing.unlink()
     assert cli.main(["dashboards", str(tmp_path)]) == 1
     said = capsys.readouterr().err
-    assert f"there already, and different, are 1 of the files: {changed}" in said
+    assert f"1 of the files exist already and are different: {changed}" in said
     assert "--force" in said
     assert changed.read_text() == "mine"
     assert not missing.exists()
@@ -72,7 +72,9 @@ def test_an_installation_without_them_says_so(
 ) -> None:
     """And what to do about it."""
     monkeypatch.setattr(dashboards, "_PLACES", (tmp_path / "nowhere", tmp_path / "else"))
-    with pytest.raises(AmorsizeError, match=r"this installation has no dashboards: .* again"):
+    with pytest.raises(
+        AmorsizeError, match=r"this installation has no dashboards: .* reinstall amorsize"
+    ):
         write_dashboards(tmp_path / "out")
 
 

@@ -77,7 +77,7 @@ def test_a_taken_default_port_is_replaced_by_a_free_one(monkeypatch, capsys, tak
 
 def test_a_taken_port_that_was_asked_for_is_an_error(monkeypatch, taken_port):
     """Whoever names a port wants that one; on the command line or in the environment."""
-    with pytest.raises(PortInUseError, match=rf"port {taken_port} .* --port 0 for any free one"):
+    with pytest.raises(PortInUseError, match=rf"port {taken_port} .* a free one with --port 0"):
         run._open_exporter(Options(port=taken_port))
     monkeypatch.setenv(listening.PORT_VARIABLE, str(taken_port))
     with pytest.raises(PortInUseError, match=rf"port {taken_port} .*{listening.PORT_VARIABLE}"):
@@ -109,6 +109,6 @@ def test_a_pushgateway_that_does_not_take_the_metrics_is_said(taken_port, monkey
     url = f"http://127.0.0.1:{taken_port}"  # listens, and never answers
     with (
         PrometheusExporter(port=0, pushgateway=url, job="test") as exporter,
-        pytest.raises(AmorsizeError, match=f"the Pushgateway at {url} did not take the metrics"),
+        pytest.raises(AmorsizeError, match=f"the Pushgateway at {url} did not accept the metrics"),
     ):
         run._push(exporter, url)

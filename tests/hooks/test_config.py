@@ -102,7 +102,7 @@ def test_what_is_saved_is_loaded_again(saved: Any, tmp_path: Path) -> None:
     path = tmp_path / "amorsize.toml"
     hooks.save(path)
     assert path.read_text() == textwrap.dedent("""\
-        # Written by HookManager.save(): docs/hooks.md says what it means.
+        # Written by HookManager.save(). docs/hooks.md describes the format.
 
         [[hooks]]
         events = ["on_progress", "post_execute"]
@@ -265,7 +265,8 @@ MISTAKES = {
     "no call": ('[[hooks]]\nevents = "on_error"\n', 1, 'needs either call = "package.module:'),
     "call and chain": ('[[hooks]]\nevents = "on_error"\ncall = "builtins:print"\nchain = []\n',
                        1, "either call"),
-    "no path": ('[[hooks]]\nevents = "on_error"\ncall = "print"\n', 3, "'print' is no import path"),
+    "no path": ('[[hooks]]\nevents = "on_error"\ncall = "print"\n', 3,
+                "'print' is not an import path"),
     "missing module": ('[[hooks]]\nevents = "on_error"\ncall = "no_such_module_:f"\n', 3,
                        "'no_such_module_' cannot be imported: ModuleNotFoundError"),
     "missing name": ('[[hooks]]\nevents = "on_error"\ncall = "builtins:prnt"\n', 3,
@@ -324,7 +325,7 @@ def test_a_module_that_fails_to_import_is_an_error_with_its_line_and_cause(tmp_p
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a = \n", "is no TOML file: .*line 1"),
+        (b"a = \n", "is not valid TOML: .*line 1"),
         (b"\xff\xfe", "cannot be read"),
         (None, "cannot be"),
     ],
