@@ -65,7 +65,7 @@ THIRD_PARTY = {
     "exporters.prometheus.exporter": "prometheus_client",
     "exporters.prometheus.file_sd": "psutil",
     "exporters.prometheus.page": "prometheus_client",
-    "exporters.prometheus.ports": "psutil",
+    "exporters.prometheus.listening": "psutil",
     "planning.engine": "distributed",
     "planning.machine": "psutil",
     "planning.pickling": "cloudpickle",

@@ -32,7 +32,7 @@ from amorsize.demo.sources import MAX_FILES, Sources, find_sources
 from amorsize.demo.stages import Answer, Measures, Packed, compress, fetch, get, measure
 from amorsize.errors import AmorsizeError, PortInUseError
 from amorsize.exporters.prometheus.exporter import PrometheusExporter
-from amorsize.exporters.prometheus.listening import PORT_VARIABLE
+from amorsize.exporters.prometheus.settings import PORT_VARIABLE
 from amorsize.hooks import HookContext, HookEvent, HookManager
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from weakref import WeakSet
 from amorsize import __version__
 from amorsize.exporters import metrics
 from amorsize.exporters.base import Exporter, attached_to, exporter_stats
+from amorsize.exporters.exemplars import exemplar_of
 from amorsize.exporters.metrics import BoundedLabel, Metric, closed_label
-from amorsize.exporters.prometheus.exemplars import exemplar_of
 from amorsize.exporters.series import LIVE_GAUGES, Labels, LiveRun, Numbers, Series, number
 from amorsize.exporters.user_totals import UserNumbers
 from amorsize.hooks import HookContext, HookManager

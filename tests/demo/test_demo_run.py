@@ -12,8 +12,8 @@ from amorsize.demo.run import Options, run_round
 from amorsize.demo.sources import Sources, find_sources
 from amorsize.demo.stages import Answer, Measures, Packed
 from amorsize.errors import AmorsizeError, PortInUseError
-from amorsize.exporters.prometheus import listening
 from amorsize.exporters.prometheus.exporter import PrometheusExporter
+from amorsize.exporters.prometheus.settings import PORT_VARIABLE
 
 NO_WAIT = (0.001, 0.002)
 
@@ -68,8 +68,8 @@ def test_wrong_results_are_noticed(tmp_path):
 
 def test_a_taken_default_port_is_replaced_by_a_free_one(monkeypatch, capsys, taken_port):
     """The demo runs beside another one, and says where."""
-    monkeypatch.delenv(listening.PORT_VARIABLE, raising=False)
-    monkeypatch.setattr(listening, "DEFAULT_PORT", taken_port)
+    monkeypatch.delenv(PORT_VARIABLE, raising=False)
+    monkeypatch.setattr("amorsize.exporters.prometheus.settings.DEFAULT_PORT", taken_port)
     with run._open_exporter(Options()) as exporter:
         assert exporter.port != taken_port
         assert f"serves its metrics on port {exporter.port}" in capsys.readouterr().out
@@ -79,8 +79,8 @@ def test_a_taken_port_that_was_asked_for_is_an_error(monkeypatch, taken_port):
     """Whoever names a port wants that one; on the command line or in the environment."""
     with pytest.raises(PortInUseError, match=rf"port {taken_port} .* a free one with --port 0"):
         run._open_exporter(Options(port=taken_port))
-    monkeypatch.setenv(listening.PORT_VARIABLE, str(taken_port))
-    with pytest.raises(PortInUseError, match=rf"port {taken_port} .*{listening.PORT_VARIABLE}"):
+    monkeypatch.setenv(PORT_VARIABLE, str(taken_port))
+    with pytest.raises(PortInUseError, match=rf"port {taken_port} .*{PORT_VARIABLE}"):
         run._open_exporter(Options())
 
 

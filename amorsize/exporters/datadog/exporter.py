@@ -12,21 +12,18 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
-import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-from amorsize.errors import InvalidTypeError, InvalidValueError, MissingExtraError
-from amorsize.exporters.base import enable_once, in_child_process
+from amorsize.errors import MissingExtraError
+from amorsize.exporters.base import in_child_process
 from amorsize.exporters.changes import Changes, ObservingNumbers
 from amorsize.exporters.datadog.api import Api
 from amorsize.exporters.datadog.datagrams import Datagrams
 from amorsize.exporters.datadog.events import (
     CHECK,
-    KINDS,
     Check,
     Event,
     Storyteller,
@@ -34,10 +31,16 @@ from amorsize.exporters.datadog.events import (
     datagram_size,
     make_check,
 )
+from amorsize.exporters.datadog.settings import (
+    NOT_IN_TAGS,
+    DatadogSettings,
+    add_environment_tags,
+)
+from amorsize.exporters.delivery import CANCELLED_SECONDS, Interval
 from amorsize.exporters.metrics import LAST_ACTIVITY, Metric, closed_label
-from amorsize.exporters.prometheus.push import Interval
 from amorsize.exporters.sender import Sender
 from amorsize.exporters.series import Labels
+from amorsize.exporters.settings import by_keywords, constructor, enable_with
 from amorsize.exporters.totals import TotalsExporter, status_of
 from amorsize.exporters.user_totals import DOTTED_NAMESPACE
 from amorsize.hooks import HookContext
@@ -46,8 +49,6 @@ if TYPE_CHECKING:
     from datadog.dogstatsd.base import DogStatsd
 
 logger = logging.getLogger(__name__)
-
-Path: TypeAlias = str | os.PathLike[str]
 
 GAUGE_SECONDS = 10.0
 """An agent makes one point of a gauge in this time, and none where it was told nothing."""
@@ -58,32 +59,12 @@ LINGER_SECONDS = 1.0
 TAG_BYTES = 200
 """Datadog cuts tags at 200 characters. In bytes, so that a line never outgrows a datagram."""
 
-CONSTANT_TAGS_BYTES = 500
-
-_NOT_IN_TAGS = re.compile(r"[^\w\-:/.]|:$")
-
-_METHODS = ("count", "gauge", "distribution", "event", "service_check", "flush_buffered_metrics")
-_WHERE_VARIABLES = ("DD_DOGSTATSD_URL", "DD_AGENT_HOST", "DD_DOGSTATSD_PORT")
-
-_LENT_TEXT_BYTES = 6000
-"""Of an event, where a lent client does not say how much it adds to it."""
-
-_CANCELLED_SECONDS = 0.5
-"""How long the end of a cancelled run waits for what is delivered."""
+_CLIENT_TEXT_BYTES = 6000
+"""Of an event, where a client of the caller's does not say how much it adds to it."""
 
 
-def enable_datadog(
-    *,
-    host: str | None = None,
-    port: int | None = None,
-    socket_path: Path | None = None,
-    tags: Sequence[str] = (),
-    events: Sequence[str] = ("error", "worker_death"),
-    service_check: bool = True,
-    client: DogStatsd | None = None,
-    api_key: str | None = None,
-    api_host: str | None = None,
-) -> DatadogExporter:
+@by_keywords(DatadogSettings)
+def enable_datadog(settings: DatadogSettings) -> DatadogExporter:
     """Send metrics, events and a service check of every ``execute()`` to Datadog.
 
     They go to a Datadog agent, by DogStatsD. Where no agent is configured, neither here nor by
@@ -122,8 +103,7 @@ def enable_datadog(
         >>> with amorsize.enable_datadog(tags=["team:data"]) as exporter:
         ...     results = amorsize.execute(abs, [-1, 2])
     """
-    settings = dict(locals())
-    return enable_once(DatadogExporter, settings, lambda: DatadogExporter(**settings))
+    return enable_with(DatadogExporter, settings)
 
 
 class DatadogExporter(TotalsExporter):
@@ -134,52 +114,30 @@ class DatadogExporter(TotalsExporter):
 
     name = "datadog"
 
-    def __init__(
-        self,
-        *,
-        host: str | None = None,
-        port: int | None = None,
-        socket_path: Path | None = None,
-        tags: Sequence[str] = (),
-        events: Sequence[str] = ("error", "worker_death"),
-        service_check: bool = True,
-        client: DogStatsd | None = None,
-        api_key: str | None = None,
-        api_host: str | None = None,
-    ) -> None:
+    @constructor(DatadogSettings)
+    def __init__(self, settings: DatadogSettings) -> None:
         try:
-            import datadog.dogstatsd  # noqa: F401  # it is imported here to say if it is missing
+            import datadog.dogstatsd  # noqa: F401  # here, to say so where it is missing
         except ImportError:
             raise MissingExtraError("The Datadog exporter", "datadog", "datadog") from None
-        where = _check_where(host, port, socket_path, client)
-        self._kinds = _check_events(events)
-        self._checks = bool(service_check)
-        own_tags = _check_tags(tags)
-        configured = bool(where) or client is not None
-        configured = configured or any(os.environ.get(name) for name in _WHERE_VARIABLES)
-        key = os.environ.get("DD_API_KEY") or None if api_key is None else api_key
+        self._kinds = settings.events
+        self._checks = bool(settings.service_check)
+        self._client = settings.client
         self._api: Api | None = None
         self._datagrams: Datagrams | None = None
-        self._lent = client
-        if api_host is not None and (configured or key is None):
-            raise InvalidValueError(
-                "api_host is for programs without an agent: it needs api_key, or DD_API_KEY, and "
-                f"neither host, port, socket_path, client nor {', '.join(_WHERE_VARIABLES)}"
-            )
-        if key is not None and not configured:
-            self._api = Api(key, api_host, os.environ)
-            if api_key is None:
+        tags: Sequence[str] = settings.tags
+        if settings.uses_api:
+            self._api = Api(settings)
+            tags = add_environment_tags(tags, [], ["DD_TAGS", "DATADOG_TAGS"])
+            if settings.api_key is None:
                 logger.warning(
                     "DD_API_KEY is set, and no agent is configured: Datadog gets events and "
                     "service checks, and no metrics. For metrics set DD_AGENT_HOST, or pass host="
                 )
-        elif client is None and not in_child_process():
-            self._datagrams = Datagrams(**where)
-        if self._datagrams is not None:
-            own_tags = _with_environment(own_tags, self._datagrams.constant_tags, ["DD_TAGS"])
-        elif self._api is not None:
-            own_tags = _with_environment(own_tags, [], ["DD_TAGS", "DATADOG_TAGS"])
-        self._tags = own_tags
+        elif settings.client is None and not in_child_process():
+            self._datagrams = Datagrams(**settings.agent)
+            tags = add_environment_tags(tags, self._datagrams.constant_tags, ["DD_TAGS"])
+        self._tags = tags
         super().__init__()
         self._changes = Changes()
         self._stories: dict[Any, Storyteller] = {}
@@ -191,8 +149,8 @@ class DatadogExporter(TotalsExporter):
             self._sender = self.new_sender(self._api.send, batch_items=1)
         else:
             self._numbers = ObservingNumbers(self._observed)
-            # An agent's restart takes a while; what a lent client did with a message is its secret.
-            attempts = 20 if self._lent is None else 1
+            # An agent's restart takes a while. A client of the caller's does not say what it sent.
+            attempts = 20 if self._client is None else 1
             self._sender = self.new_sender(
                 self._send, linger_seconds=LINGER_SECONDS, attempts=attempts
             )
@@ -227,7 +185,7 @@ class DatadogExporter(TotalsExporter):
         if self._checks:
             self._tell(make_check(context, status, self._run_tags(context)))
         if status == "cancelled":
-            self.flush(_CANCELLED_SECONDS)  # SIGTERM may be about to end the process
+            self.flush(CANCELLED_SECONDS)  # SIGTERM may be about to end the process
 
     def flush(self, timeout: float = 1.0) -> bool:
         """Send the present numbers, and what waits, within ``timeout`` seconds.
@@ -296,10 +254,10 @@ class DatadogExporter(TotalsExporter):
 
     def _send(self, batch: list[Any]) -> None:
         """Send a batch, which may be one that could not be sent before."""
-        if self._lent is not None:
-            before = self._lent.packets_dropped
-            self._write(self._lent, batch, [_LENT_TEXT_BYTES] * len(batch))
-            self._dropped += max(0, self._lent.packets_dropped - before)
+        if self._client is not None:
+            before = self._client.packets_dropped
+            self._write(self._client, batch, [_CLIENT_TEXT_BYTES] * len(batch))
+            self._dropped += max(0, self._client.packets_dropped - before)
             return
         datagrams = self._datagrams
         assert datagrams is not None
@@ -404,84 +362,8 @@ def _label_tags(names: Labels, values: Labels) -> tuple[str, ...]:
 
 def _tag(tag: str) -> str:
     """Write a tag so that Datadog takes it: one that it would cut still differs from others."""
-    tag = _NOT_IN_TAGS.sub("_", tag)  # as the client does, in events and checks since 0.56
+    tag = NOT_IN_TAGS.sub("_", tag)  # as the client does, in events and checks since 0.56
     if datagram_size(tag) <= TAG_BYTES:
         return tag
     digest = f"-{zlib.crc32(tag.encode()):08x}"
     return cut(tag, TAG_BYTES - len(digest), datagram_size) + digest
-
-
-def _check_where(host: object, port: object, socket_path: object, client: object) -> dict[str, Any]:
-    """Check where the agent is, and return what was said of it."""
-    where = {"host": host, "port": port, "socket_path": socket_path}
-    given = {name: value for name, value in where.items() if value is not None}
-    if client is not None:
-        missing = [method for method in _METHODS if not callable(getattr(client, method, None))]
-        if missing:
-            raise InvalidTypeError(
-                "client must be a datadog.dogstatsd.DogStatsd, or None; got an object of type "
-                f"{type(client).__name__} without {', '.join(missing)}"
-            )
-        if given:
-            raise InvalidValueError(
-                f"pass {' and '.join(given)}, or client, not both: it knows where its agent is"
-            )
-    if socket_path is not None:
-        if len(given) > 1:
-            raise InvalidValueError("pass socket_path, or host and port, not both")
-        if not isinstance(socket_path, str | os.PathLike):
-            raise InvalidTypeError(f"socket_path must be a path, or None; got {socket_path!r}")
-        given["socket_path"] = os.fspath(socket_path)
-    if host is not None:
-        if not isinstance(host, str):
-            raise InvalidTypeError(f"host must be a string, or None; got {host!r}")
-        if not host:
-            raise InvalidValueError("host must not be empty; leave it out for this machine")
-    if port is not None:
-        if not isinstance(port, int) or isinstance(port, bool):
-            raise InvalidTypeError(f"port must be a number, or None; got {port!r}")
-        if not 1 <= port <= 65535:
-            raise InvalidValueError(f"port must be from 1 to 65535, or None for 8125; got {port}")
-    return given
-
-
-def _check_events(events: object) -> tuple[str, ...]:
-    known = ", ".join(repr(kind) for kind in KINDS)
-    if isinstance(events, str) or not isinstance(events, Iterable):
-        raise InvalidTypeError(f"events must be several of {known}; got {events!r}")
-    kinds = tuple(events)
-    unknown = [kind for kind in kinds if kind not in KINDS]
-    if unknown:
-        raise InvalidValueError(f"events must be several of {known}; got {unknown[0]!r}")
-    return kinds
-
-
-def _check_tags(tags: object) -> list[str]:
-    if isinstance(tags, (str, Mapping)) or not isinstance(tags, Iterable):
-        raise InvalidTypeError(f"tags must be several strings like 'team:data'; got {tags!r}")
-    checked = list(tags)
-    for tag in checked:
-        if not isinstance(tag, str):
-            raise InvalidTypeError(f"tags must be strings like 'team:data'; got {tag!r} among them")
-        if not tag:
-            raise InvalidValueError("tags must not be empty; got '' among them")
-    return [_NOT_IN_TAGS.sub("_", tag) for tag in checked]
-
-
-def _with_environment(
-    tags: list[str], constant: list[str], environment: Sequence[str]
-) -> list[str]:
-    """Add the tags of environment variables that the client does not read, each once."""
-    for variable in environment:
-        tags = [
-            *tags,
-            *_check_tags(filter(None, re.split(r"[,\s]+", os.environ.get(variable, "")))),
-        ]
-    tags = [tag for tag in dict.fromkeys(tags) if tag not in constant]
-    size = sum(datagram_size(tag) + 1 for tag in [*tags, *constant])
-    if size > CONSTANT_TAGS_BYTES:
-        raise InvalidValueError(
-            f"tags, with those of the environment, have {size} bytes; at most "
-            f"{CONSTANT_TAGS_BYTES} leave room for metrics in a datagram"
-        )
-    return tags

@@ -19,16 +19,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from amorsize import __version__
-from amorsize.errors import (
-    AmorsizeError,
-    InvalidTypeError,
-    InvalidValueError,
-    MissingExtraError,
-)
+from amorsize.errors import AmorsizeError, MissingExtraError
 from amorsize.exporters import metrics
-from amorsize.exporters.base import close_before_others_at_exit, enable_once
+from amorsize.exporters.base import close_before_others_at_exit
+from amorsize.exporters.opentelemetry.settings import OpenTelemetrySettings
 from amorsize.exporters.sender import describe_error
 from amorsize.exporters.series import number
+from amorsize.exporters.settings import by_keywords, constructor, enable_with
 from amorsize.exporters.totals import TotalsExporter, status_of
 from amorsize.hooks import HookContext
 from amorsize.workers import trace_link
@@ -36,8 +33,6 @@ from amorsize.workers.trace_link import TraceLink
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-    from opentelemetry.metrics import MeterProvider
-    from opentelemetry.trace import TracerProvider
 
     from amorsize.exporters.opentelemetry.execution_traces import ExecutionTraces
     from amorsize.exporters.opentelemetry.instruments import Instruments
@@ -52,15 +47,8 @@ SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
 _SCOPE = ("amorsize", __version__, SCHEMA_URL, None)
 
 
-def enable_opentelemetry(
-    *,
-    tracer_provider: TracerProvider | None = None,
-    meter_provider: MeterProvider | None = None,
-    traces: bool = True,
-    metrics: bool = True,
-    max_chunk_spans: int = 1000,
-    instrument_workers: bool = True,
-) -> OpenTelemetryExporter:
+@by_keywords(OpenTelemetrySettings)
+def enable_opentelemetry(settings: OpenTelemetrySettings) -> OpenTelemetryExporter:
     """Trace every ``execute()``, and measure it, with OpenTelemetry.
 
     The providers that the application has set are used as they are, also when it sets them after
@@ -98,8 +86,7 @@ def enable_opentelemetry(
         >>> [span.name for span in spans.get_finished_spans()]
         ['plan', 'chunk', 'chunk', 'execute builtins.abs']
     """
-    settings = dict(locals())
-    return enable_once(OpenTelemetryExporter, settings, lambda: OpenTelemetryExporter(**settings))
+    return enable_with(OpenTelemetryExporter, settings)
 
 
 class OpenTelemetryExporter(TotalsExporter):
@@ -111,39 +98,11 @@ class OpenTelemetryExporter(TotalsExporter):
 
     name = "opentelemetry"
 
-    def __init__(
-        self,
-        *,
-        tracer_provider: TracerProvider | None = None,
-        meter_provider: MeterProvider | None = None,
-        traces: bool = True,
-        metrics: bool = True,
-        max_chunk_spans: int = 1000,
-        instrument_workers: bool = True,
-    ) -> None:
+    @constructor(OpenTelemetrySettings)
+    def __init__(self, settings: OpenTelemetrySettings) -> None:
         _require_package()
-        _check_provider("tracer_provider", tracer_provider, "get_tracer")
-        _check_provider("meter_provider", meter_provider, "get_meter")
-        switches = {
-            "traces": traces,
-            "metrics": metrics,
-            "instrument_workers": instrument_workers,
-        }
-        for name, switch in switches.items():
-            if not isinstance(switch, bool):
-                raise InvalidTypeError(f"{name} must be True or False; got {switch!r}")
-        if isinstance(max_chunk_spans, bool) or not isinstance(max_chunk_spans, int):
-            raise InvalidTypeError(
-                f"max_chunk_spans must be a whole number; got {max_chunk_spans!r}"
-            )
-        if max_chunk_spans < 0:
-            raise InvalidValueError(f"max_chunk_spans must be 0 or more; got {max_chunk_spans}")
-        self._tracer_provider = tracer_provider
-        self._meter_provider = meter_provider
-        self._asked_for = {"traces": traces, "metrics": metrics}
+        self._settings = settings
         self._application_has_any = False
-        self._max_chunk_spans = max_chunk_spans
-        self._instrument_workers = instrument_workers
         self._resolving = threading.Lock()
         self._resolved = False
         self._executions: ExecutionTraces | None = None
@@ -153,7 +112,7 @@ class OpenTelemetryExporter(TotalsExporter):
         super().__init__()
         if not self.active:
             return
-        if traces:
+        if settings.traces:
             trace_link.add_source(self)
 
     # --- the beginning of a trace, before the first item runs ----
@@ -236,11 +195,15 @@ class OpenTelemetryExporter(TotalsExporter):
             if self._resolved:
                 return
             self._resolved = True  # also when it fails: the next execution would fail likewise
+            settings = self._settings
             self._application_has_any = _application_has_any(
-                self._tracer_provider, self._meter_provider
+                settings.tracer_provider, settings.meter_provider
             )
-            for signal, resolve in (("traces", self._trace), ("metrics", self._measure)):
-                if not self._asked_for[signal]:
+            for signal, wanted, resolve in (
+                ("traces", settings.traces, self._trace),
+                ("metrics", settings.metrics, self._measure),
+            ):
+                if not wanted:
                     continue
                 try:
                     resolve()
@@ -259,7 +222,7 @@ class OpenTelemetryExporter(TotalsExporter):
         from amorsize.exporters.opentelemetry.span_writer import SpanWriter
         from amorsize.workers.otel_context import make_tracers_picklable
 
-        provider: Any = self._tracer_provider or trace.get_tracer_provider()
+        provider: Any = self._settings.tracer_provider or trace.get_tracer_provider()
         is_missing = isinstance(provider, trace.ProxyTracerProvider)
         if _is_closed(provider) or (is_missing and self._may_make("TRACES")):
             from amorsize.exporters.opentelemetry.otlp import OwnTracing
@@ -271,8 +234,8 @@ class OpenTelemetryExporter(TotalsExporter):
         make_tracers_picklable()
         self._executions = ExecutionTraces(
             SpanWriter(provider, _SCOPE),
-            max_chunk_spans=self._max_chunk_spans,
-            capture=self._instrument_workers,
+            max_chunk_spans=self._settings.max_chunk_spans,
+            capture=self._settings.instrument_workers,
             new_sender=self.new_sender,
         )
 
@@ -281,7 +244,7 @@ class OpenTelemetryExporter(TotalsExporter):
 
         from amorsize.exporters.opentelemetry.instruments import instruments_of
 
-        provider: Any = self._meter_provider or otel_metrics.get_meter_provider()
+        provider: Any = self._settings.meter_provider or otel_metrics.get_meter_provider()
         is_missing = _is_meter_proxy(provider)
         if _is_closed(provider) or (is_missing and self._may_make("METRICS")):
             from amorsize.exporters.opentelemetry.otlp import OwnMetrics
@@ -335,14 +298,6 @@ def _require_package() -> None:
         import opentelemetry.trace  # noqa: F401
     except ImportError:
         raise MissingExtraError("The OpenTelemetry exporter", "opentelemetry-sdk", "otel") from None
-
-
-def _check_provider(name: str, provider: object, method: str) -> None:
-    if provider is not None and not callable(getattr(provider, method, None)):
-        raise InvalidTypeError(
-            f"{name} must be an OpenTelemetry provider, with a {method}(), or None; got "
-            f"{type(provider).__name__}"
-        )
 
 
 def _application_has_any(tracer_provider: Any, meter_provider: Any) -> bool:

@@ -1,20 +1,5 @@
-"""Prometheus: a page to scrape, a push, a text file.
+"""Prometheus: a page to scrape, a push, a text file."""
 
-The exporter is imported on first use: its parts are used by other exporters, too.
-"""
+from amorsize.exporters.prometheus.exporter import PrometheusExporter, enable_prometheus
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from amorsize.public_names import lazy_names as _lazy_names
-
-if TYPE_CHECKING:
-    from amorsize.exporters.prometheus.exporter import PrometheusExporter as PrometheusExporter
-    from amorsize.exporters.prometheus.exporter import enable_prometheus as enable_prometheus
-
-_EXPORTER = "amorsize.exporters.prometheus.exporter"
-_HOMES = {"PrometheusExporter": _EXPORTER, "enable_prometheus": _EXPORTER}
-
-__all__ = [*_HOMES]
-__getattr__, __dir__ = _lazy_names(globals(), _HOMES)
+__all__ = ["PrometheusExporter", "enable_prometheus"]

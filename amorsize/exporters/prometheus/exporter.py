@@ -12,33 +12,18 @@ where the application runs prometheus_client in its multiprocess mode.
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
-from amorsize.errors import ExporterError, InvalidTypeError, MissingExtraError
-from amorsize.exporters.base import enable_once, in_child_process
+from amorsize.errors import ExporterError, MissingExtraError
+from amorsize.exporters.base import in_child_process
+from amorsize.exporters.delivery import CANCELLED_SECONDS, Delivery, Interval
 from amorsize.exporters.prometheus.endpoint import METRICS_PATH, Endpoint, Receive, Scope, Send
-from amorsize.exporters.prometheus.listening import (
-    DEFAULT_ADDR,
-    Listener,
-    ListenSettings,
-    check_listen_settings,
-    listens,
-    refuse_settings_of_listening,
-    refuse_without,
-    resolve_port,
-)
+from amorsize.exporters.prometheus.listening import Listener
 from amorsize.exporters.prometheus.page import Page
-from amorsize.exporters.prometheus.push import (
-    Delivery,
-    Interval,
-    Pushgateway,
-    check_grouping,
-    check_interval,
-)
-from amorsize.exporters.prometheus.textfile import TextFile, checked_path
+from amorsize.exporters.prometheus.pushgateway import Pushgateway
+from amorsize.exporters.prometheus.settings import PrometheusSettings
+from amorsize.exporters.prometheus.textfile import TextFile
+from amorsize.exporters.settings import by_keywords, constructor, enable_with
 from amorsize.exporters.totals import TotalsExporter, status_of
 from amorsize.hooks import HookContext
 
@@ -46,42 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from _typeshed.wsgi import WSGIApplication
-    from prometheus_client import CollectorRegistry
-
-Path: TypeAlias = str | os.PathLike[str]
-
-_CANCELLED_SECONDS = 0.5
-"""How long the end of a cancelled run waits for what is delivered."""
-
-DEFAULT_INTERVAL = 15.0
-"""Seconds between two pushes, the interval at which Prometheus is mostly told to scrape."""
 
 
-def enable_prometheus(
-    port: int | None = None,
-    addr: str = DEFAULT_ADDR,
-    registry: CollectorRegistry | None = None,
-    *,
-    listen: bool | None = None,
-    certfile: Path | None = None,
-    keyfile: Path | None = None,
-    client_cafile: Path | None = None,
-    client_auth_required: bool | None = None,
-    user: str | None = None,
-    password: str | None = None,
-    file_sd: Path | None = None,
-    pushgateway: str | None = None,
-    job: str | None = None,
-    grouping_key: Mapping[str, str] | None = None,
-    push_interval: float | None = DEFAULT_INTERVAL,
-    pushgateway_user: str | None = None,
-    pushgateway_password: str | None = None,
-    pushgateway_token: str | None = None,
-    pushgateway_cafile: Path | None = None,
-    pushgateway_certfile: Path | None = None,
-    pushgateway_keyfile: Path | None = None,
-    textfile: Path | None = None,
-) -> PrometheusExporter:
+@by_keywords(PrometheusSettings)
+def enable_prometheus(settings: PrometheusSettings) -> PrometheusExporter:
     """Serve the metrics of every ``execute()`` on ``http://addr:port/metrics``, or push them.
 
     Args:
@@ -135,10 +88,7 @@ def enable_prometheus(
         >>> with amorsize.enable_prometheus(port=0) as exporter:
         ...     results = amorsize.execute(abs, [-1, 2])  # scrape exporter.url meanwhile
     """
-    settings = dict(locals())
-    if listens(port, listen, delivers=pushgateway is not None or textfile is not None):
-        settings |= {"port": resolve_port(port), "listen": True}
-    return enable_once(PrometheusExporter, settings, lambda: PrometheusExporter(**settings))
+    return enable_with(PrometheusExporter, settings)
 
 
 class PrometheusExporter(TotalsExporter):
@@ -154,81 +104,16 @@ class PrometheusExporter(TotalsExporter):
 
     name = "prometheus"
 
-    def __init__(
-        self,
-        port: int | None = None,
-        addr: str = DEFAULT_ADDR,
-        registry: CollectorRegistry | None = None,
-        *,
-        listen: bool | None = None,
-        certfile: Path | None = None,
-        keyfile: Path | None = None,
-        client_cafile: Path | None = None,
-        client_auth_required: bool | None = None,
-        user: str | None = None,
-        password: str | None = None,
-        file_sd: Path | None = None,
-        pushgateway: str | None = None,
-        job: str | None = None,
-        grouping_key: Mapping[str, str] | None = None,
-        push_interval: float | None = DEFAULT_INTERVAL,
-        pushgateway_user: str | None = None,
-        pushgateway_password: str | None = None,
-        pushgateway_token: str | None = None,
-        pushgateway_cafile: Path | None = None,
-        pushgateway_certfile: Path | None = None,
-        pushgateway_keyfile: Path | None = None,
-        textfile: Path | None = None,
-    ) -> None:
+    @constructor(PrometheusSettings)
+    def __init__(self, settings: PrometheusSettings) -> None:
         try:
-            import prometheus_client
+            import prometheus_client  # noqa: F401  # here, to say so where it is missing
         except ImportError:
             raise MissingExtraError(
                 "The Prometheus exporter", "prometheus-client", "prometheus"
             ) from None
-        if registry is not None and not isinstance(registry, prometheus_client.CollectorRegistry):
-            raise InvalidTypeError(
-                f"registry must be a prometheus_client.CollectorRegistry, or None; got {registry!r}"
-            )
-        # Everything is checked before anything is opened.
-        how_to_listen: dict[str, Any] = {
-            "addr": addr,
-            "certfile": certfile,
-            "keyfile": keyfile,
-            "client_cafile": client_cafile,
-            "client_auth_required": client_auth_required,
-            "user": user,
-            "password": password,
-            "file_sd": file_sd,
-        }
-        delivers = pushgateway is not None or textfile is not None
-        listen_settings = None
-        if listens(port, listen, delivers=delivers):
-            listen_settings = check_listen_settings(port=port, **how_to_listen)
-        else:
-            refuse_settings_of_listening(how_to_listen)
-        how_to_push: dict[str, Any] = {
-            "user": pushgateway_user,
-            "password": pushgateway_password,
-            "token": pushgateway_token,
-            "cafile": pushgateway_cafile,
-            "certfile": pushgateway_certfile,
-            "keyfile": pushgateway_keyfile,
-        }
-        gateway = None
-        if pushgateway is not None:
-            gateway = Pushgateway(pushgateway, job=job, grouping_key=grouping_key, **how_to_push)
-        else:
-            refuse_without("pushgateway", {f"pushgateway_{n}": v for n, v in how_to_push.items()})
-        if not delivers:
-            own = {"job": job, "grouping_key": grouping_key}
-            refuse_without("pushgateway or textfile", own)
-        labels = check_grouping(job, grouping_key)
-        path = None if textfile is None else checked_path(textfile)
-        interval_seconds = check_interval(push_interval)
-
         self._failed_scrapes = 0
-        self._page = Page(registry, self.snapshot, labels)
+        self._page = Page(settings.registry, self.snapshot, settings.group)
         self._listener: Listener | None = None
         self._interval: Interval | None = None
         self._deliveries: list[Delivery] = []
@@ -236,20 +121,27 @@ class PrometheusExporter(TotalsExporter):
         self.url = ""
         self._is_open = False
         if not in_child_process():
-            self._open(listen_settings)
+            self._open(settings)
         super().__init__()
         if not self.active:
             return
-        if gateway is not None:
-            self._deliveries.append(Delivery(self.new_sender, self._page.text, gateway.push))
-        if path is not None:
-            page = functools.partial(self._page.text, labelled=True)
-            self._deliveries.append(Delivery(self.new_sender, page, TextFile(path).write))
-        if self._deliveries and interval_seconds is not None:
-            self._interval = Interval(interval_seconds, lambda: bool(self._runs), self._deliver)
+        if settings.pushgateway is not None:
+            gateway = Pushgateway(settings)
+            self._deliveries.append(
+                Delivery(self.new_sender, lambda: self._deliver_to(gateway.push))
+            )
+        if settings.textfile_path is not None:
+            file = TextFile(settings.textfile_path)
+            self._deliveries.append(
+                Delivery(self.new_sender, lambda: self._deliver_to(file.write, labelled=True))
+            )
+        if self._deliveries and settings.push_interval is not None:
+            self._interval = Interval(
+                settings.push_interval, lambda: bool(self._runs), self._request_deliveries
+            )
 
-    def _open(self, settings: ListenSettings | None) -> None:
-        if settings is not None:
+    def _open(self, settings: PrometheusSettings) -> None:
+        if settings.listens:
             endpoint = Endpoint(
                 self._page.render, self._scrape_failed, credentials=settings.credentials
             )
@@ -294,7 +186,7 @@ class PrometheusExporter(TotalsExporter):
         Returns:
             Whether they arrived.
         """
-        self._deliver()
+        self._request_deliveries()
         return super().flush(timeout)
 
     def counts(self) -> tuple[int, int]:
@@ -309,9 +201,9 @@ class PrometheusExporter(TotalsExporter):
     def post_execute(self, context: HookContext) -> None:
         super().post_execute(context)
         if status_of(context) == "cancelled":
-            self.flush(_CANCELLED_SECONDS)  # SIGTERM may be about to end the process
+            self.flush(CANCELLED_SECONDS)  # SIGTERM may be about to end the process
         else:
-            self._deliver()
+            self._request_deliveries()
 
     def release(self) -> None:
         if self._interval is not None:
@@ -325,9 +217,14 @@ class PrometheusExporter(TotalsExporter):
         if self._listener is not None:
             self._listener.abandon()
 
-    def _deliver(self) -> None:
+    def _request_deliveries(self) -> None:
         for delivery in self._deliveries:
-            delivery.ask()
+            delivery.request()
+
+    def _deliver_to(self, destination: Callable[[bytes], None], *, labelled: bool = False) -> None:
+        page = self._page.text(labelled=labelled)
+        if page:  # an exporter that was closed meanwhile has none
+            destination(page)
 
     def _scrape_failed(self) -> None:
         self._failed_scrapes += 1

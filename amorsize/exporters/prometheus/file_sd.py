@@ -21,8 +21,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from amorsize.errors import InvalidTypeError
-from amorsize.exporters.prometheus.textfile import require_writable_directory, write_atomically
+from amorsize.exporters.prometheus.textfile import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -35,19 +34,6 @@ _PID = "__meta_amorsize_pid"
 _STARTED = "__meta_amorsize_started"
 _HOST = "__meta_amorsize_host"
 _PROGRAM = "__meta_amorsize_program"
-
-
-def checked_directory(directory: object) -> Path:
-    """Check a setting ``file_sd=`` before anything runs.
-
-    Raises:
-        InvalidTypeError, InvalidValueError: it is no directory, or none that can be written to.
-    """
-    if not isinstance(directory, str | os.PathLike) or isinstance(os.fspath(directory), bytes):
-        raise InvalidTypeError(f"file_sd must be the path of a directory; got {directory!r}")
-    path = Path(os.fspath(directory)).absolute()
-    require_writable_directory("file_sd", path)
-    return path
 
 
 class Entry:

@@ -193,30 +193,6 @@ class ScrapeServer(WSGIServer):
         self.shutdown_request(connection)
 
 
-def tls_context(
-    certfile: str, keyfile: str | None, client_cafile: str | None, *, client_required: bool
-) -> ssl.SSLContext:
-    """Make what encrypts connections, from files in PEM format.
-
-    Args:
-        certfile: the certificate, and those between it and its authority.
-        keyfile: its private key; None when it is in ``certfile``.
-        client_cafile: certificates of the authorities that sign clients' certificates; None to
-            ask clients for none.
-        client_required: whether a client without a certificate is turned away.
-
-    Raises:
-        OSError: a file cannot be read or understood (``ssl.SSLError`` is one).
-    """
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    # Without a password to try, an encrypted key would ask for one on the terminal, and wait.
-    context.load_cert_chain(certfile, keyfile, password=b"")
-    if client_cafile is not None:
-        context.load_verify_locations(client_cafile)
-        context.verify_mode = ssl.CERT_REQUIRED if client_required else ssl.CERT_OPTIONAL
-    return context
-
-
 class _Handler(WSGIRequestHandler):
     server: ScrapeServer
     timeout = STALL_SECONDS

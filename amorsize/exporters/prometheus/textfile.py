@@ -6,12 +6,6 @@ import os
 import tempfile
 from pathlib import Path
 
-from amorsize.errors import InvalidTypeError, InvalidValueError
-
-SUFFIX = ".prom"
-"""The node exporter reads files of this name alone."""
-
-
 _KEPT = b"amorsize_last_success_timestamp_seconds"
 
 
@@ -23,7 +17,7 @@ class TextFile:
     because today's job failed.
 
     Args:
-        path: as :func:`checked_path` returned it.
+        path: of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,37 +42,6 @@ class TextFile:
             header = b"# TYPE " + _KEPT + b" gauge\n"
             page = page.replace(header, header + b"".join(line + b"\n" for line in kept), 1)
         write_atomically(self._path, page)
-
-
-def checked_path(path: object) -> Path:
-    """Check a setting ``textfile=`` before anything runs.
-
-    Raises:
-        InvalidTypeError, InvalidValueError: it is no path, or nobody would read the file there,
-            or it cannot be written.
-    """
-    if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes):
-        raise InvalidTypeError(f"textfile must be the path of a file; got {path!r}")
-    file = Path(os.fspath(path)).absolute()
-    if file.suffix != SUFFIX:
-        raise InvalidValueError(
-            f"textfile must end in {SUFFIX}, the node exporter reads no other files; got "
-            f"'{path}'. Pass '{file.with_suffix(SUFFIX)}'?"
-        )
-    require_writable_directory("textfile", file.parent)
-    return file
-
-
-def require_writable_directory(setting: str, directory: Path) -> None:
-    """Refuse a directory that does not exist, or where this user may not write."""
-    if not directory.is_dir():
-        raise InvalidValueError(
-            f"{setting} must be in a directory that exists; '{directory}' is none. Create it first."
-        )
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise InvalidValueError(
-            f"{setting} must be in a directory that this user may write to; '{directory}' is not."
-        )
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -24,9 +24,10 @@ from amorsize.errors import (
     InvalidValueError,
     MissingExtraError,
 )
-from amorsize.exporters import metrics
+from amorsize.exporters import delivery, metrics
 from amorsize.exporters.base import close_all
 from amorsize.exporters.cloudwatch import exporter as module
+from amorsize.exporters.cloudwatch import settings
 from amorsize.exporters.cloudwatch.data import dimension_name
 from amorsize.exporters.cloudwatch.exporter import CloudWatchExporter
 from amorsize.exporters.metrics import METRICS, Kind
@@ -280,9 +281,9 @@ def test_it_is_sent_at_the_interval_while_a_run_is_in_progress(
     sends: Callable[..., CloudWatchExporter],
 ) -> None:
     """Gauges again and again, what grew once."""
-    monkeypatch.setattr(module, "_check_interval", lambda interval: 0.02)
-    monkeypatch.setitem(module.SENDER_BOUNDS, "linger_seconds", 0.0)
-    sends()
+    monkeypatch.setattr(settings, "check_interval", lambda *_: None)
+    monkeypatch.setitem(delivery.SENDER_BOUNDS, "linger_seconds", 0.0)
+    sends(interval=0.02)
     run = Run(manager)
     run.begin()
     run.complete_chunk(4)
@@ -309,7 +310,7 @@ def test_what_may_pass_is_tried_again_and_nothing_is_told_twice(
     tell(manager)
     for _ in range(3):
         assert client.asked.acquire(timeout=30)
-        exporter._sender.nudge()
+        exporter._senders[0].nudge()
     assert exporter.flush(30)
     assert client.total("ItemsProcessed") == 10
     assert exporter.counts() == (0, 3)
@@ -337,7 +338,7 @@ def test_a_refusal_is_counted(
     assert not exporter.flush(30)
     lost = exporter.counts()[0]
     assert lost >= 20
-    assert "RefusedError" in str(exporter._sender.stats().last_error)
+    assert "RefusedError" in str(exporter._senders[0].stats().last_error)
     tell(manager)
     assert exporter.flush(30)
     assert client.total("ItemsProcessed") == 10
@@ -352,7 +353,7 @@ def test_a_long_outage_costs_the_oldest_requests(
 ) -> None:
     """They are counted, and what is not lost arrives once."""
     monkeypatch.setattr(module, "WAITING_REQUESTS", 1)
-    monkeypatch.setitem(module.SENDER_BOUNDS, "attempts", 1)
+    monkeypatch.setitem(delivery.SENDER_BOUNDS, "attempts", 1)
     client.failures = [answer(500, "InternalServiceFault") for _ in range(4)]
     exporter = sends()
     for _ in range(4):
@@ -377,9 +378,9 @@ def test_runs_during_an_outage_ask_once(
     for _ in range(3):
         for _ in range(3):
             tell(manager)
-        exporter._sender.nudge()
+        exporter._senders[0].nudge()
         assert client.asked.acquire(timeout=30)
-    assert exporter._sender.stats().dropped == 0
+    assert exporter._senders[0].stats().dropped == 0
     assert exporter.flush(30)
     assert client.total("Executions") == 9
     assert "cannot keep up" not in caplog.text

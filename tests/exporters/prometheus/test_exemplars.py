@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 import amorsize
-from amorsize.exporters.prometheus.exemplars import current_trace
+from amorsize.exporters.exemplars import current_trace
 from amorsize.exporters.prometheus.exporter import PrometheusExporter
 from amorsize.hooks import HookManager
 

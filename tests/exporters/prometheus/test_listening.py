@@ -16,9 +16,10 @@ import psutil
 import pytest
 
 from amorsize.errors import InvalidTypeError, InvalidValueError, PortInUseError
-from amorsize.exporters.prometheus import ports
+from amorsize.exporters.prometheus import listening
 from amorsize.exporters.prometheus.exporter import PrometheusExporter
-from amorsize.exporters.prometheus.server import MAX_CONNECTIONS, ScrapeServer, tls_context
+from amorsize.exporters.prometheus.server import MAX_CONNECTIONS, ScrapeServer
+from amorsize.exporters.prometheus.settings import ListenSettings
 from amorsize.hooks import HookManager
 
 from ..certificates import Certificates
@@ -103,7 +104,7 @@ def test_a_client_that_stalls_in_the_handshake_is_cut_off(
 
 def test_a_client_that_drips_its_handshake_is_cut_off(certificates: Certificates) -> None:
     """The deadline is for the handshake and the request together."""
-    context = tls_context(str(certificates.server), None, None, client_required=False)
+    context = ListenSettings(certfile=certificates.server).tls
     server = ScrapeServer("127.0.0.1", 0, lambda *_: [], tls=context, request_seconds=0.2)
     server.start()
     try:
@@ -245,4 +246,4 @@ def test_where_the_system_does_not_tell_the_holder_is_another_program(
         raise psutil.AccessDenied
 
     monkeypatch.setattr(psutil, "net_connections", denied)
-    assert ports.holder_of(9464) == "another program"
+    assert listening.holder_of(9464) == "another program"

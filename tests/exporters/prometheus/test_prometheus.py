@@ -33,7 +33,7 @@ from amorsize.errors import (
 from amorsize.exporters import metrics
 from amorsize.exporters.base import close_all
 from amorsize.exporters.prometheus.exporter import PrometheusExporter, enable_prometheus
-from amorsize.exporters.prometheus.listening import PORT_VARIABLE
+from amorsize.exporters.prometheus.settings import PORT_VARIABLE
 from amorsize.hooks import HookContext, HookEvent, HookManager, get_default_manager
 
 from ..events import Run, Scrape, fetch

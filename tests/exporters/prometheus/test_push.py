@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from amorsize.errors import InvalidTypeError, InvalidValueError
+from amorsize.exporters.delivery import Delivery, Interval
 from amorsize.exporters.prometheus.exporter import PrometheusExporter
-from amorsize.exporters.prometheus.push import Delivery, Interval, Pushgateway
+from amorsize.exporters.prometheus.pushgateway import Pushgateway
+from amorsize.exporters.prometheus.settings import DeliverySettings
 from amorsize.exporters.prometheus.textfile import TextFile, write_atomically
 from amorsize.exporters.sender import RefusedError, Sender
 from amorsize.hooks import HookContext, HookEvent, HookManager
@@ -139,18 +141,25 @@ def test_credentials_are_sent_and_never_shown(gateway: Gateway, caplog: Any) -> 
     assert basic not in caplog.text
 
 
+def group(url: str, **settings: Any) -> Pushgateway:
+    return Pushgateway(DeliverySettings(pushgateway=url, job="nightly", **settings))
+
+
 def test_tls_and_a_client_certificate(certificates: Certificates) -> None:
     """The gateway is known by its authority, and knows the program by its certificate."""
     gateway = Gateway(tls=certificates.server_context(clients=True))
     try:
-        Pushgateway(
-            gateway.url, job="nightly", cafile=certificates.ca, certfile=certificates.client
-        ).push(b"# page\n")
+        both = group(
+            gateway.url,
+            pushgateway_cafile=certificates.ca,
+            pushgateway_certfile=certificates.client,
+        )
+        both.push(b"# page\n")
         assert gateway.requests[-1][2] == b"# page\n"
         with pytest.raises(OSError, match="certificate verify failed"):
-            Pushgateway(gateway.url, job="nightly").push(b"")
+            group(gateway.url).push(b"")
         with pytest.raises(OSError, match=r".") as refused:
-            Pushgateway(gateway.url, job="nightly", cafile=certificates.ca).push(b"")
+            group(gateway.url, pushgateway_cafile=certificates.ca).push(b"")
         assert not isinstance(refused.value, RefusedError)
         assert len(gateway.requests) == 1
     finally:
@@ -162,7 +171,7 @@ def test_a_redirection_is_not_followed(gateway: Gateway) -> None:
     other = Gateway(status=302, location=f"{gateway.url}/elsewhere")
     try:
         with pytest.raises(RefusedError, match="answered 302"):
-            Pushgateway(other.url, job="nightly", token=SECRET).push(b"")
+            group(other.url, pushgateway_token=SECRET).push(b"")
         assert gateway.requests == []
     finally:
         other.close()
@@ -173,7 +182,7 @@ def test_a_busy_gateway_is_asked_again(gateway: Gateway) -> None:
     for status, kind in ((503, ConnectionError), (429, ConnectionError), (400, RefusedError)):
         gateway.status = status
         with pytest.raises(kind, match=f"answered {status}"):
-            Pushgateway(gateway.url, job="nightly").push(b"")
+            group(gateway.url).push(b"")
 
 
 @pytest.fixture(params=["dead", "hanging", "refusing", "failing"])
@@ -379,14 +388,14 @@ def test_settings_of_a_wrong_type_are_refused(settings: dict[str, Any], message:
 
 def test_runs_that_end_during_an_outage_are_no_overflow() -> None:
     """One page waits, however often it is asked for between the attempts: it shows what is true."""
-    attempts, pages = threading.Semaphore(0), []
-    recovered = threading.Event()
+    attempts = threading.Semaphore(0)
+    recovered, arrived = threading.Event(), threading.Event()
 
-    def deliver(page: bytes) -> None:
+    def deliver() -> None:
         attempts.release()
         if not recovered.is_set():
             raise OSError("down")
-        pages.append(page)
+        arrived.set()
 
     senders: list[Sender[Any]] = []
 
@@ -396,14 +405,14 @@ def test_runs_that_end_during_an_outage_are_no_overflow() -> None:
         senders.append(sender)
         return sender
 
-    delivery = Delivery(new_sender, lambda: b"page", deliver)
+    delivery = Delivery(new_sender, deliver)
     for _ in range(20):
-        delivery.ask()
+        delivery.request()
         assert attempts.acquire(timeout=30)
         assert attempts.acquire(timeout=30)
     recovered.set()
     [sender] = senders
     assert sender.flush(30)
-    assert pages
+    assert arrived.is_set()
     assert sender.stats().dropped == 0
     sender.close()

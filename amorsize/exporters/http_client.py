@@ -1,0 +1,77 @@
+"""HTTP posts of exporters: bounded, without redirections, and clear about what is worth a retry."""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+
+from amorsize.exporters.sender import RefusedError
+
+TIMEOUT_SECONDS = 5.0
+"""An attempt may wait so long for the backend's next bytes."""
+
+_QUOTED_CHARACTERS = 200
+
+
+class HttpClient:
+    """Posts to one backend.
+
+    Args:
+        backend: its name, for messages.
+        context: TLS; None for what the system trusts.
+        timeout_seconds: how long an attempt may wait for the backend's next bytes.
+        quotes_answers: whether an error quotes what the backend answered. A backend that repeats
+            what was sent is not quoted.
+    """
+
+    def __init__(
+        self,
+        backend: str,
+        *,
+        context: ssl.SSLContext | None = None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        quotes_answers: bool = False,
+    ) -> None:
+        self._backend = backend
+        self._timeout_seconds = timeout_seconds
+        self._quotes_answers = quotes_answers
+        self._opener = urllib.request.build_opener(
+            urllib.request.HTTPSHandler(context=context), _NoRedirects
+        )
+
+    def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> None:
+        """Post once.
+
+        Raises:
+            RefusedError: the backend will not accept this later either.
+            OSError, http.client.HTTPException: this attempt failed.
+        """
+        request = urllib.request.Request(url, data=body, headers=dict(headers), method="POST")
+        try:
+            with self._opener.open(request, timeout=self._timeout_seconds) as response:
+                response.read(_QUOTED_CHARACTERS)
+        except urllib.error.HTTPError as error:
+            with error:
+                answered = f"{self._backend} answered {error.code}"
+                if error.code >= 500 or error.code in (408, 429):
+                    raise ConnectionError(answered) from None
+                why = f": {_quote(error)}" if self._quotes_answers else f" ({error.reason})"
+                raise RefusedError(f"{answered}{why}") from None
+
+
+def _quote(error: urllib.error.HTTPError) -> str:
+    try:
+        return error.read(_QUOTED_CHARACTERS).decode("utf-8", "replace").strip()
+    except (OSError, http.client.HTTPException):
+        return ""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Turns a redirection into an error: it would pass the credentials to somebody else."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        return None
