@@ -30,6 +30,7 @@ from amorsize.exporters.base import (
     in_child_process,
 )
 from amorsize.exporters.sender import describe_error
+from amorsize.exporters.settings import settings_class
 from amorsize.hooks import Hook, HookManager
 from amorsize.hooks.config import ExporterTables, handle_exporters, is_plain
 
@@ -71,10 +72,7 @@ def enable(name: str, **settings: Any) -> Exporter:
     """
     if not isinstance(name, str):
         raise InvalidTypeError(f"name must be the name of an exporter, a string; got {name!r}")
-    found = _find(name)
-    if found is None:
-        raise InvalidValueError(f"there is no exporter {name!r}; known are {_known()}")
-    return _enable(name, found, settings)
+    return _enable(name, _require(name), settings)
 
 
 def enable_named(names: str, origin: str) -> None:
@@ -123,14 +121,18 @@ def _enable_all(names: str, origin: str) -> None:
 
 
 def check_settings(name: str, settings: dict[str, Any], *, partial: bool = False) -> None:
-    """Raise what :func:`enable` would raise for a name or settings that it does not know.
+    """Raise what :func:`enable` would raise for a name or for settings that are wrong.
 
-    ``partial``: others may come to them.
+    Args:
+        name: the exporter's.
+        settings: checked by its settings class, where it has one; otherwise by their names alone.
+        partial: whether further settings follow; then their names alone are checked.
     """
-    found = _find(name)
-    if found is None:
-        raise InvalidValueError(f"there is no exporter {name!r}; known are {_known()}")
-    _require_settings(name, _load(name, found), settings, partial=partial)
+    target = _load(name, _require(name))
+    _require_settings(name, target, settings, partial=partial)
+    kind = settings_class(target)
+    if kind is not None and not partial:
+        kind(**settings)
 
 
 def enable_configured(tables: dict[str, dict[str, Any]], origin: str | None) -> None:
@@ -215,6 +217,13 @@ def _find(name: str) -> EntryPoint | None:
             "Uninstall all but one."
         )
     return next(iter(candidates.values()), None)
+
+
+def _require(name: str) -> EntryPoint:
+    found = _find(name)
+    if found is None:
+        raise InvalidValueError(f"there is no exporter {name!r}; known are {_known()}")
+    return found
 
 
 def _known() -> str:

@@ -293,6 +293,10 @@ MISTAKES = {
     "exporter": ('[exporters.promethus]\n', 1, "no exporter 'promethus'; known are cloudwatch"),
     "exporter's setting": ('[exporters.prometheus]\nport = 0\nprot = 1\n', 3,
                            "Its settings are: port, addr"),
+    "exporter's value": ('\n[exporters.prometheus]\nport = 99999\n', 2,
+                         "port must be from 0 to 65535, 0 for any free one; got 99999"),
+    "exporter's contradiction": ('[exporters.datadog]\nhost = "a"\nsocket_path = "/b"\n', 1,
+                                 "pass socket_path, or host and port, not both"),
     "exporter's table": ('[exporters]\nprometheus = 9\n', 2, "an exporter's settings are a table"),
 }  # fmt: skip
 
