@@ -9,32 +9,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TypeAlias
 
 from amorsize.exporters.metrics import Kind, Metric
-from amorsize.exporters.series import Exemplar, Histogram, Labels, Numbers, Series
+from amorsize.exporters.series import Histogram, Labels, Series
+from amorsize.workers.user_metrics import Histogram as UserHistogram
+from amorsize.workers.user_metrics import UserMetrics
 
 Change: TypeAlias = tuple[Metric, Labels, float]
 """A row, the values of its labels, and by how much it grew or what it is now."""
 
 
-class ObservingNumbers(Numbers):
-    """Numbers that also tell of every observation, one by one.
-
-    Args:
-        observed: called with the row, its labels and the value.
-    """
-
-    def __init__(self, observed: Callable[[Metric, Labels, float], object]) -> None:
-        super().__init__()
-        self._observed = observed
-
-    def observe(
-        self, metric: Metric, labels: Labels, value: float, exemplar: Exemplar | None = None
-    ) -> None:
-        super().observe(metric, labels, value, exemplar)
-        self._observed(metric, labels, value)
+def observed_histograms(shares: UserMetrics) -> Iterator[tuple[str, UserHistogram]]:
+    """Give the user's histograms that a chunk observed anything in, by name."""
+    for name, share in shares.items():
+        if share["kind"] == "histogram" and share["calls"]:
+            yield name, share
 
 
 class Changes:

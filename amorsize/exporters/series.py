@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from itertools import product
 from typing import NamedTuple, TypeAlias
 
-from amorsize.exporters import metrics
 from amorsize.exporters.metrics import CLOSED_LABELS, METRICS, Kind, Metric
 
 Labels: TypeAlias = tuple[str, ...]
@@ -115,34 +114,6 @@ class Numbers:
         for metric, histograms in self._histograms.items():
             series[metric] = {labels: each.copy() for labels, each in histograms.items()}
         return series
-
-
-LIVE_GAUGES = (
-    metrics.EXECUTIONS_IN_PROGRESS,
-    metrics.ITEMS_EXPECTED,
-    metrics.ITEMS_COMPLETED,
-    metrics.THROUGHPUT,
-    metrics.WORKERS,
-)
-"""Gauges that are sums over the executions in progress."""
-
-
-class LiveRun:
-    """An execution in progress, for the gauges."""
-
-    __slots__ = ("busy_seconds", "completed", "expected", "labels", "throughput", "workers")
-
-    def __init__(self, labels: Labels) -> None:
-        self.labels = labels
-        self.expected = 0
-        self.completed = 0
-        self.throughput = 0.0
-        self.workers = 0
-        self.busy_seconds: dict[int | None, float] = {}
-
-    def totals(self) -> tuple[float, ...]:
-        """What it contributes to each of ``LIVE_GAUGES``."""
-        return 1, self.expected, self.completed, self.throughput, self.workers
 
 
 def number(value: object) -> float | None:

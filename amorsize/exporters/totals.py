@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import threading
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any, Self
 from weakref import WeakSet
 
@@ -17,9 +18,35 @@ from amorsize.exporters import metrics
 from amorsize.exporters.base import Exporter, attached_to, exporter_stats
 from amorsize.exporters.exemplars import exemplar_of
 from amorsize.exporters.metrics import BoundedLabel, Metric, closed_label
-from amorsize.exporters.series import LIVE_GAUGES, Labels, LiveRun, Numbers, Series, number
+from amorsize.exporters.series import Labels, Numbers, Series, number
 from amorsize.exporters.user_totals import UserNumbers
 from amorsize.hooks import HookContext, HookManager
+from amorsize.workers.user_metrics import UserMetrics
+
+LIVE_GAUGES = (
+    metrics.EXECUTIONS_IN_PROGRESS,
+    metrics.ITEMS_EXPECTED,
+    metrics.ITEMS_COMPLETED,
+    metrics.THROUGHPUT,
+    metrics.WORKERS,
+)
+"""Gauges that are sums over the executions in progress."""
+
+
+@dataclass(slots=True)
+class LiveRun:
+    """An execution in progress, for the gauges."""
+
+    labels: Labels
+    expected: int = 0
+    completed: int = 0
+    throughput: float = 0.0
+    workers: int = 0
+    busy_seconds: dict[int | None, float] = field(default_factory=dict)
+
+    def totals(self) -> tuple[float, ...]:
+        """Return what it adds to each of ``LIVE_GAUGES``."""
+        return 1, self.expected, self.completed, self.throughput, self.workers
 
 
 class TotalsExporter(Exporter):
@@ -76,6 +103,7 @@ class TotalsExporter(Exporter):
         # Does the work of ON_PROGRESS too, which says nothing that this event does not.
         numbers = self._numbers
         chunk_seconds = number(context.chunk_time) or 0.0
+        queue_seconds = number(context.metadata.get("queue_time"))
         exemplar = exemplar_of(chunk_seconds, context)
         with self._lock:
             run = self._run_of(context)
@@ -83,13 +111,17 @@ class TotalsExporter(Exporter):
             self._add_user_numbers(labels, context)
             numbers.add(metrics.ITEMS_PROCESSED, labels, context.chunk_size or 0)
             numbers.observe(metrics.CHUNK_DURATION, labels, chunk_seconds, exemplar)
-            queue_seconds = number(context.metadata.get("queue_time"))
             if queue_seconds is not None:
                 numbers.observe(metrics.CHUNK_QUEUE, labels, queue_seconds)
             worker_id = context.worker_id
             if worker_id is not None:
                 numbers.add(metrics.WORKER_BUSY, labels, chunk_seconds)
                 run.busy_seconds[worker_id] = run.busy_seconds.get(worker_id, 0.0) + chunk_seconds
+        self._observed(metrics.CHUNK_DURATION, labels, chunk_seconds, context)
+        if queue_seconds is not None:
+            self._observed(metrics.CHUNK_QUEUE, labels, queue_seconds, context)
+        if "user_metrics" in context.metadata:
+            self._user_observed(context.metadata["user_metrics"], labels)
 
     def on_error(self, context: HookContext) -> None:
         name = None if context.error is None else type(context.error).__name__
@@ -99,6 +131,8 @@ class TotalsExporter(Exporter):
             self._numbers.add(metrics.ERRORS, (*labels, self._error_label(name)), 1)
             self._numbers.add(metrics.ITEMS_FAILED, labels, failed_items)
             self._add_user_numbers(labels, context)
+        if "user_metrics" in context.metadata:
+            self._user_observed(context.metadata["user_metrics"], labels)
 
     def on_worker_end(self, context: HookContext) -> None:
         with self._lock:
@@ -115,6 +149,7 @@ class TotalsExporter(Exporter):
         metadata, numbers = context.metadata, self._numbers
         status = status_of(context)
         duration_seconds = number(context.elapsed_time) or 0.0
+        planning_seconds = number(metadata.get("planning_time"))
         exemplar = exemplar_of(duration_seconds, context)
         with self._lock:
             run = self._run_of(context)
@@ -123,7 +158,6 @@ class TotalsExporter(Exporter):
             labels = (*run.labels, status)
             numbers.add(metrics.EXECUTIONS, labels, 1)
             numbers.observe(metrics.EXECUTION_DURATION, labels, duration_seconds, exemplar)
-            planning_seconds = number(metadata.get("planning_time"))
             if planning_seconds is not None:
                 numbers.observe(metrics.PLANNING_DURATION, function, planning_seconds)
             speedup = number(metadata.get("measured_speedup"))
@@ -134,6 +168,15 @@ class TotalsExporter(Exporter):
                 numbers.set(metrics.LAST_SUCCESS, function, context.timestamp)
             numbers.set(metrics.LAST_DURATION, function, duration_seconds)
             numbers.set(metrics.LAST_ITEMS, function, run.completed)
+        self._observed(metrics.EXECUTION_DURATION, labels, duration_seconds, context)
+        if planning_seconds is not None:
+            self._observed(metrics.PLANNING_DURATION, function, planning_seconds, context)
+
+    def _observed(self, metric: Metric, labels: Labels, value: float, context: HookContext) -> None:
+        """A duration was added to its histogram. Override it to send single observations."""
+
+    def _user_observed(self, shares: UserMetrics, labels: Labels) -> None:
+        """A chunk's own numbers were added to the totals. Override it likewise."""
 
     def snapshot(self) -> Series:
         """Read every series at this moment; empty once the exporter is closed."""
@@ -159,11 +202,6 @@ class TotalsExporter(Exporter):
         dropped = context.metadata.get("user_metrics_dropped")
         if dropped is not None:
             self._numbers.add(metrics.USER_METRICS_DROPPED, labels, dropped)
-
-    def _labels(self, context: HookContext) -> Labels:
-        """Return function and executor of an execution in progress, as labels."""
-        with self._lock:
-            return self._run_of(context).labels
 
     def _user_rows(self) -> list[Metric]:
         """List the rows of the user's own numbers so far."""

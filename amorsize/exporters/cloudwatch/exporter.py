@@ -17,17 +17,18 @@ from typing import Any
 
 from amorsize.errors import InvalidValueError, MissingExtraError
 from amorsize.exporters.base import in_child_process
-from amorsize.exporters.changes import ObservingNumbers
+from amorsize.exporters.changes import observed_histograms
 from amorsize.exporters.cloudwatch import emf as embedded
 from amorsize.exporters.cloudwatch.data import Collector, requests
 from amorsize.exporters.cloudwatch.settings import CloudWatchSettings
 from amorsize.exporters.delivery import CANCELLED_SECONDS, Delivery, Interval
-from amorsize.exporters.metrics import LAST_ACTIVITY
+from amorsize.exporters.metrics import LAST_ACTIVITY, Metric
 from amorsize.exporters.sender import RefusedError
-from amorsize.exporters.series import Series
+from amorsize.exporters.series import Labels, Series
 from amorsize.exporters.settings import by_keywords, constructor, enable_with
 from amorsize.exporters.totals import TotalsExporter, status_of
 from amorsize.hooks import HookContext
+from amorsize.workers.user_metrics import UserMetrics
 
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 5.0
@@ -96,7 +97,6 @@ class CloudWatchExporter(TotalsExporter):
         if self._owns_client:
             self._client = _new_client(settings.region)
         super().__init__()
-        self._numbers = ObservingNumbers(self._collector.observe)
         self._all_gauges = False
         self._waiting: deque[tuple[Any, int]] = deque()
         self._lost = 0
@@ -110,18 +110,10 @@ class CloudWatchExporter(TotalsExporter):
         super().pre_execute(context)
         self._interval.wake()
 
-    def on_chunk_complete(self, context: HookContext) -> None:
-        super().on_chunk_complete(context)
-        self._add_shares(context)
-
-    def on_error(self, context: HookContext) -> None:
-        super().on_error(context)
-        self._add_shares(context)
-
     def post_execute(self, context: HookContext) -> None:
         super().post_execute(context)
         if status_of(context) == "cancelled":
-            self.flush(CANCELLED_SECONDS)  # SIGTERM may be about to end the process
+            self.flush(CANCELLED_SECONDS)
         elif self._emf is not False and not self._is_stuck:
             self._is_stuck = not self.flush(_END_SECONDS)
         else:
@@ -152,15 +144,14 @@ class CloudWatchExporter(TotalsExporter):
     def _state(self) -> str:
         return self._namespace if self.active else super()._state()
 
-    def _add_shares(self, context: HookContext) -> None:
-        shares = context.metadata.get("user_metrics")
-        if shares is None:
-            return
+    def _observed(self, metric: Metric, labels: Labels, value: float, context: HookContext) -> None:
         with self._lock:
-            labels = self._run_of(context).labels
-            for name, share in shares.items():
-                if share["kind"] == "histogram" and share["calls"]:
-                    self._collector.add_share(name, labels, share)
+            self._collector.observe(metric, labels, value)
+
+    def _user_observed(self, shares: UserMetrics, labels: Labels) -> None:
+        with self._lock:
+            for name, share in observed_histograms(shares):
+                self._collector.add_share(name, labels, share)
 
     def _renew(self) -> None:
         self._all_gauges = True

@@ -105,7 +105,7 @@ def cut(text: str, room: int, size: Callable[[str], int] = len, *, keep_end: boo
     return (text[-low:] if keep_end else text[:low]) if low else ""
 
 
-class Storyteller:
+class EventBuilder:
     """Makes the events of an execution. Tell it of all its contexts, one at a time.
 
     Args:
@@ -116,7 +116,7 @@ class Storyteller:
 
     def __init__(self, kinds: Sequence[str], tags: Sequence[str], *, most: int = 10) -> None:
         self._kinds = frozenset(kinds)
-        self._tags = tuple(tags)
+        self.tags = tuple(tags)
         self._most = most
         self._failures = 0
         self._failed_items = 0
@@ -200,7 +200,7 @@ class Storyteller:
             .replace("%%%", "%%"),
             alert_type=alert_type,
             aggregation_key=str(metadata.get("execution_id")),
-            tags=self._tags,
+            tags=self.tags,
             timestamp=int(context.timestamp),
         )
 

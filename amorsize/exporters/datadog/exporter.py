@@ -3,7 +3,7 @@
 ::
 
     hooks ─┬─> TotalsExporter ── observations ──┐
-           └─> Storyteller ── events, checks ───┴─> Sender's thread ─┬─> Datagrams ──> agent
+           └─> EventBuilder ── events, checks ───┴─> Sender's thread ─┬─> Datagrams ──> agent
                                  snapshot(): counts, gauges ─────────┤
                                                                      └─> Api (events, checks)
 """
@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from amorsize.errors import MissingExtraError
 from amorsize.exporters.base import in_child_process
-from amorsize.exporters.changes import Changes, ObservingNumbers
+from amorsize.exporters.changes import Changes, observed_histograms
 from amorsize.exporters.datadog.api import Api
 from amorsize.exporters.datadog.datagrams import Datagrams
 from amorsize.exporters.datadog.events import (
     CHECK,
     Check,
     Event,
-    Storyteller,
+    EventBuilder,
     cut,
     datagram_size,
     make_check,
@@ -44,6 +44,7 @@ from amorsize.exporters.settings import by_keywords, constructor, enable_with
 from amorsize.exporters.totals import TotalsExporter, status_of
 from amorsize.exporters.user_totals import DOTTED_NAMESPACE
 from amorsize.hooks import HookContext
+from amorsize.workers.user_metrics import UserMetrics
 
 if TYPE_CHECKING:
     from datadog.dogstatsd.base import DogStatsd
@@ -140,7 +141,7 @@ class DatadogExporter(TotalsExporter):
         self._tags = tags
         super().__init__()
         self._changes = Changes()
-        self._stories: dict[Any, Storyteller] = {}
+        self._stories: dict[Any, EventBuilder] = {}
         self._batch: object = None  # what the datagrams that wait were written for
         self._dropped = 0
         self._sender: Sender[Any]
@@ -148,7 +149,6 @@ class DatadogExporter(TotalsExporter):
         if self._api is not None:
             self._sender = self.new_sender(self._api.send, batch_items=1)
         else:
-            self._numbers = ObservingNumbers(self._observed)
             # An agent's restart takes a while. A client of the caller's does not say what it sent.
             attempts = 20 if self._client is None else 1
             self._sender = self.new_sender(
@@ -163,13 +163,8 @@ class DatadogExporter(TotalsExporter):
             self._interval.wake()
             self._sender.put(_Wake())
 
-    def on_chunk_complete(self, context: HookContext) -> None:
-        super().on_chunk_complete(context)
-        self._tell_shares(context)
-
     def on_error(self, context: HookContext) -> None:
         super().on_error(context)
-        self._tell_shares(context)
         self._tell(self._story(context).failed(context))
 
     def on_worker_start(self, context: HookContext) -> None:
@@ -183,9 +178,9 @@ class DatadogExporter(TotalsExporter):
         self._stories.pop(context.metadata.get("execution_id"), None)
         self._tell(story.ended(context, status))
         if self._checks:
-            self._tell(make_check(context, status, self._run_tags(context)))
+            self._tell(make_check(context, status, story.tags))
         if status == "cancelled":
-            self.flush(CANCELLED_SECONDS)  # SIGTERM may be about to end the process
+            self.flush(CANCELLED_SECONDS)
 
     def flush(self, timeout: float = 1.0) -> bool:
         """Send the present numbers, and what waits, within ``timeout`` seconds.
@@ -227,28 +222,25 @@ class DatadogExporter(TotalsExporter):
         if message is not None:
             self._sender.put(message)
 
-    def _observed(self, metric: Metric, labels: Labels, value: float) -> None:
-        self._sender.put((metric, labels, value))
+    def _observed(self, metric: Metric, labels: Labels, value: float, context: HookContext) -> None:
+        if self._api is None:
+            self._sender.put((metric, labels, value))
 
-    def _tell_shares(self, context: HookContext) -> None:
-        """Tell a chunk's own histograms; counters and gauges are among the totals."""
-        shares = context.metadata.get("user_metrics")
-        if shares is None or self._api is not None:
-            return
-        for name, share in shares.items():
-            if share["kind"] == "histogram" and share["calls"]:
-                self._sender.put(_Share(name, self._run_tags(context), share))
+    def _user_observed(self, shares: UserMetrics, labels: Labels) -> None:
+        if self._api is None:  # counters and gauges are among the totals
+            for name, share in observed_histograms(shares):
+                self._sender.put(_Share(name, self._run_tags(labels), share))
 
-    def _run_tags(self, context: HookContext) -> list[str]:
-        function = self._function_label(context.metadata.get("function"))
-        executor = closed_label("executor", context.metadata.get("executor_type"))
-        return [*_label_tags(("function", "executor"), (function, executor)), *self._tags]
+    def _run_tags(self, labels: Labels) -> list[str]:
+        return [*_label_tags(("function", "executor"), labels), *self._tags]
 
-    def _story(self, context: HookContext) -> Storyteller:
+    def _story(self, context: HookContext) -> EventBuilder:
         execution_id = context.metadata.get("execution_id")
         story = self._stories.get(execution_id)
         if story is None:
-            story = Storyteller(self._kinds, self._run_tags(context))
+            function = self._function_label(context.metadata.get("function"))
+            executor = closed_label("executor", context.metadata.get("executor_type"))
+            story = EventBuilder(self._kinds, self._run_tags((function, executor)))
             self._stories[execution_id] = story
         return story
 

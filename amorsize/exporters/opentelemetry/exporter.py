@@ -20,20 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 from amorsize import __version__
 from amorsize.errors import AmorsizeError, MissingExtraError
-from amorsize.exporters import metrics
 from amorsize.exporters.base import close_before_others_at_exit
+from amorsize.exporters.metrics import Metric
 from amorsize.exporters.opentelemetry.settings import OpenTelemetrySettings
 from amorsize.exporters.sender import describe_error
-from amorsize.exporters.series import number
+from amorsize.exporters.series import Labels
 from amorsize.exporters.settings import by_keywords, constructor, enable_with
 from amorsize.exporters.totals import TotalsExporter, status_of
 from amorsize.hooks import HookContext
 from amorsize.workers import trace_link
 from amorsize.workers.trace_link import TraceLink
+from amorsize.workers.user_metrics import UserMetrics
 
 if TYPE_CHECKING:
-    from opentelemetry.context import Context
-
     from amorsize.exporters.opentelemetry.execution_traces import ExecutionTraces
     from amorsize.exporters.opentelemetry.instruments import Instruments
     from amorsize.exporters.opentelemetry.otlp import OwnMetrics, OwnTracing
@@ -144,20 +143,11 @@ class OpenTelemetryExporter(TotalsExporter):
 
     def on_chunk_complete(self, context: HookContext) -> None:
         super().on_chunk_complete(context)
-        if self._instruments is not None:
-            labels, around = self._labels(context), self._around(context)
-            record = self._instruments.record
-            record(metrics.CHUNK_DURATION, labels, number(context.chunk_time) or 0.0, around)
-            waited = number(context.metadata.get("queue_time"))
-            if waited is not None:
-                record(metrics.CHUNK_QUEUE, labels, waited, around)
-        self._follow_user_rows(context)
         if self._executions is not None:
             self._executions.chunk_completed(context)
 
     def on_error(self, context: HookContext) -> None:
         super().on_error(context)
-        self._follow_user_rows(context)
         if self._executions is not None:
             self._executions.failed(context)
 
@@ -167,25 +157,18 @@ class OpenTelemetryExporter(TotalsExporter):
             self._executions.worker_ended(context)
 
     def post_execute(self, context: HookContext) -> None:
-        status = status_of(context)
-        labels = (*self._labels(context), status)
         super().post_execute(context)
-        if self._instruments is not None:
-            around = self._around(context)
-            seconds = number(context.elapsed_time) or 0.0
-            self._instruments.record(metrics.EXECUTION_DURATION, labels, seconds, around)
-            planned = number(context.metadata.get("planning_time"))
-            if planned is not None:
-                self._instruments.record(metrics.PLANNING_DURATION, labels[:1], planned, around)
         if self._executions is not None:
-            self._executions.ended(context, status)
+            self._executions.ended(context, status_of(context))
 
-    def _follow_user_rows(self, context: HookContext) -> None:
-        if self._instruments is not None and "user_metrics" in context.metadata:
+    def _observed(self, metric: Metric, labels: Labels, value: float, context: HookContext) -> None:
+        if self._instruments is not None:
+            around = None if self._executions is None else self._executions.around(context)
+            self._instruments.record(metric, labels, value, around)
+
+    def _user_observed(self, shares: UserMetrics, labels: Labels) -> None:
+        if self._instruments is not None:
             self._instruments.follow(self._user_rows())
-
-    def _around(self, context: HookContext) -> Context | None:
-        return None if self._executions is None else self._executions.around(context)
 
     # --- providers ----
 

@@ -17,8 +17,9 @@ from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 from amorsize.exporters import metrics, series
 from amorsize.exporters.metrics import ATTRIBUTES, METRICS, Kind, Metric
 from amorsize.exporters.series import Labels, Series
+from amorsize.exporters.totals import LIVE_GAUGES
 
-_ADDITIVE = {*series.LIVE_GAUGES} - {metrics.THROUGHPUT}
+_ADDITIVE = {*LIVE_GAUGES} - {metrics.THROUGHPUT}
 
 
 _MADE = "amorsize_instruments"

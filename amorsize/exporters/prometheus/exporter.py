@@ -201,7 +201,7 @@ class PrometheusExporter(TotalsExporter):
     def post_execute(self, context: HookContext) -> None:
         super().post_execute(context)
         if status_of(context) == "cancelled":
-            self.flush(CANCELLED_SECONDS)  # SIGTERM may be about to end the process
+            self.flush(CANCELLED_SECONDS)
         else:
             self._request_deliveries()
 

@@ -27,8 +27,7 @@ from amorsize.exporters import metrics, series
 from amorsize.exporters.metrics import ATTRIBUTES, METRICS, Kind, Metric
 from amorsize.exporters.opentelemetry.exporter import OpenTelemetryExporter
 from amorsize.exporters.opentelemetry.instruments import Instruments, attributes_of
-from amorsize.exporters.series import LIVE_GAUGES
-from amorsize.exporters.totals import TotalsExporter
+from amorsize.exporters.totals import LIVE_GAUGES, TotalsExporter
 from amorsize.hooks import HookManager
 from amorsize.testing import RecordingHook
 from amorsize.workers import user_metrics
