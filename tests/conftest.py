@@ -5,14 +5,43 @@ from __future__ import annotations
 # Before any test makes a provider of OpenTelemetry: in a forked child its handler takes a lock that
 # this module renews, and handlers run in the order in which they were registered.
 import concurrent.futures.thread  # noqa: F401
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
+import hypothesis
 import pytest
 from modes import MODES, Engines, Mode
 
 from amorsize import HookManager, get_default_manager, shutdown
 from amorsize.testing import RecordingHook
 from amorsize.workers import user_metrics
+
+hypothesis.settings.register_profile(
+    "amorsize",
+    deadline=None,  # processes start in some examples, and other programs have the cores, too
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("amorsize")
+
+LONGEST = ("test_benchmarks.py", "test_benchmarks_choice.py", "e2e", "faults")
+"""Folders and files of tests that begin first, so that none is waited for alone at the end."""
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Folders are run by several processes, tests that are named by file in this one.
+
+    Two processes a core: tests wait for more than half of their time.
+    """
+    if any(Path(argument.partition("::")[0]).is_file() for argument in config.args):
+        return 0
+    return min(2 * (os.cpu_count() or 1), 8)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest begin first."""
+    here = Path(__file__).parent
+    items.sort(key=lambda item: item.path.relative_to(here).parts[0] not in LONGEST)
 
 
 @pytest.fixture(scope="module")

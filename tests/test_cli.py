@@ -16,18 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE
 
 import amorsize
 from amorsize import cli
 
 COMMAND = [sys.executable, "-m", "amorsize"]
-SECONDS = 60
 
 
 def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=SECONDS, **options
-    )
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, **options)
 
 
 @contextmanager
@@ -36,7 +34,7 @@ def started(*command: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    timer = threading.Timer(SECONDS, process.kill)
+    timer = threading.Timer(PATIENCE, process.kill)
     timer.start()
     try:
         with process:
@@ -61,7 +59,7 @@ def read_until(process: subprocess.Popen[str], pattern: str) -> re.Match[str]:
 
 
 def scrape(port: int) -> str:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     try:
         connection.request("GET", "/metrics")
         return connection.getresponse().read().decode()
@@ -79,7 +77,7 @@ def test_version():
 def test_the_installed_command_is_the_module():
     """Both ways to start it call ``main``."""
     command = Path(sys.executable).with_name("amorsize")
-    done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run([command, "--version"], capture_output=True, text=True)
     assert done.stdout == f"amorsize {amorsize.__version__}\n"
 
 
@@ -91,9 +89,7 @@ def test_version_and_help_import_no_sdk():
         "except SystemExit: pass\n"
         "print({'psutil', 'prometheus_client', 'tqdm', 'multiprocessing'} & sys.modules.keys())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("\nset()\n")
 
 
@@ -152,9 +148,7 @@ def test_a_missing_package_is_one_line():
         "import sys; sys.modules['prometheus_client'] = None; from amorsize.cli import main\n"
         "sys.exit(main(['demo', '--quick', '--port', '0']))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
     assert "prometheus-client" in line
@@ -172,7 +166,7 @@ def test_demo_serves_what_it_reports_until_ctrl_c(tmp_path):
         text = scrape(port)
         summary = json.loads(path.read_text())
         os.killpg(demo.pid, signal.SIGINT)  # as a terminal does, the worker processes included
-        _, errors = demo.communicate(timeout=SECONDS)
+        _, errors = demo.communicate()
     assert demo.returncode == 0
     assert "Traceback" not in errors
     with socket.create_server(("127.0.0.1", port)):
@@ -208,7 +202,7 @@ def test_demo_goes_on_forever_with_failures_until_sigterm():
         )
         assert sum(map(float, failures)) == int(failed)
         demo.send_signal(signal.SIGTERM)
-        printed, _ = demo.communicate(timeout=SECONDS)
+        printed, _ = demo.communicate()
     assert demo.returncode == 0
     assert printed.endswith("\nStopped.\n")
 
@@ -218,7 +212,7 @@ def test_ctrl_c_at_work_ends_it_with_130():
     with started(*COMMAND, "demo", "--port", "0") as demo:
         read_until(demo, "Metrics while it runs")
         os.killpg(demo.pid, signal.SIGINT)
-        _, errors = demo.communicate(timeout=SECONDS)
+        _, errors = demo.communicate()
     assert demo.returncode == 130
     assert "Traceback" not in errors
     assert errors.splitlines()[-1] == "amorsize: stopped before the work was done"
@@ -232,6 +226,6 @@ def test_a_reader_that_goes_away_ends_it_without_a_traceback():
         demo.stdout.close()
         assert demo.stderr is not None
         errors = demo.stderr.read()
-        assert demo.wait(timeout=SECONDS) == 141
+        assert demo.wait(timeout=PATIENCE) == 141
     assert "Traceback" not in errors
     assert "Exception ignored" not in errors

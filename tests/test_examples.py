@@ -19,7 +19,6 @@ def demonstrations():
         [sys.executable, "-W", "error", EXAMPLES / "hooks_demo.py"],
         capture_output=True,
         text=True,
-        timeout=60,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -103,7 +102,6 @@ def test_dask_cluster():
         [sys.executable, "-W", "error", EXAMPLES / "dask_cluster.py"],
         capture_output=True,
         text=True,
-        timeout=100,
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

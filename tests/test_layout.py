@@ -275,7 +275,7 @@ def loaded_after(statements: str) -> set[str]:
     """
     script = f"{statements}\nimport json, sys\nprint(json.dumps([*sys.modules]))"
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     return set(json.loads(done.stdout)) - {*PACKAGES} - {"amorsize", "amorsize.public_names"}
 

@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from waiting import PATIENCE
 
 import amorsize
 from amorsize import HookEvent, HookManager, OptimizationResult
 from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.testing import RecordingHook, assert_contract
-
-PATIENCE_SECONDS = 30.0
 
 
 def drivers() -> list[threading.Thread]:
@@ -33,17 +32,17 @@ def _no_thread_is_left() -> Iterator[None]:
     """Whatever a test does, its run's driver has ended."""
     yield
     for thread in drivers():
-        thread.join(PATIENCE_SECONDS)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
 
 
 def status(recorder: RecordingHook) -> str:
-    ended = recorder.wait_for(HookEvent.POST_EXECUTE, PATIENCE_SECONDS)
+    ended = recorder.wait_for(HookEvent.POST_EXECUTE, PATIENCE)
     return str(ended.metadata["status"])
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
+    async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.001)
 
@@ -153,9 +152,7 @@ def test_the_event_loop_stays_free_while_the_function_blocks() -> None:
     async def main() -> list[bool]:
         free = threading.Event()
         asyncio.get_running_loop().call_later(0.01, free.set)
-        return await amorsize.aexecute(
-            lambda _: free.wait(PATIENCE_SECONDS), [0], executor="serial"
-        )
+        return await amorsize.aexecute(lambda _: free.wait(PATIENCE), [0], executor="serial")
 
     assert asyncio.run(main()) == [True]
 
@@ -165,7 +162,7 @@ def test_runs_go_on_beside_each_other() -> None:
     barrier = threading.Barrier(2)
 
     def meet(item: int) -> int:
-        barrier.wait(PATIENCE_SECONDS)
+        barrier.wait(PATIENCE)
         return item
 
     async def collect() -> list[int]:
@@ -330,7 +327,7 @@ def test_what_cannot_be_stopped_does_not_hold_the_cancellation(
     def blocking() -> Iterator[int]:
         yield 1
         blocked.set()
-        release.wait(PATIENCE_SECONDS)
+        release.wait(PATIENCE)
 
     async def main() -> None:
         run = asyncio.create_task(
@@ -380,6 +377,6 @@ def test_a_signal_tells_the_end_of_the_run(signum: signal.Signals) -> None:
     assert program.stdout is not None
     assert program.stdout.readline() == "begun\n"
     program.send_signal(signum)
-    rest, _ = program.communicate(timeout=PATIENCE_SECONDS)
+    rest, _ = program.communicate()
     assert rest.splitlines()[-1] == "cancelled"
     assert program.returncode in (-signum, 128 + signum)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from modes import FOREIGN_MODES, MODES, Engines, Mode
+from waiting import PATIENCE
 
 import amorsize
 from amorsize import HookContext, HookEvent, HookManager
@@ -214,7 +215,7 @@ def test_a_start_is_told_while_the_first_chunk_still_runs(
         return x
 
     def open_gate() -> None:
-        recorder.wait_for(HookEvent.ON_WORKER_START, timeout=30)
+        recorder.wait_for(HookEvent.ON_WORKER_START, timeout=PATIENCE)
         if gate is not None:
             gate.touch()
 
@@ -454,8 +455,8 @@ def test_events_of_a_stream_flow_while_the_consumer_sleeps(
         square, range(4), executor=mode.executor, n_jobs=1, chunksize=1, hooks=hooks
     )
     assert next(stream) == 0
-    recorder.wait_for(HookEvent.ON_CHUNK_COMPLETE, timeout=30, count=4)
-    recorder.wait_for(HookEvent.POST_EXECUTE, timeout=30)
+    recorder.wait_for(HookEvent.ON_CHUNK_COMPLETE, timeout=PATIENCE, count=4)
+    recorder.wait_for(HookEvent.POST_EXECUTE, timeout=PATIENCE)
     assert list(stream) == [1, 4, 9]
     assert_contract(recorder.contexts)
 
@@ -478,7 +479,7 @@ def test_leaving_a_stream_half_way_cancels_its_run(
     else:
         del stream
         gc.collect()
-    post = recorder.wait_for(HookEvent.POST_EXECUTE, timeout=30)
+    post = recorder.wait_for(HookEvent.POST_EXECUTE, timeout=PATIENCE)
     assert post.metadata["status"] == "cancelled"
     assert post.items_completed < 1000
     assert_contract(recorder.contexts)

@@ -67,7 +67,6 @@ def python(*arguments: str, cwd: Path, script: str | None = None) -> str:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -133,7 +132,6 @@ print(amorsize.execute(look, [0], executor="process", n_jobs=64))
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
         check=True,
     )
     assert done.stdout == "[['1', '7']]\n"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from dask_cluster import DaskCluster
+from waiting import PATIENCE
 
 from amorsize.demo import cluster
 from amorsize.demo.cluster import connected
@@ -19,7 +20,6 @@ from amorsize.demo.sources import Sources, find_sources
 from amorsize.demo.stages import fetch
 from amorsize.errors import AmorsizeError
 
-SECONDS = 100.0
 THREADS = 4
 """Of each worker, as in the compose file."""
 
@@ -53,14 +53,13 @@ def address_of(running: DaskCluster) -> str:
 def test_all_stages_run_on_the_cluster(address: str, tmp_path: Path) -> None:
     """The files are read there, the service is reached from there, and every result is right."""
     with connected(address, __file__) as before:
-        before.client.wait_for_workers(2, timeout=SECONDS)
+        before.client.wait_for_workers(2, timeout=PATIENCE)
     summary = tmp_path / "summary.json"
     command = [sys.executable, "-m", "amorsize", "demo", "--quick", "--port", "0"]
     done = subprocess.run(
         [*command, "--dask", address, "--json", str(summary)],
         capture_output=True,
         text=True,
-        timeout=SECONDS,
     )
     assert done.returncode == 0, done.stderr
     stages = json.loads(summary.read_text())["stages"]

@@ -9,6 +9,7 @@ import time
 import urllib.parse
 
 import pytest
+from waiting import PATIENCE
 
 from amorsize.demo.service import FactsService
 from amorsize.demo.sources import find_sources
@@ -121,7 +122,7 @@ def test_the_service_takes_its_time(tmp_path):
 def test_the_service_answers_many_at_once(tmp_path):
     """A hundred askers wait together, none for another."""
     (tmp_path / "one.py").write_text("")
-    everybody = threading.Barrier(100, timeout=30)
+    everybody = threading.Barrier(100, timeout=PATIENCE)
     answers: list[Answer] = []
 
     def ask(url: str) -> None:

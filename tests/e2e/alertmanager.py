@@ -9,9 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from ports import free_port
+
 from stack import servers, settings
 
-from .backends import free_port, require_program
+from .backends import require_program
 
 
 class Webhook:

@@ -8,31 +8,22 @@ import shutil
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
+from ports import free_port
+from waiting import PATIENCE, poll
 
 from stack import servers, settings
-from stack.ports import free_port
-from stack.processes import START_SECONDS
 
 __all__ = [
-    "SCRAPE_SECONDS",
-    "START_SECONDS",
     "PrometheusApi",
     "PrometheusServer",
-    "free_port",
-    "poll",
     "require_binary",
     "require_program",
 ]
-
-SCRAPE_SECONDS = 30.0
-_POLL_SECONDS = 0.05
-
-T = TypeVar("T")
 
 
 def require_binary(name: str, package: str) -> str:
@@ -52,18 +43,6 @@ def require_program(program: servers.Program) -> None:
         require_binary(program.names[0], program.package)
 
 
-def poll(probe: Callable[[], T], good: Callable[[T], bool], seconds: float, what: str) -> T:
-    """Ask until the answer is good, or fail with the last answer."""
-    deadline = time.monotonic() + seconds
-    while True:
-        answer = probe()
-        if good(answer):
-            return answer
-        if time.monotonic() > deadline:
-            pytest.fail(f"not within {seconds:.0f} s: {what}; the last answer was {answer!r}")
-        time.sleep(_POLL_SECONDS)
-
-
 class PrometheusApi:
     """What a Prometheus server knows.
 
@@ -77,7 +56,9 @@ class PrometheusApi:
     def query(self, promql: str) -> list[tuple[dict[str, str], float]]:
         """Evaluate an instant query to pairs of labels and value."""
         parameters = urllib.parse.urlencode({"query": promql})
-        with urllib.request.urlopen(f"{self.url}/api/v1/query?{parameters}", timeout=10) as answer:
+        with urllib.request.urlopen(
+            f"{self.url}/api/v1/query?{parameters}", timeout=PATIENCE
+        ) as answer:
             result = json.load(answer)["data"]["result"]
         return [(series["metric"], float(series["value"][1])) for series in result]
 
@@ -88,7 +69,7 @@ class PrometheusApi:
             {"query": promql, "start": now - 3600, "end": now + 3600}
         )
         url = f"{self.url}/api/v1/query_exemplars?{parameters}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             data = json.load(answer)["data"]
         return [exemplar for series in data for exemplar in series["exemplars"]]
 
@@ -100,13 +81,13 @@ class PrometheusApi:
 
     def scrape_errors(self) -> list[str]:
         """Say what each target's last scrape failed with; empty for one that went well."""
-        with urllib.request.urlopen(f"{self.url}/api/v1/targets", timeout=10) as answer:
+        with urllib.request.urlopen(f"{self.url}/api/v1/targets", timeout=PATIENCE) as answer:
             targets = json.load(answer)["data"]["activeTargets"]
         return [target["lastError"] for target in targets]
 
-    def wait_for(self, promql: str, expected: float, seconds: float = SCRAPE_SECONDS) -> None:
-        """Wait until a query gives a value, for as long as scrapes may take."""
-        poll(lambda: self.value(promql), lambda value: value == expected, seconds, promql)
+    def wait_for(self, promql: str, expected: float) -> None:
+        """Wait until a query gives a value."""
+        poll(lambda: self.value(promql), lambda value: value == expected, promql)
 
 
 class PrometheusServer(PrometheusApi):
@@ -151,7 +132,7 @@ class PrometheusServer(PrometheusApi):
         path = settings.write(directory / "prometheus.yml", whole)
         self._process = servers.start_prometheus(directory, path, port, arguments)
         try:
-            self._process.wait_until_ready(START_SECONDS)
+            self._process.wait_until_ready(PATIENCE)
         except BaseException:
             self.close()
             raise

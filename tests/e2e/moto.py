@@ -14,8 +14,8 @@ from typing import Any
 
 import boto3
 import pytest
-
-from .backends import START_SECONDS, free_port, poll
+from ports import free_port
+from waiting import PATIENCE, poll
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "AKIAHUNTER2", "AWS_SECRET_ACCESS_KEY": "hunter2hunter2"}
 
@@ -38,7 +38,7 @@ class MotoServer:
                 [binary, "-H", "127.0.0.1", "-p", str(self.port)], stdout=file, stderr=file
             )
         try:
-            poll(self._is_ready, bool, START_SECONDS, "moto is ready")
+            poll(self._is_ready, bool, "moto is ready")
         except BaseException:
             self.close()
             raise
@@ -100,7 +100,9 @@ class MotoServer:
 
     def reset(self) -> None:
         """Forget everything."""
-        with urllib.request.urlopen(f"{self.url}/moto-api/reset", data=b"", timeout=10) as answer:
+        with urllib.request.urlopen(
+            f"{self.url}/moto-api/reset", data=b"", timeout=PATIENCE
+        ) as answer:
             assert answer.status == 200
 
     def close(self) -> None:

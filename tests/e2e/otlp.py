@@ -27,8 +27,8 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-
-from .backends import START_SECONDS, free_port, poll
+from ports import free_port
+from waiting import PATIENCE, poll
 
 SIGNALS = {"traces": ExportTraceServiceRequest, "metrics": ExportMetricsServiceRequest}
 
@@ -105,7 +105,7 @@ class OtlpReceiver(Arrivals):
                 cwd=log.parent,
             )
         try:
-            poll(self._is_ready, bool, START_SECONDS, "the OTLP receiver is ready")
+            poll(self._is_ready, bool, "the OTLP receiver is ready")
         except BaseException:
             self.close()
             raise
@@ -130,13 +130,13 @@ class OtlpReceiver(Arrivals):
         """End the process."""
         self._process.terminate()
         try:
-            self._process.wait(10)
+            self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
 
     def _get(self, url: str) -> bytes:
-        with urllib.request.urlopen(url, timeout=30) as answer:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             body: bytes = answer.read()
             return body
 
@@ -180,7 +180,7 @@ class OtlpDouble(Arrivals):
                 signal = self.path.rpartition("/")[2]
                 request = SIGNALS[signal].FromString(body)
                 time.sleep(delay)
-                assert double.gate.wait(60)
+                assert double.gate.wait(PATIENCE)
                 status = double._statuses.pop(0) if double._statuses else 200
                 if status == 200:
                     double._requests[signal].append(
@@ -253,7 +253,6 @@ def run_program(
         env=inherited | dict(environment),
         capture_output=True,
         text=True,
-        timeout=100,
         check=False,
     )
     ended = time.time()

@@ -17,6 +17,8 @@ from exporters.events import Scrape
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
+from ports import free_port
+from waiting import PATIENCE
 
 import amorsize
 from amorsize import HookEvent, get_default_manager
@@ -24,7 +26,6 @@ from amorsize.exporters import registry
 from amorsize.exporters.base import close_all
 from amorsize.testing import RecordingHook, assert_contract
 
-from .backends import free_port
 from .moto import CREDENTIALS, MotoServer
 from .test_datadog import EXIT_SECONDS, MODES, environment, run_script  # noqa: F401  # an autouse fixture, here too
 from .test_prometheus_exact import ITEMS, Ledger, Work
@@ -243,7 +244,7 @@ def test_totals_agree_with_each_other_and_with_what_was_done(
     if killer is None:
         assert (expected["seen"], expected["size"]) == (ITEMS, sum(range(ITEMS)))
     for backend in backends:
-        assert backend.exporter.flush(30)
+        assert backend.exporter.flush(PATIENCE)
         assert backend.figures(mode) == expected, backend.name
         assert backend.exporter.counts() == (0, 0), backend.name
 
@@ -269,10 +270,10 @@ def test_several_runs_at_once_are_told_apart_from_none(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     raised = sum(len(ledger.items("raised")) for ledger in ledgers)
     for backend in backends:
-        assert backend.exporter.flush(30)
+        assert backend.exporter.flush(PATIENCE)
         figures = backend.figures(mode)
         assert figures["executions"] == 2
         assert figures["items"] == figures["seen"] == figures["sizes"] == 2 * ITEMS

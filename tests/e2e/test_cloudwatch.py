@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from exporters.backends import hanging_port
 from exporters.cloudwatch.client import assert_within_limits
+from ports import free_port
+from waiting import PATIENCE, poll
 
 import amorsize
 from amorsize import HookEvent, HookManager
 from amorsize.exporters.cloudwatch.exporter import CloudWatchExporter
 from amorsize.testing import RecordingHook
 
-from .backends import free_port, poll
 from .moto import CREDENTIALS, MotoServer
 from .test_datadog import EXIT_SECONDS, MODES, run_script
 from .test_prometheus_exact import ITEMS, Ledger, Work
@@ -64,7 +65,7 @@ def test_totals_equal_the_events_and_what_the_function_did(
             hooks=manager,
             name="größe,|#",
         )
-        assert exporter.flush(30)
+        assert exporter.flush(PATIENCE)
     assert calls
     assert exporter.counts() == (0, 0)
     run = {"Function": r"gr\xf6\xdfe,|#", "Executor": mode, "Stage": "test"}
@@ -92,7 +93,7 @@ def test_many_functions_are_several_calls(moto: MotoServer) -> None:
             amorsize.execute(
                 abs, range(7), executor="serial", hooks=manager, name=f"{number}ü" * 100
             )
-        assert exporter.flush(30)
+        assert exporter.flush(PATIENCE)
     assert sum(len(call["MetricData"]) for call in calls) > 1000
     assert len(calls) >= 2
     assert moto.total("ItemsProcessed") == 700
@@ -142,7 +143,7 @@ def test_a_server_that_dies_in_the_middle_of_a_run(
 
     def kill(context: amorsize.HookContext) -> None:
         if context.items_completed == 12:
-            assert exporter.flush(30)
+            assert exporter.flush(PATIENCE)
             arrived.append(server.total("ItemsProcessed"))
             server.close()
 
@@ -187,11 +188,11 @@ def test_a_server_that_comes_back_misses_nothing(
     manager = HookManager()
     with CloudWatchExporter().attach(manager) as exporter:
         amorsize.execute(abs, range(7), executor="serial", hooks=manager)
-        poll(lambda: exporter.flush(0.1) or exporter.counts()[1], bool, 30, "an attempt failed")
+        poll(lambda: exporter.flush(0.1) or exporter.counts()[1], bool, "an attempt failed")
         server = MotoServer(tmp_path / "moto.log", port)
         try:
             amorsize.execute(abs, range(5), executor="serial", hooks=manager)
-            poll(lambda: exporter.flush(5), bool, 30, "everything is sent")
+            poll(lambda: exporter.flush(5), bool, "everything is sent")
             assert server.total("ItemsProcessed") == 12
             assert server.total("Executions") == 2
         finally:

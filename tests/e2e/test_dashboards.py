@@ -15,6 +15,7 @@ from exporters.cloudwatch.client import Client
 from exporters.dogstatsd import Agent
 from opentelemetry.sdk.trace import TracerProvider
 from PIL import Image
+from waiting import poll
 
 import amorsize
 from amorsize import HookManager
@@ -27,7 +28,7 @@ from dashboards.generator.lint import Place
 from dashboards.generator.scenario import FUNCTIONS, Scenario
 
 from .alertmanager import Alertmanager, Webhook
-from .backends import PrometheusServer, poll
+from .backends import PrometheusServer
 
 pytestmark = pytest.mark.e2e
 
@@ -39,7 +40,6 @@ RULES = sorted((DASHBOARDS / "prometheus").glob("*.yml"))
 SECONDS = 8.0
 """About how long the scenario runs."""
 
-WAIT_SECONDS = 45.0
 
 SEEN = {
     "executions failed": 'sum(amorsize_executions_total{status="error"}) >= 2',
@@ -109,7 +109,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
             start = time.time()
             with Scenario(manager, seconds=SECONDS, tracer=tracer):
                 for what, promql in SEEN.items():
-                    poll(lambda query=promql: server.query(query), bool, WAIT_SECONDS, what)
+                    poll(lambda query=promql: server.query(query), bool, what)
                 yield Seen(server, webhook, agent, cloudwatch, start)
         finally:
             server.close()
@@ -138,7 +138,7 @@ def all_answer(make_view: Callable[[], View], places: list[Place]) -> None:
         left[:] = [place for place in left if not view.ask(place)]
         return [f"{place.where}: {place.expr}" for place in left]
 
-    poll(ask, lambda missing: not missing, WAIT_SECONDS, "every query has an answer")
+    poll(ask, lambda missing: not missing, "every query has an answer")
 
 
 @pytest.mark.parametrize("board", boards())
@@ -216,7 +216,7 @@ def test_what_is_recorded_can_be_asked_for(seen: Seen) -> None:
     for path in RULES:
         known = lint.recorded(yaml.safe_load(path.read_text(encoding="utf-8")), {})
         for name, labels in known.items():
-            answer = poll(lambda query=name: seen.server.query(query), bool, WAIT_SECONDS, name)
+            answer = poll(lambda query=name: seen.server.query(query), bool, name)
             assert {frozenset(series) - {"__name__"} for series, _ in answer} == {labels}
 
 
@@ -241,9 +241,7 @@ def test_a_picture_of_it_is_drawn(seen: Seen, board: dict[str, Any], tmp_path: P
 
 def test_a_killed_worker_rings(seen: Seen) -> None:
     """Through Prometheus, with the rules as they are shipped, and Alertmanager to a webhook."""
-    [*_, alert] = poll(
-        lambda: seen.webhook.alerts("AmorsizeWorkersDied"), bool, WAIT_SECONDS, "the webhook"
-    )
+    [*_, alert] = poll(lambda: seen.webhook.alerts("AmorsizeWorkersDied"), bool, "the webhook")
     assert alert["status"] == "firing"
     labels = {name: alert["labels"][name] for name in ("job", "function", "severity")}
     assert labels == {"job": "amorsize", "function": FUNCTIONS[0], "severity": "warning"}
@@ -259,9 +257,7 @@ def test_so_do_failed_executions_hooks_and_exporters(seen: Seen) -> None:
         ("AmorsizeExporterErrors", "exporter", "webhook"),
         ("AmorsizeExporterDropping", "exporter", "webhook"),
     ):
-        alerts = poll(
-            lambda alert=name: seen.webhook.alerts(alert), bool, WAIT_SECONDS, f"{name} rings"
-        )
+        alerts = poll(lambda alert=name: seen.webhook.alerts(alert), bool, f"{name} rings")
         assert value in {alert["labels"][label] for alert in alerts}
 
 
@@ -306,7 +302,7 @@ def test_datadog_has_got_all_that_its_dashboard_asks_for(seen: Seen) -> None:
             )
         return left
 
-    poll(missing, lambda rest: not rest, WAIT_SECONDS, "Datadog's agent has heard of all")
+    poll(missing, lambda rest: not rest, "Datadog's agent has heard of all")
 
 
 def test_cloudwatch_has_got_all_that_its_dashboard_searches_for(seen: Seen) -> None:
@@ -333,4 +329,4 @@ def test_cloudwatch_has_got_all_that_its_dashboard_searches_for(seen: Seen) -> N
             )
         ]
 
-    poll(missing, lambda rest: not rest, WAIT_SECONDS, "CloudWatch has heard of all")
+    poll(missing, lambda rest: not rest, "CloudWatch has heard of all")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from exporters.dogstatsd import Agent, hanging_agent
+from waiting import PATIENCE
 
 import amorsize
 from amorsize import HookEvent, HookManager
@@ -74,7 +75,7 @@ def test_totals_equal_the_events_and_what_the_function_did(
                 hooks=manager,
                 name="größe,|#",
             )
-        assert exporter.flush(30)
+        assert exporter.flush(PATIENCE)
     assert exporter.counts() == (0, 0)
     run = ("function:größe___", f"executor:{mode}")
     agent.wait_for(lambda agent: len(agent.checks) == 2 and len(agent.events) >= 2)
@@ -131,9 +132,9 @@ def run_script(environment: dict[str, str], script: str = SCRIPT) -> tuple[str, 
     )
     try:
         assert program.stdout is not None
-        assert program.stdout.readline() == "done\n", program.communicate(timeout=60)[1]
+        assert program.stdout.readline() == "done\n", program.communicate()[1]
         done = time.monotonic()
-        _, errors = program.communicate(timeout=60)
+        _, errors = program.communicate()
     finally:
         program.kill()
         program.communicate()
@@ -183,7 +184,7 @@ def test_an_agent_that_dies_in_the_middle_of_a_run(tmp_path: Path, mode: str, ki
 
     def kill(context: amorsize.HookContext) -> None:
         if context.items_completed == 12:  # chunks may come in any order
-            assert exporter.flush(30)
+            assert exporter.flush(PATIENCE)
             agent.wait_for(lambda agent: agent.total("amorsize.items.processed") >= 4)
             agent.close()
 
@@ -240,7 +241,7 @@ def test_a_terminated_program_says_so(mode: str) -> None:
             assert program.stdout is not None
             assert program.stdout.readline() == b"done\n"
             program.send_signal(signal.SIGTERM)
-            program.communicate(timeout=60)
+            program.communicate()
         finally:
             program.kill()
             program.communicate()

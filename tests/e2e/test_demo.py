@@ -14,10 +14,12 @@ from urllib.parse import urlsplit
 
 import pytest
 from exporters.dogstatsd import Agent
+from ports import free_port
+from waiting import poll
 
 from stack.compose import Stack
 
-from .backends import SCRAPE_SECONDS, PrometheusServer, free_port, poll
+from .backends import PrometheusServer
 from .otlp import OtlpReceiver
 
 pytestmark = pytest.mark.e2e
@@ -51,7 +53,7 @@ def serving_demo(
             pytest.fail("the demo ended before it served:\n" + "".join(printed))
         yield json.loads(summary.read_text())
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
+        process.communicate()
         assert process.returncode == 0
     finally:
         if process.poll() is None:
@@ -101,7 +103,6 @@ def test_the_demo_tells_all_backends_at_once(
             exemplars = poll(
                 lambda: server.exemplars("amorsize_chunk_duration_seconds_bucket"),
                 bool,
-                SCRAPE_SECONDS,
                 "exemplars",
             )
             linked = {exemplar["labels"]["trace_id"] for exemplar in exemplars}
@@ -109,14 +110,12 @@ def test_the_demo_tells_all_backends_at_once(
             poll(
                 lambda: {span.trace_id for span in otlp_receiver.spans()},
                 lambda arrived: linked <= arrived,
-                SCRAPE_SECONDS,
                 "the traces that exemplars lead to",
             )
-            poll(otlp_receiver.points, bool, SCRAPE_SECONDS, "OTLP metrics")
+            poll(otlp_receiver.points, bool, "OTLP metrics")
             poll(
                 lambda: {metric.name for metric in agent.metrics},
                 lambda names: {"amorsize.chunk.duration", "amorsize.executions"} <= names,
-                SCRAPE_SECONDS,
                 "DogStatsD",
             )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import PATIENCE
 
 from amorsize.exporters.prometheus.exporter import PrometheusExporter
 from amorsize.hooks import HookContext, HookEvent, HookManager
@@ -100,7 +101,7 @@ def test_promtool_finds_nothing_to_complain_about(
     promtool = require_binary("promtool", "prometheus")
     begin(manager)
     end(manager)
-    with urllib.request.urlopen(exporter.url, timeout=10) as response:
+    with urllib.request.urlopen(exporter.url, timeout=PATIENCE) as response:
         text = response.read()
     check = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True)
     assert (check.returncode, check.stdout + check.stderr) == (0, b"")

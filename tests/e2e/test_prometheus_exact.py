@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from waiting import PATIENCE
 
 import amorsize
 from amorsize import HookManager
@@ -164,8 +165,8 @@ def test_two_executions_of_one_function_at_once(
 
     def wait_once(context: amorsize.HookContext) -> None:
         if context.items_completed == 4:
-            both_run.wait(60)
-            seen.wait(60)
+            both_run.wait(PATIENCE)
+            seen.wait(PATIENCE)
 
     manager.register(amorsize.HookEvent.ON_CHUNK_COMPLETE, wait_once)
 
@@ -191,7 +192,7 @@ def test_two_executions_of_one_function_at_once(
     finally:
         seen.set()
         for thread in threads:
-            thread.join(60)
+            thread.join(PATIENCE)
     server.wait_for('sum(amorsize_executions_total{status="ok"})', 2)
     written = len(ledger.items("returned")) + len(ledger.items("raised"))
     assert server.value("sum(amorsize_items_processed_total)") == written == 2 * ITEMS
@@ -227,7 +228,7 @@ def test_ctrl_c_leaves_the_truth(tmp_path: Path, mode: str) -> None:
         assert program.stdout is not None
         assert program.stdout.readline() == "started\n"
         program.send_signal(signal.SIGINT)
-        _, errors = program.communicate(timeout=60)
+        _, errors = program.communicate()
     finally:
         program.kill()
         program.communicate()

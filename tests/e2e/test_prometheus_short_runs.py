@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ports import free_port
 from prometheus_client.parser import text_string_to_metric_families
+from waiting import PATIENCE
 
 from stack import servers
 
-from .backends import free_port, require_binary, require_program
+from .backends import require_binary, require_program
 
 pytestmark = pytest.mark.e2e
 
@@ -81,7 +83,7 @@ class Gateway:
         self._process.wait_until_ready()
 
     def samples(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as response:
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=PATIENCE) as response:
             return samples(response.read().decode())
 
     def close(self) -> None:
@@ -120,7 +122,6 @@ def run(script: str, settings: dict[str, object], *arguments: str, code: int = 0
         [sys.executable, "-W", "error", "-c", script, repr(settings), *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
     )
     assert (done.returncode, done.stderr) == (code, "")
 
@@ -187,7 +188,7 @@ def test_what_a_terminated_run_did_is_not_lost(
         assert program.stdout is not None
         assert program.stdout.readline() == "started\n"
         program.terminate()
-        program.communicate(timeout=60)
+        program.communicate()
     finally:
         program.kill()
         program.communicate()

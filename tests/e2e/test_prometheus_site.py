@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import trustme
 from opentelemetry.sdk.trace import TracerProvider
+from waiting import poll
 
 import amorsize
 from amorsize import HookManager
 from amorsize.exporters.prometheus.exporter import PrometheusExporter
 
-from .backends import SCRAPE_SECONDS, PrometheusServer, poll
+from .backends import PrometheusServer
 
 pytestmark = pytest.mark.e2e
 
@@ -48,7 +49,6 @@ def test_exemplars_arrive_in_prometheus(
             found = poll(
                 partial(server.exemplars, selector),
                 bool,
-                SCRAPE_SECONDS,
                 f"exemplars of {selector}",
             )
             assert all(exemplar["labels"] == labels for exemplar in found)
@@ -123,9 +123,9 @@ def test_programs_without_chosen_ports_are_discovered(
         server.wait_for('sum(amorsize_items_processed_total{function="first"})', 30)
         server.wait_for('sum(amorsize_items_processed_total{function="second"})', 40)
         assert server.value('count(up{program="-c"})') == 2
-        programs[0].communicate(timeout=30)
+        programs[0].communicate()
         server.wait_for("sum(up)", 1)
     finally:
         for program in programs:
-            program.communicate(timeout=30)
+            program.communicate()
     assert list(directory.iterdir()) == []

@@ -19,19 +19,20 @@ from typing import Any
 
 import psutil
 import pytest
+from ports import free_port
+from waiting import PATIENCE, poll
 
 from amorsize.demo.run import PUSH_JOB
 from stack import servers
 from stack.compose import Stack
 from stack.run import push_command
 
-from .backends import PrometheusApi, poll, require_program
+from .backends import PrometheusApi, require_program
 
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "stack"]
-WAIT_SECONDS = 60.0
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Running:
     def alerts(self) -> list[dict[str, Any]]:
         """What Alertmanager has been told."""
         url = f"http://{self.addresses['alertmanager']}/api/v2/alerts"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             alerts: list[dict[str, Any]] = json.load(answer)
         return alerts
 
@@ -66,7 +67,7 @@ class Running:
 
     def wait(self) -> int:
         """Wait for the end; returns the exit code."""
-        return self.process.wait(WAIT_SECONDS)
+        return self.process.wait(PATIENCE)
 
 
 @contextmanager
@@ -89,7 +90,6 @@ def running(folder: Path, *arguments: str) -> Iterator[Running]:
         poll(
             lambda: summary.exists() or process.poll() is not None,
             bool,
-            WAIT_SECONDS,
             "the stack is ready",
         )
         if process.poll() is not None:
@@ -99,7 +99,7 @@ def running(folder: Path, *arguments: str) -> Iterator[Running]:
     finally:
         if process.poll() is None:
             process.terminate()
-            process.wait(WAIT_SECONDS)
+            process.wait(PATIENCE)
 
 
 def are_gone(processes: Sequence[psutil.Process]) -> bool:
@@ -132,26 +132,23 @@ def test_a_run_arrives(stack: Running) -> None:
         poll(
             lambda asked=query: stack.prometheus.value(asked),
             lambda value: (value or 0) >= 1,
-            WAIT_SECONDS,
             query,
         )
-    poll(
-        stack.prometheus.scrape_errors, lambda errors: set(errors) == {""}, WAIT_SECONDS, "no error"
-    )
+    poll(stack.prometheus.scrape_errors, lambda errors: set(errors) == {""}, "no error")
     assert stack.process.poll() is None
 
 
 def test_a_failure_arrives(stack: Running) -> None:
     """Every third round the app's service refuses requests on purpose: the items are counted."""
     failed = 'sum(amorsize_items_failed_total{job="amorsize",function="fetch"})'
-    poll(lambda: stack.prometheus.value(failed), lambda value: (value or 0) >= 1, 100.0, failed)
+    poll(lambda: stack.prometheus.value(failed), lambda value: (value or 0) >= 1, failed)
     errors = 'sum(amorsize_errors_total{job="amorsize",function="fetch"})'
     assert (stack.prometheus.value(errors) or 0) >= 1
 
 
 def test_the_rules_are_those_that_are_shipped(stack: Running) -> None:
     """All of them, evaluated without an error."""
-    with urllib.request.urlopen(f"{stack.prometheus.url}/api/v1/rules", timeout=10) as answer:
+    with urllib.request.urlopen(f"{stack.prometheus.url}/api/v1/rules", timeout=PATIENCE) as answer:
         groups = json.load(answer)["data"]["groups"]
     assert {Path(group["file"]) for group in groups} == set(
         (ROOT / "dashboards" / "prometheus").glob("*.yml")
@@ -159,7 +156,6 @@ def test_the_rules_are_those_that_are_shipped(stack: Running) -> None:
     poll(
         lambda: stack.prometheus.value("sum(prometheus_rule_evaluation_failures_total)"),
         lambda failures: failures == 0,
-        WAIT_SECONDS,
         "no rule fails",
     )
 
@@ -173,7 +169,6 @@ def test_a_killed_worker_rings(stack: Running) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=110,
     )
     assert (killed.returncode, killed.stderr) == (0, "")
     function = killed.stdout.rpartition("worked on ")[2].strip().rstrip(".")
@@ -187,12 +182,11 @@ def test_a_killed_worker_rings(stack: Running) -> None:
         poll(
             lambda asked=query: stack.prometheus.value(asked),
             lambda value: (value or 0) >= 1,
-            WAIT_SECONDS,
             query,
         )
     for alert in ("AmorsizeWorkersDied", "AmorsizeExecutionFailed"):
         firing = f'ALERTS{{alertname="{alert}",function="{function}",alertstate="firing"}}'
-        poll(lambda asked=firing: stack.prometheus.value(asked), bool, WAIT_SECONDS, firing)
+        poll(lambda asked=firing: stack.prometheus.value(asked), bool, firing)
     poll(
         lambda: {
             each["labels"]["alertname"]
@@ -200,7 +194,6 @@ def test_a_killed_worker_rings(stack: Running) -> None:
             if each["labels"].get("function") == function
         },
         lambda names: {"AmorsizeWorkersDied", "AmorsizeExecutionFailed"} <= names,
-        WAIT_SECONDS,
         "both alerts reach Alertmanager",
     )
 
@@ -209,24 +202,22 @@ def test_a_push_is_scraped(stack: Running) -> None:
     """A short job that has ended is in Prometheus, under its own job."""
     command = push_command(stack.addresses["pushgateway"])
     assert " ".join(command) in stack.printed.read_text()
-    pushed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110)
+    pushed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert pushed.returncode == 0, pushed.stderr
     assert f"as the job '{PUSH_JOB}'" in pushed.stdout
     totals = f'sum(amorsize_items_processed_total{{job="{PUSH_JOB}",function="measure"}})'
-    poll(lambda: stack.prometheus.value(totals), lambda value: value == 75, WAIT_SECONDS, totals)
+    poll(lambda: stack.prometheus.value(totals), lambda value: value == 75, totals)
 
 
 @pytest.mark.parametrize("service", ["prometheus", "alertmanager"])
-def test_a_servers_health_check_tells_life_from_death(
-    stack: Running, unused_port: int, service: str
-) -> None:
+def test_a_servers_health_check_tells_life_from_death(stack: Running, service: str) -> None:
     """By the tool that its image has, with the words of the compose file."""
     words = Stack(ROOT).services[service]["healthcheck"]["test"]
     assert words[0] == "CMD"
     here = stack.addresses[service].rpartition(":")[2]
-    for port, healthy in ((here, True), (str(unused_port), False)):
+    for port, healthy in ((here, True), (str(free_port()), False)):
         command = [re.sub(r"(?<=127\.0\.0\.1:)\d+", port, word) for word in words[1:]]
-        asked = subprocess.run(command, capture_output=True, timeout=60)
+        asked = subprocess.run(command, capture_output=True)
         assert (asked.returncode == 0) == healthy
 
 
@@ -282,7 +273,7 @@ def test_when_it_is_killed_itself_nothing_is_left(tmp_path: Path) -> None:
         assert len(processes) >= 4
         started.process.kill()
         started.wait()
-        poll(lambda: are_gone(processes), bool, WAIT_SECONDS, "all have ended")
+        poll(lambda: are_gone(processes), bool, "all have ended")
 
 
 def test_a_port_that_is_taken_is_no_obstacle(tmp_path: Path) -> None:
@@ -314,7 +305,6 @@ def test_what_is_not_installed_is_named(tmp_path: Path, missing: list[servers.Pr
         env=os.environ | {"PATH": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=60,
     )
     assert (done.returncode, done.stdout) == (1, "")
     assert f"not installed: {', '.join(program.title for program in missing)}." in done.stderr
@@ -332,17 +322,16 @@ def test_what_is_not_installed_is_named(tmp_path: Path, missing: list[servers.Pr
 )
 def test_wrong_usage(arguments: list[str], said: str) -> None:
     """Is said before anything starts."""
-    done = subprocess.run(
-        [*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([*COMMAND, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert said in done.stderr
 
 
 @pytest.mark.parametrize("piped", [False, True], ids=["as a module", "piped, as into a container"])
-def test_kill_worker_says_when_there_is_nobody(unused_port: int, piped: bool) -> None:
+def test_kill_worker_says_when_there_is_nobody(piped: bool) -> None:
     """Instead of waiting for it."""
-    url = f"http://127.0.0.1:{unused_port}/metrics"
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/metrics"
     with (ROOT / "stack" / "kill_worker.py").open() as program:
         done = subprocess.run(
             [sys.executable, *(["-"] if piped else ["-m", "stack.kill_worker"]), url],
@@ -350,19 +339,9 @@ def test_kill_worker_says_when_there_is_nobody(unused_port: int, piped: bool) ->
             stdin=program,
             capture_output=True,
             text=True,
-            timeout=60,
         )
     assert done.returncode == 1
-    assert f"no program of this user listens on port {unused_port}" in done.stderr
-
-
-@pytest.fixture
-def unused_port() -> int:
-    """One that nobody listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    assert f"no program of this user listens on port {port}" in done.stderr
 
 
 # --- the files, by the tools that read them ----
@@ -372,7 +351,7 @@ def unused_port() -> int:
 def promtool() -> Callable[[str], subprocess.CompletedProcess[str]]:
     """``promtool check config`` on a text."""
     return lambda path: subprocess.run(
-        ["promtool", "check", "config", path], capture_output=True, text=True, timeout=60
+        ["promtool", "check", "config", path], capture_output=True, text=True
     )
 
 
@@ -405,10 +384,10 @@ def test_amtool_accepts_the_configuration(tmp_path: Path) -> None:
     require_program(servers.ALERTMANAGER)
     path = ROOT / "stack" / "alertmanager.yml"
     command = ["amtool", "check-config"]
-    assert subprocess.run([*command, str(path)], capture_output=True, timeout=60).returncode == 0
+    assert subprocess.run([*command, str(path)], capture_output=True).returncode == 0
     broken = tmp_path / "alertmanager.yml"
     broken.write_text(path.read_text().replace("  - name: critical\n", ""))
-    done = subprocess.run([*command, str(broken)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, str(broken)], capture_output=True, text=True)
     assert done.returncode == 1
     assert 'undefined receiver "critical"' in done.stdout + done.stderr
 
@@ -430,7 +409,6 @@ def test_the_compose_file_is_one_by_its_specification(tmp_path: Path, broken: bo
         ],
         capture_output=True,
         text=True,
-        timeout=60,
     )
     assert done.returncode == int(broken), done.stdout
     assert ("memory_limit" in done.stdout) == broken

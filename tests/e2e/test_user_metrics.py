@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Callable
 
 import pytest
+from waiting import PATIENCE
 
 import amorsize
 from amorsize import HookManager
@@ -59,7 +60,7 @@ def test_promtool_has_nothing_to_say() -> None:
     manager = HookManager()
     with PrometheusExporter(port=0).attach(manager) as exporter:
         amorsize.execute(load, range(20), executor="serial", hooks=manager, name="load")
-        with urllib.request.urlopen(str(exporter.url), timeout=10) as response:
+        with urllib.request.urlopen(str(exporter.url), timeout=PATIENCE) as response:
             page = response.read()
     assert b"amorsize_user_e2e_rows_total" in page
     check = subprocess.run([promtool, "check", "metrics"], input=page, capture_output=True)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from waiting import PATIENCE
+
 from amorsize.exporters.sender import RefusedError
 
 
@@ -32,7 +34,7 @@ class Backend:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 backend.asked.set()
-                assert backend.gate.wait(60)
+                assert backend.gate.wait(PATIENCE)
                 status = backend.statuses.pop(0) if backend.statuses else 200
                 if status == 200:
                     backend.received += body
@@ -85,6 +87,6 @@ def dead_port() -> Iterator[int]:
 def hanging_port() -> Iterator[int]:
     """A port whose connections are accepted by the system, and never answered."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.settimeout(30)
+        listening.settimeout(PATIENCE)
         yield listening.getsockname()[1]
         # Ends every connection, so that whoever waits for an answer stops waiting.

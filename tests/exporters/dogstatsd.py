@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from waiting import PATIENCE
+
 UDP_BYTES = 1432
 UNIX_BYTES = 8192
 
@@ -294,7 +296,7 @@ class Agent:
                 target = self._markers_sent
             sender.sendto(_MARKER, self._socket.getsockname())
         with self._changed:
-            assert self._changed.wait_for(lambda: self._markers_seen >= target, 30)
+            assert self._changed.wait_for(lambda: self._markers_seen >= target, PATIENCE)
 
     def close(self) -> None:
         """Close the socket: from now on nobody listens."""
@@ -302,7 +304,7 @@ class Agent:
             return
         self._closed = True
         self._wake_in.send(b"x")
-        self._thread.join(30)
+        self._thread.join(PATIENCE)
         for each in (self._socket, self._wake_in, self._wake_out, *self._connections):
             each.close()
 

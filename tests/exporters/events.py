@@ -6,6 +6,7 @@ import urllib.request
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
+from waiting import PATIENCE
 
 from amorsize.hooks import HookContext, HookEvent, HookManager
 
@@ -84,7 +85,7 @@ class Run:
 def fetch(url: str, accept: str = "text/plain") -> str:
     """Get what the endpoint says, as a scraper that asks for ``accept``."""
     request = urllib.request.Request(url, headers={"Accept": accept})
-    with urllib.request.urlopen(request, timeout=10) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as response:
         text: str = response.read().decode()
         return text
 

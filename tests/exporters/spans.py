@@ -12,6 +12,7 @@ from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import DEFAULT_ON, Sampler
+from waiting import PATIENCE
 
 import amorsize
 from amorsize import HookEvent, HookManager
@@ -89,7 +90,7 @@ class Traces:
     @property
     def spans(self) -> list[ReadableSpan]:
         """What has ended, in this order, once nothing is on its way any more."""
-        assert self.exporter.flush(30)
+        assert self.exporter.flush(PATIENCE)
         return list(self._kept.get_finished_spans())
 
     def named(self, name: str) -> list[ReadableSpan]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import PATIENCE
 
 import amorsize
 from amorsize.errors import (
@@ -335,7 +336,7 @@ def test_first_runs_of_several_threads_enable_once(package, monkeypatch):
     seen: list[int] = []
 
     def first() -> None:
-        barrier.wait(30)
+        barrier.wait(PATIENCE)
         amorsize.execute(abs, [1])
         seen.append(len(listening()))
 
@@ -343,7 +344,7 @@ def test_first_runs_of_several_threads_enable_once(package, monkeypatch):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     assert seen == [1] * 8
 
 
@@ -353,7 +354,6 @@ def python(script: str, *arguments: str, **variables: str) -> str:
         [sys.executable, "-W", "error", "-c", textwrap.dedent(script), *arguments],
         capture_output=True,
         text=True,
-        timeout=100,
         env={**os.environ, "AMORSIZE_PROMETHEUS_PORT": "0", "no_proxy": "*", **variables},
     )
     assert ran.returncode == 0, ran.stderr
@@ -429,9 +429,7 @@ def build(into: Path) -> Path:
         (source / name).write_text(text)
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     offline = ["--no-build-isolation", "--no-deps", "--no-index", "--target", str(target)]
-    done = subprocess.run(
-        [*command, *offline, str(source)], capture_output=True, text=True, timeout=100
-    )
+    done = subprocess.run([*command, *offline, str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return target
 

@@ -691,7 +691,6 @@ def test_at_exit_everything_is_delivered_or_left_within_two_seconds(backend):
             [sys.executable, "-c", textwrap.dedent(script), str(backend.port), str(port)],
             capture_output=True,
             text=True,
-            timeout=100,
             check=True,
             cwd=Path(__file__).parents[2],
         )

@@ -13,6 +13,7 @@ from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
 )
 from prometheus_client.parser import text_string_to_metric_families as parse_text
+from waiting import PATIENCE
 
 import amorsize
 from amorsize import HookContext, HookEvent, HookManager
@@ -33,7 +34,7 @@ def numbers() -> Iterator[UserNumbers]:
 
 def scrape(exporter: PrometheusExporter, accept: str = "text/plain") -> str:
     request = urllib.request.Request(str(exporter.url), headers={"Accept": accept})
-    with urllib.request.urlopen(request, timeout=10) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as response:
         return str(response.read().decode())
 
 

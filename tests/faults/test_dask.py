@@ -18,6 +18,7 @@ import distributed
 import pytest
 from dask_cluster import DaskCluster
 from modes import LOCAL_CLUSTER, Engines
+from waiting import PATIENCE
 
 import amorsize
 from amorsize import HookEvent, HookManager
@@ -210,12 +211,12 @@ def test_workers_have_a_host_a_name_and_threads(
         return os.getpid(), threading.get_ident()
 
     def open_gate() -> None:
-        recorder.wait_for(HookEvent.ON_WORKER_START, timeout=30, count=3)
+        recorder.wait_for(HookEvent.ON_WORKER_START, timeout=PATIENCE, count=3)
         gate.touch()
 
     opener = threading.Thread(target=open_gate)
     with distributed.Client(scheduler_file=cluster.file, set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=30)
+        client.wait_for_workers(2, timeout=PATIENCE)
         wait_until(lambda: sum(client.nthreads().values()) == 3, "three threads")
         opener.start()
         seen = amorsize.execute(wait_for_gate, range(6), executor=client, chunksize=1, hooks=hooks)
@@ -236,8 +237,8 @@ def test_a_worker_killed_in_the_middle_is_told_and_its_chunks_run_again(
     """All results, one ON_ERROR for the death of two threads, status ok."""
 
     def kill_bob() -> None:
-        recorder.wait_for(HookEvent.ON_WORKER_START, timeout=30, count=3)
-        recorder.wait_for(HookEvent.ON_CHUNK_COMPLETE, timeout=30, count=5)
+        recorder.wait_for(HookEvent.ON_WORKER_START, timeout=PATIENCE, count=3)
+        recorder.wait_for(HookEvent.ON_CHUNK_COMPLETE, timeout=PATIENCE, count=5)
         cluster.kill("bob")
 
     def slow(x: int) -> int:
@@ -246,7 +247,7 @@ def test_a_worker_killed_in_the_middle_is_told_and_its_chunks_run_again(
 
     killer = threading.Thread(target=kill_bob)
     with distributed.Client(scheduler_file=cluster.file, set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=30)
+        client.wait_for_workers(2, timeout=PATIENCE)
         wait_until(lambda: sum(client.nthreads().values()) == 3, "three threads")
         killer.start()
         results = amorsize.execute(slow, range(150), executor=client, chunksize=1, hooks=hooks)
@@ -286,7 +287,7 @@ def test_a_death_behind_an_executor_that_recovers_is_told(
 
     killer = threading.Thread(target=kill_bob)
     with distributed.Client(scheduler_file=cluster.file, set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=30)
+        client.wait_for_workers(2, timeout=PATIENCE)
         killer.start()
         results = amorsize.execute(
             hold_up_bob, range(30), executor=client.get_executor(), chunksize=1, hooks=hooks
@@ -310,11 +311,11 @@ def test_workers_that_come_and_go_are_started_and_ended(
         cluster.start_worker("alice")
 
         def change() -> None:
-            recorder.wait_for(HookEvent.ON_WORKER_START, timeout=30)
+            recorder.wait_for(HookEvent.ON_WORKER_START, timeout=PATIENCE)
             cluster.start_worker("bob")
-            recorder.wait_for(HookEvent.ON_WORKER_START, timeout=30, count=2)
+            recorder.wait_for(HookEvent.ON_WORKER_START, timeout=PATIENCE, count=2)
             client.retire_workers(names=["alice"], close_workers=True)
-            recorder.wait_for(HookEvent.ON_WORKER_END, timeout=30)
+            recorder.wait_for(HookEvent.ON_WORKER_END, timeout=PATIENCE)
             (tmp_path / "enough").touch()
 
         def slow(x: int) -> int:
@@ -328,7 +329,7 @@ def test_workers_that_come_and_go_are_started_and_ended(
                 at += 1
 
         with distributed.Client(scheduler_file=cluster.file, set_as_default=False) as client:
-            client.wait_for_workers(1, timeout=30)
+            client.wait_for_workers(1, timeout=PATIENCE)
             changer = threading.Thread(target=change)
             changer.start()
             results = amorsize.execute(
@@ -408,7 +409,7 @@ def test_a_cluster_that_lacks_amorsize_is_told_what_it_needs(
         cluster.start()
         cluster.start_worker("alice")
         with distributed.Client(scheduler_file=cluster.file, set_as_default=False) as client:
-            client.wait_for_workers(1, timeout=30)
+            client.wait_for_workers(1, timeout=PATIENCE)
             with pytest.raises(ExecutionError, match="install the same version of amorsize"):
                 amorsize.execute(abs, [1], executor=client, hooks=hooks)
     assert_contract(recorder.contexts)
@@ -488,7 +489,7 @@ def test_a_client_that_is_closed_in_the_middle_ends_the_run(
     own = distributed.Client(client.scheduler.address, set_as_default=False)
 
     def close() -> None:
-        recorder.wait_for(HookEvent.ON_CHUNK_COMPLETE, timeout=30)
+        recorder.wait_for(HookEvent.ON_CHUNK_COMPLETE, timeout=PATIENCE)
         own.close()
 
     closer = threading.Thread(target=close)

@@ -20,6 +20,7 @@ import loky
 import pytest
 from exporters.spans import Traces
 from modes import FOREIGN_MODES, Mode
+from waiting import PATIENCE
 
 import amorsize
 from amorsize import HookEvent, HookManager
@@ -133,7 +134,7 @@ def test_a_worker_killed_while_it_sends_its_result_does_not_hang_the_run(
     monkeypatch.setattr(futures, "_GONE_SECONDS", 0.3)
 
     pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-    (worker,) = {pool.submit(os.getpid).result(30)}
+    (worker,) = {pool.submit(os.getpid).result(PATIENCE)}
 
     def read_so_far() -> int:
         return int(Path("/proc/self/io").read_text().split("rchar: ")[1].split()[0])
@@ -263,7 +264,7 @@ def test_an_executor_serves_its_owner_before_and_after(lent: Mode) -> None:
             amorsize.execute(func, [1, 2], executor=lent.executor)
         except ValueError:
             assert func is fail
-        assert lent.executor.submit(divmod, 7, 2).result(30) == (3, 1)
+        assert lent.executor.submit(divmod, 7, 2).result(PATIENCE) == (3, 1)
 
 
 class Counting(ThreadPoolExecutor):
@@ -515,7 +516,7 @@ def test_a_run_that_takes_too_long_is_ended_and_its_workers_are_free_soon(
     assert recorder.contexts[-1].elapsed_time < 20
     # 10,000 items would have taken 200 seconds.
     done = [lent.executor.submit(abs, -1) for _ in range(4)]
-    assert [future.result(30) for future in done] == [1] * 4
+    assert [future.result(PATIENCE) for future in done] == [1] * 4
     assert int(at.read_text()) < 5000
 
 
@@ -525,7 +526,11 @@ def test_an_item_that_hangs_is_abandoned(hooks: HookManager, recorder: Recording
     with ThreadPoolExecutor(2) as executor:
         with pytest.raises(ExecutionTimeoutError):
             amorsize.execute(
-                lambda x: release.wait(60), [1], executor=executor, timeout=0.1, hooks=hooks
+                lambda x: release.wait(PATIENCE),
+                [1],
+                executor=executor,
+                timeout=0.1,
+                hooks=hooks,
             )
         release.set()
     assert_contract(recorder.contexts)
@@ -639,7 +644,7 @@ def test_spans_of_a_machine_whose_clock_is_wrong_lie_within_their_chunk() -> Non
         class Changed:
             def submit(self, fn: Any) -> Future[Any]:
                 future: Future[Any] = Future()
-                future.set_result(elsewhere(pool.submit(fn).result(30)))
+                future.set_result(elsewhere(pool.submit(fn).result(PATIENCE)))
                 return future
 
         try:
@@ -659,7 +664,7 @@ def test_a_forked_worker_does_not_go_on_in_what_was_current_at_its_fork() -> Non
     current: contextvars.ContextVar[str] = contextvars.ContextVar("current", default="nothing")
     current.set("something")
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
-        assert pool.submit(os.getpid).result(30) != os.getpid()
+        assert pool.submit(os.getpid).result(PATIENCE) != os.getpid()
         assert amorsize.execute(lambda x: len(contextvars.copy_context()), [1], executor=pool) == [
             0
         ]

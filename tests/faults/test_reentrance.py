@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
+from waiting import PATIENCE
 
 import amorsize
 from amorsize import HookContext, HookEvent, HookManager
@@ -72,7 +73,7 @@ def test_a_second_run_gets_its_share_of_workers_while_the_first_goes_on(tmp_path
 
     thread = threading.Thread(target=first)
     thread.start()
-    recorder.wait_for(HookEvent.ON_WORKER_START, 30, count=4)
+    recorder.wait_for(HookEvent.ON_WORKER_START, PATIENCE, count=4)
     other = HookManager()
     seen = RecordingHook().attach(other)
     gate = tmp_path / "gate"
@@ -167,12 +168,6 @@ exporter = amorsize.enable_prometheus(port=int(sys.argv[1]))
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_workers_and_spawned_children_that_import_the_same_module_open_no_port(
     tmp_path: Path,
 ) -> None:
@@ -201,7 +196,6 @@ if __name__ == "__main__":
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, f"served {port}\n", "")
@@ -245,7 +239,7 @@ def test_a_forked_child_executes_with_workers_of_its_own() -> None:
     process = context.Process(target=child)
     process.start()
     theirs, told_in_child = receiver.recv()
-    process.join(30)
+    process.join(PATIENCE)
     assert process.exitcode == 0
     assert theirs.isdisjoint(ours)
     assert told_in_child == before
@@ -273,8 +267,6 @@ def test_first_executions_on_several_threads_start_the_engine_once() -> None:
             thread.join(60)
         print(sorted(results))
     """
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stderr == ""
     assert done.stdout == f"{[[item] for item in range(8)]}\n"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import PATIENCE
 
 import amorsize
 from amorsize import HookContext, HookEvent, HookManager
@@ -51,7 +52,6 @@ def python(script: str, cwd: Path, *arguments: str) -> subprocess.CompletedProce
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
 
@@ -209,13 +209,13 @@ def test_a_stream_that_is_closed_by_its_own_hook_is_cancelled(
 
     def close(context: HookContext) -> None:
         if context.chunk_id == 3:
-            assert consumed.wait(30)  # a generator that is executing cannot be closed
+            assert consumed.wait(PATIENCE)  # a generator that is executing cannot be closed
             stream.close()  # type: ignore[attr-defined]  # it is a generator
 
     hooks.register(HookEvent.ON_CHUNK_COMPLETE, close)
     assert next(stream) == 0
     consumed.set()
-    post = recorder.wait_for(HookEvent.POST_EXECUTE, 30)
+    post = recorder.wait_for(HookEvent.POST_EXECUTE, PATIENCE)
     assert post.metadata["status"] in ("cancelled", "ok")
     assert_contract(recorder.contexts)
 
@@ -307,7 +307,7 @@ def test_a_worker_killed_while_the_input_waits_is_told_without_a_chunk() -> None
 
     def source() -> Any:
         yield 1
-        recorder.wait_for(HookEvent.ON_CHUNK_COMPLETE, 30)
+        recorder.wait_for(HookEvent.ON_CHUNK_COMPLETE, PATIENCE)
         os.kill(recorder.of(HookEvent.ON_WORKER_START)[0].metadata["pid"], signal.SIGKILL)
         yield 2
 

@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from waiting import PATIENCE
 
 import amorsize
 from amorsize import HookContext, HookEvent, HookManager
@@ -164,7 +165,7 @@ def test_a_stream_is_ended_over_any_lock_that_its_ender_holds() -> None:
 
     def source() -> Iterator[int]:
         yield 1
-        blocked.wait(60)
+        blocked.wait(PATIENCE)
 
     hooks = HookManager()
     recorder = RecordingHook().attach(hooks)
@@ -180,7 +181,7 @@ def test_a_stream_is_ended_over_any_lock_that_its_ender_holds() -> None:
 
     ender = threading.Thread(target=end, daemon=True)
     ender.start()
-    ender.join(30)
+    ender.join(PATIENCE)
     blocked.set()
     assert not ender.is_alive()
     exporter.close()

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+from waiting import PATIENCE
 
 import amorsize
 from amorsize import HookEvent, HookManager
@@ -114,7 +115,7 @@ def test_a_stream_that_is_closed_does_not_wait_for_a_hanging_item(
         hang_on_five, range(10), executor=mode, n_jobs=1, chunksize=1, hooks=hooks
     )
     assert next(stream) == 0
-    assert reached.wait(30)
+    assert reached.wait(PATIENCE)
     began = time.monotonic()
     stream.close()  # type: ignore[attr-defined]  # it is a generator
     assert time.monotonic() - began < FOREVER / 2

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import PATIENCE
 
 import amorsize
 from amorsize import HookEvent, HookManager
@@ -146,8 +147,8 @@ def test_a_worker_killed_while_idle_in_a_run_ends_it(
 
     def slow_input() -> Any:
         yield 1
-        pid = recorder.wait_for(HookEvent.ON_WORKER_START, 30).metadata["pid"]
-        recorder.wait_for(HookEvent.ON_CHUNK_COMPLETE, 30)
+        pid = recorder.wait_for(HookEvent.ON_WORKER_START, PATIENCE).metadata["pid"]
+        recorder.wait_for(HookEvent.ON_CHUNK_COMPLETE, PATIENCE)
         os.kill(pid, signal.SIGKILL)
         yield 2
 

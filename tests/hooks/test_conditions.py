@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import PATIENCE
 
 import amorsize
 from amorsize import HookContext, HookEvent, HookManager, every, function, on_failure, slower_than
@@ -128,14 +129,14 @@ def test_every_passes_once_when_several_threads_ask() -> None:
 
             def ask(condition: every = condition, start: threading.Barrier = start) -> None:
                 context = HookContext(PROGRESS, timestamp=1000.0, items_completed=7)
-                start.wait(30)
+                start.wait(PATIENCE)
                 answers.append(condition(context))  # noqa: B023  # joined below
 
             threads = [threading.Thread(target=ask) for _ in range(4)]
             for thread in threads:
                 thread.start()
             for thread in threads:
-                thread.join(30)
+                thread.join(PATIENCE)
             assert sorted(answers) == [False, False, False, True]
 
 

@@ -234,7 +234,6 @@ def test_a_function_of_main_cannot_be_saved(tmp_path: Path) -> None:
         [sys.executable, "-c", script, str(tmp_path / "x.toml")],
         capture_output=True,
         text=True,
-        timeout=60,
         check=True,
     )
     assert "mine is defined in __main__" in done.stdout
@@ -359,7 +358,7 @@ def test_loading_imports_what_the_file_names_alone(saved: Any, tmp_path: Path) -
         print(*set(sys.modules) - before)
     """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["hooks_of_mine"]
 
@@ -444,7 +443,6 @@ def run_program(
         env=environment | variables,
         capture_output=True,
         text=True,
-        timeout=60,
     )
 
 

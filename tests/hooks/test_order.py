@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from waiting import PATIENCE
 
 from amorsize import HookContext, HookEvent, HookManager
 from amorsize.errors import InvalidTypeError, InvalidValueError
@@ -137,7 +138,7 @@ def test_threads_that_register_trigger_and_time_lose_no_call(plan: list[list[str
     start = threading.Barrier(len(plan))
 
     def work(actions: list[str]) -> None:
-        start.wait(30)
+        start.wait(PATIENCE)
         for action in actions:
             if action == "trigger":
                 hooks.trigger(HookContext(PROGRESS))
@@ -153,7 +154,7 @@ def test_threads_that_register_trigger_and_time_lose_no_call(plan: list[list[str
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
     triggers = sum(actions.count("trigger") for actions in plan)
     assert len(seen) == len(conditional) == triggers

@@ -456,11 +456,11 @@ def test_a_missing_file_is_found(copied: Path) -> None:
 def test_the_command_says_what_is_wrong(copied: Path) -> None:
     """One line a problem, and an exit code."""
     command = [sys.executable, "-m", "stack.check", str(copied)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     env = copied / ENV
     env.write_text(env.read_text().replace("v1.11.3", "latest"))
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (1, "")
     assert done.stdout.splitlines() == [
         ".env: PUSHGATEWAY_TAG=latest floats; name a whole version, as in 1.2.3"

@@ -11,9 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from stack.errors import StackError
-from stack.ports import choose, free_port, is_free
+from stack.ports import choose, is_free
 from stack.processes import ServerProcess
 
 SERVE = """

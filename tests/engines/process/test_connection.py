@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import PATIENCE
 
 from amorsize.engines.process.connection import Channel
 
@@ -44,7 +45,7 @@ def test_a_payload_larger_than_the_socket_holds_arrives_whole(
     sender = threading.Thread(target=ours.send, args=(b"header", payload))
     sender.start()
     assert theirs.receive() == (b"header", payload)
-    sender.join(30)
+    sender.join(PATIENCE)
     assert not sender.is_alive()
 
 

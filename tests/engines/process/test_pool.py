@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from waiting import PATIENCE as WAIT
 
 import amorsize
 from amorsize.engines.process import pool as pool_module
@@ -30,8 +31,6 @@ from amorsize.engines.process.pool import (
 )
 from amorsize.errors import ExecutionError
 from amorsize.planning import machine
-
-WAIT = 30.0
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +85,6 @@ def run_script(text: str) -> Any:
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", text],
         capture_output=True,
         text=True,
-        timeout=90,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -546,7 +544,6 @@ def test_the_parent_s_workers_end_with_it_though_a_forked_child_lives_on() -> No
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script],
         stdout=subprocess.PIPE,
         text=True,
-        timeout=90,
         check=False,
     )
     worker, child = json.loads(done.stdout)

@@ -13,6 +13,7 @@ from types import CodeType
 from typing import Any
 
 import pytest
+from waiting import PATIENCE
 
 from amorsize.engines.process import protocol
 from amorsize.engines.process.connection import Channel
@@ -58,7 +59,7 @@ def test_a_message_arrives_whole_whatever_its_size(
     sender = threading.Thread(target=protocol.send, args=(ours, ("chunk", 1, 2), payload))
     sender.start()
     assert protocol.receive(theirs) == (("chunk", 1, 2), payload)
-    sender.join(30)
+    sender.join(PATIENCE)
     assert not theirs.poll()
 
 
@@ -388,7 +389,6 @@ def test_classes_of_main_make_the_round_trip(stdin: bool) -> None:
         input=SCRIPT if stdin else None,
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
     assert done.returncode == 0, done.stderr

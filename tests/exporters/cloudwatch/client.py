@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from botocore.exceptions import ClientError
+from waiting import PATIENCE
 
 UNITS = {"Seconds", "Count", "Count/Second", "None"}
 
@@ -68,7 +69,7 @@ class Client:
 
     def put_metric_data(self, **call: Any) -> None:
         self.asked.release()
-        assert self.gate.wait(60)
+        assert self.gate.wait(PATIENCE)
         if self.failures:
             raise self.failures.pop(0)
         with self._changed:
@@ -118,7 +119,7 @@ class Client:
     def wait_for(self, good: Callable[[Client], Any]) -> None:
         """Wait until what came is good."""
         with self._changed:
-            assert self._changed.wait_for(lambda: good(self), 30), self.data
+            assert self._changed.wait_for(lambda: good(self), PATIENCE), self.data
 
 
 def answer(status: int, code: str) -> ClientError:

@@ -15,6 +15,7 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 from botocore.exceptions import EndpointConnectionError, ParamValidationError
+from waiting import PATIENCE
 
 import amorsize
 from amorsize import enable_cloudwatch
@@ -71,7 +72,7 @@ def test_every_row_arrives_under_its_name_and_unit(
     exporter = sends(namespace="Ours", dimensions={"Stage": "test"})
     exporter._lost += 1
     tell(manager)
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     silent = {metrics.USER_METRICS_DROPPED, metrics.EXPORTER_ERRORS}  # nothing happened to them
     expected = {
         (row.cloudwatch, row.cloudwatch_unit, tuple(map(dimension_name, row.labels)))
@@ -101,9 +102,9 @@ def test_the_numbers_are_those_of_the_events(
     """Whatever the moments are at which they are sent."""
     exporter = sends()
     tell(manager)
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     tell(manager, elapsed=3.0)
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     run = {"Function": "parse", "Executor": "process"}
     assert client.total("Executions", **run, Status="ok") == 2
     assert client.total("ItemsProcessed", **run) == 20
@@ -138,7 +139,7 @@ def test_the_numbers_of_users_arrive(
     for _ in range(2):
         with pytest.raises(ValueError):
             amorsize.execute(work, range(10), executor="serial", chunksize=4, hooks=manager)
-        assert exporter.flush(30)
+        assert exporter.flush(PATIENCE)
     assert client.total("User.rows_seen", Executor="serial") == 40
     assert client.last("User.Rows_Seen", Executor="serial") == 9
     statistics = [each["StatisticValues"] for each in client.of("User.size", Executor="serial")]
@@ -156,7 +157,7 @@ def test_no_duration_is_lost(
     for duration in durations:
         run.complete_chunk(1, chunk_time=duration)
     run.end()
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     assert client.samples("ChunkDuration") == 10_000
     assert len(client.of("ChunkDuration")) > 1
     told = sorted(
@@ -176,7 +177,7 @@ def test_a_thousand_series_are_several_calls(
     exporter = sends(dimensions={f"{'d' * 240}{n}": "v" * 1024 for n in range(27)})
     for number in range(100):
         tell(manager, function=f"ü{number}" * 300)
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     assert len(client.calls) > 2
     assert client.total("Executions") == 100
     assert len(client.data) > 1000
@@ -189,7 +190,7 @@ def test_a_thousand_small_series_fill_a_call(
     exporter = sends()
     for number in range(100):
         tell(manager, function=f"f{number}")
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     assert max(len(call["MetricData"]) for call in client.calls) == 1000
     assert client.total("ItemsProcessed") == 1000
 
@@ -201,7 +202,7 @@ def test_names_that_cloudwatch_refuses_are_spelt_out(
     exporter = sends()
     tell(manager, function=NASTY)
     tell(manager, function="\t ")
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     functions = {
         each["Value"]
         for datum in client.data
@@ -254,7 +255,7 @@ def test_what_cloudwatch_refuses_is_left_out_and_counted(
         amorsize.count("good", 1)
 
     amorsize.execute(work, [1], executor="serial", hooks=manager)
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     assert client.of("User.large") == client.of("User.small") == []
     assert client.total("User.good") == 1
     assert exporter.counts() == (2, 0)
@@ -309,9 +310,9 @@ def test_what_may_pass_is_tried_again_and_nothing_is_told_twice(
     exporter = sends()
     tell(manager)
     for _ in range(3):
-        assert client.asked.acquire(timeout=30)
+        assert client.asked.acquire(timeout=PATIENCE)
         exporter._senders[0].nudge()
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     assert client.total("ItemsProcessed") == 10
     assert exporter.counts() == (0, 3)
 
@@ -335,12 +336,12 @@ def test_a_refusal_is_counted(
     client.failures = [refusal]
     exporter = sends()
     tell(manager)
-    assert not exporter.flush(30)
+    assert not exporter.flush(PATIENCE)
     lost = exporter.counts()[0]
     assert lost >= 20
     assert "RefusedError" in str(exporter._senders[0].stats().last_error)
     tell(manager)
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     assert client.total("ItemsProcessed") == 10
     assert client.total("ExporterDropped", Exporter="cloudwatch") == lost
 
@@ -358,10 +359,10 @@ def test_a_long_outage_costs_the_oldest_requests(
     exporter = sends()
     for _ in range(4):
         tell(manager)
-        assert not exporter.flush(30)
+        assert not exporter.flush(PATIENCE)
     assert exporter.counts()[0] > 20
     tell(manager)
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     # The present one and the one before it: five runs, of which three are lost.
     assert client.total("ItemsProcessed") == 20
 
@@ -379,9 +380,9 @@ def test_runs_during_an_outage_ask_once(
         for _ in range(3):
             tell(manager)
         exporter._senders[0].nudge()
-        assert client.asked.acquire(timeout=30)
+        assert client.asked.acquire(timeout=PATIENCE)
     assert exporter._senders[0].stats().dropped == 0
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     assert client.total("Executions") == 9
     assert "cannot keep up" not in caplog.text
 
@@ -393,7 +394,7 @@ def test_a_client_that_hangs_holds_nobody_up(
     client.gate.clear()
     exporter = sends()
     tell(manager)
-    assert client.asked.acquire(timeout=30)
+    assert client.asked.acquire(timeout=PATIENCE)
     tell(manager)
     exporter.close()
     offered = len(

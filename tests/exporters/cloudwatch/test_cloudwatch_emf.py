@@ -11,6 +11,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from waiting import PATIENCE
 
 import amorsize
 from amorsize.exporters.cloudwatch.exporter import CloudWatchExporter
@@ -220,7 +221,6 @@ def test_a_line_is_written_before_execute_returns() -> None:
         [sys.executable, "-W", "error", "-c", script],
         capture_output=True,
         text=True,
-        timeout=60,
         check=True,
     )
     assert done.stderr == ""
@@ -249,7 +249,7 @@ def test_a_stream_that_hangs_holds_nobody_up_for_long(monkeypatch: pytest.Monkey
     class Pipe(io.StringIO):
         def write(self, text: str) -> int:
             asked.set()
-            assert gate.wait(60)
+            assert gate.wait(PATIENCE)
             return super().write(text)
 
     stream = Pipe()
@@ -257,7 +257,7 @@ def test_a_stream_that_hangs_holds_nobody_up_for_long(monkeypatch: pytest.Monkey
     with CloudWatchExporter(emf=stream).attach(manager) as exporter:
         monkeypatch.setattr(exporter, "flush", lambda s: waits.append(s) or flush(exporter, s))
         tell(manager)
-        assert asked.wait(30)
+        assert asked.wait(PATIENCE)
         for _ in range(5):
             tell(manager)
         assert waits == [0.05]

@@ -6,7 +6,6 @@ import inspect
 import logging
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,8 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 from datadog.dogstatsd.base import DogStatsd
+from ports import free_port
+from waiting import PATIENCE
 
 import amorsize
 from amorsize import enable_datadog
@@ -99,7 +100,7 @@ def test_every_row_arrives_under_its_name_and_kind(
     exporter = sends()
     tell(manager)
     exporter._dropped += 1
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     agent.wait_for(lambda agent: agent.checks)
     types = {Kind.COUNTER: "c", Kind.GAUGE: "g", Kind.INFO: "g", Kind.HISTOGRAM: "d"}
     silent = {metrics.USER_METRICS_DROPPED, metrics.EXPORTER_ERRORS}  # nothing happened to them
@@ -116,9 +117,9 @@ def test_the_numbers_are_those_of_the_events(
     """Whatever the moments are at which they are sent."""
     exporter = sends()
     tell(manager)
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     tell(manager, elapsed=3.0)
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     agent.wait_for(lambda agent: len(agent.checks) == 2)
     run = ("function:parse", "executor:process")
     assert agent.total("amorsize.executions", *run, "status:ok") == 2
@@ -148,7 +149,7 @@ def test_gauges_tell_of_the_runs_in_progress(
     second.begin(total_items=None)
     first.start_worker()
     first.complete_chunk(4, throughput=8.0)
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     agent.wait_for(lambda agent: agent.gauge("amorsize.executions.in_progress") == 2)
     assert agent.gauge("amorsize.items.expected") == 10
     assert agent.gauge("amorsize.items.completed") == 4
@@ -156,7 +157,7 @@ def test_gauges_tell_of_the_runs_in_progress(
     assert agent.gauge("amorsize.workers") == 1
     first.end()
     second.end()
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     agent.wait_for(lambda agent: agent.gauge("amorsize.executions.in_progress") == 0)
 
 
@@ -190,7 +191,7 @@ def test_the_numbers_of_users_arrive(
 
     for _ in range(2):
         amorsize.execute(work, range(10), executor="serial", chunksize=4, hooks=manager)
-        assert exporter.flush(30)
+        assert exporter.flush(PATIENCE)
     agent.wait_for(lambda agent: len(agent.checks) == 2)
     types = {name: kind for name, kind in agent.types().items() if ".user." in name}
     assert types == {
@@ -229,7 +230,7 @@ def test_the_numbers_of_a_failed_chunk_arrive(
         error=ValueError(),
     )
     run.end("error")
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     agent.wait_for(lambda agent: agent.total("amorsize.user.size.sum") == 5)
 
 
@@ -255,7 +256,7 @@ def test_names_that_break_formats_break_none(
     run.end("error", error=error, error_message=NASTY)
     tell(manager, function="ü" * 1000)
     tell(manager, function="ü" * 1001)
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     agent.wait_for(lambda agent: len(agent.checks) == 3)
     assert {tag for each in agent.checks for tag in each.tags if tag.startswith("a_")} == {
         "a_b_c__d:e"
@@ -295,7 +296,7 @@ def test_whatever_a_function_and_its_error_are_called(
                 error_traceback=message * 5,
             )
             run.end("error", error=error, error_message=message)
-            assert exporter.flush(30)
+            assert exporter.flush(PATIENCE)
         assert manager.get_stats()["error_counts"] == {}
         agent.wait_for(lambda agent: agent.checks and len(agent.events) == 3)
         assert agent.total("amorsize.items.processed") == 3
@@ -356,7 +357,7 @@ def events_of(
         total_items=10,
     )
     run.end("error", total_items=10)
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     agent.wait_for(lambda agent: agent.total("amorsize.executions") == 1)
     agent.wait_for(lambda agent: len(agent.events) >= len(kinds))
     return agent.events
@@ -431,7 +432,7 @@ def test_how_a_run_ended(
     """A run that somebody called off did neither fail nor succeed."""
     exporter = sends(events=["completed"])
     tell(manager, status=status)
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     agent.wait_for(lambda agent: agent.total("amorsize.executions", f"status:{status}") == 1)
     agent.wait_for(lambda agent: agent.events)
     (event,) = agent.events
@@ -450,7 +451,7 @@ def test_ctrl_c_is_a_warning(
     run.begin()
     run.fail(KeyboardInterrupt())
     run.end("cancelled")
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     agent.wait_for(lambda agent: agent.events)
     (event,) = agent.events
     assert (event.title, event.fields["t"]) == (
@@ -469,7 +470,7 @@ def test_a_million_failures_are_ten_events(
     for _ in range(300):
         run.fail(ValueError("bad"))
     run.end("error")
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     agent.wait_for(lambda agent: agent.total("amorsize.errors") == 300)
     agent.wait_for(lambda agent: len(agent.events) >= 10)
     assert len(agent.events) == 10
@@ -493,7 +494,7 @@ def test_unix_sockets(tmp_path: Path, manager: HookManager) -> None:
             with DatadogExporter(socket_path=f"{scheme}{path}").attach(manager) as exporter:
                 for number in range(40):
                     tell(manager, function=f"f{number}")
-                assert exporter.flush(30)
+                assert exporter.flush(PATIENCE)
             agent.wait_for(lambda agent: agent.total("amorsize.executions") == 40)
             longest = max(map(len, agent.datagrams))
             assert UDP_BYTES < longest <= agent.limit
@@ -533,7 +534,7 @@ def test_tags_of_the_environment_are_told_once(
     monkeypatch.setenv("DD_TAGS", "c:d shared:x,team:data")
     exporter = sends(tags=["team:data"])
     tell(manager)
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     agent.wait_for(lambda agent: agent.checks and agent.events)
     common = {"env:staging", "service:etl", "version:1.2", "a:b", "c:d", "shared:x", "team:data"}
     for message in agent.messages:
@@ -580,7 +581,7 @@ def test_what_a_lent_client_drops_is_counted(tmp_path: Path, manager: HookManage
     logging.getLogger("datadog.dogstatsd").setLevel(logging.CRITICAL)
     with DatadogExporter(client=client).attach(manager) as exporter:
         tell(manager)
-        exporter.flush(30)
+        exporter.flush(PATIENCE)
         assert exporter.counts()[0] == client.packets_dropped > 0
     client.stop()
 
@@ -596,10 +597,7 @@ def test_a_dead_agent_costs_its_messages_and_nothing_else(
     unix: bool,
 ) -> None:
     """All of them are counted, and the log says it once."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    where: dict[str, Any] = {"socket_path": tmp_path / "no"} if unix else {"port": port}
+    where: dict[str, Any] = {"socket_path": tmp_path / "no"} if unix else {"port": free_port()}
     exporter = DatadogExporter(**where).attach(manager)
     tell(manager)
     tell(manager)
@@ -632,14 +630,14 @@ def test_an_agent_that_comes_back_misses_nothing(tmp_path: Path, manager: HookMa
     exporter = DatadogExporter(socket_path=path).attach(manager)
     with Agent(path) as agent:
         tell(manager, function="before")
-        assert exporter.flush(30)
+        assert exporter.flush(PATIENCE)
         agent.wait_for(lambda agent: agent.total("amorsize.executions") == 1)
     path.unlink()
     tell(manager, function="meanwhile")
     exporter.flush(0.2)
     assert exporter.counts()[1] >= 1
     with Agent(path) as agent:
-        assert exporter.flush(30)
+        assert exporter.flush(PATIENCE)
         tell(manager, function="after")
         exporter.close()
         agent.wait_for(lambda agent: agent.total("amorsize.executions") == 2)
@@ -702,7 +700,6 @@ def test_a_forked_child_says_nothing(agent: Agent) -> None:
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -740,7 +737,6 @@ def test_a_child_that_imports_the_program_again_says_nothing(agent: Agent, tmp_p
         env={**os.environ, **variables, "AWS_DEFAULT_REGION": "eu-central-1"},
         capture_output=True,
         text=True,
-        timeout=60,
         check=True,
     )
     assert done.stdout.splitlines() == [
@@ -758,13 +754,13 @@ def test_nothing_is_left_when_it_is_closed(
     before = set(threading.enumerate())
     exporter = sends()
     tell(manager)
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     used = exporter._datagrams._wire.socket  # type: ignore[union-attr]
     exporter.close()
     assert used is not None
     assert used.fileno() == -1
     for thread in set(threading.enumerate()) - before:
-        thread.join(30)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
 
 

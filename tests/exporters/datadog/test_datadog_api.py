@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from waiting import PATIENCE
 
 from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.exporters.datadog.exporter import DatadogExporter, enable_datadog
@@ -86,7 +87,7 @@ def test_events_and_checks_are_posted(
     )
     with exporter.attach(manager):
         tell(manager)
-        assert exporter.flush(30)
+        assert exporter.flush(PATIENCE)
     tags = ["function:parse", "executor:process", "team:data", "a:b", "env:staging"]  # each once
     assert [post[:3] for post in datadog.posts] == [
         ("/api/v1/events", KEY, "application/json"),
@@ -149,9 +150,9 @@ def test_an_answer_that_may_pass_is_tried_again(manager: HookManager, datadog: D
     with DatadogExporter(api_key=KEY, api_host=datadog.url).attach(manager) as exporter:
         tell(manager)
         for _ in range(2):
-            assert datadog.answered.acquire(timeout=30)
+            assert datadog.answered.acquire(timeout=PATIENCE)
             exporter._sender.nudge()
-        assert exporter.flush(30)
+        assert exporter.flush(PATIENCE)
         assert exporter.counts() == (0, 2)
     assert [post[0].rpartition("/")[2] for post in datadog.posts] == ["events"] * 3 + ["check_run"]
 
@@ -165,7 +166,7 @@ def test_a_refusal_is_counted_and_the_key_is_not_told(
     datadog.statuses = [status, status]
     with DatadogExporter(api_key=KEY, api_host=datadog.url).attach(manager) as exporter:
         tell(manager)
-        assert not exporter.flush(30)
+        assert not exporter.flush(PATIENCE)
         assert exporter.counts() == (2, 2)
         assert f"RefusedError: Datadog answered {status}" in caplog.text
         said = f"{caplog.text} {exporter!r} {exporter._sender.stats()} {exporter._api!r}"

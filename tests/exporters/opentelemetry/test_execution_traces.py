@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace import SpanProcessor
+from waiting import PATIENCE
 
 from amorsize.exporters.opentelemetry import execution_traces
 
@@ -42,7 +43,7 @@ def test_a_chunk_that_a_processor_chokes_on_takes_no_other_along(
     traces.provider.add_span_processor(Choking(thread, after))
     try:
         traces.execute(abs, iter(range(1500)), executor="serial", chunksize=1)
-        traces.exporter.flush(30)
+        traces.exporter.flush(PATIENCE)
         kept = traces._kept.get_finished_spans()
         assert sum(span.name == "chunk" for span in kept) == min(most, 1500) - 1
         assert traces.exporter.counts()[0] == counted

@@ -26,6 +26,7 @@ from opentelemetry.sdk.trace.sampling import (
     TraceIdRatioBased,
 )
 from opentelemetry.trace import SpanKind, Status, StatusCode
+from waiting import PATIENCE
 
 import amorsize
 from amorsize import HookEvent, __version__
@@ -257,7 +258,7 @@ def test_each_execution_has_a_trace_of_its_own_without_a_caller(traces: Traces, 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     traces.check()
     roots = [span for span in traces.spans if span.parent is None]
     assert [root.name for root in roots] == ["execute builtins.abs"] * 2
@@ -544,7 +545,7 @@ def test_a_stream_that_is_closed_early(traces: Traces, mode: str) -> None:
     stream = traces.stream(abs, iter(int, 1), executor=mode)
     assert next(stream) == 0
     stream.close()
-    traces.recorder.wait_for(HookEvent.POST_EXECUTE, 30)
+    traces.recorder.wait_for(HookEvent.POST_EXECUTE, PATIENCE)
     traces.check()
     execution = traces.execution
     assert attribute(execution, "amorsize.status") == "cancelled"
@@ -561,12 +562,12 @@ def test_a_stream_that_waits_for_its_input_is_closed(traces: Traces) -> None:
 
     def source() -> Iterator[int]:
         yield 1
-        blocked.wait(60)
+        blocked.wait(PATIENCE)
 
     stream = traces.stream(abs, source(), executor="thread", n_jobs=1, chunksize=1)
     assert next(stream) == 1
     stream.close()
-    traces.recorder.wait_for(HookEvent.POST_EXECUTE, 30)
+    traces.recorder.wait_for(HookEvent.POST_EXECUTE, PATIENCE)
     blocked.set()
     traces.check()
     assert attribute(traces.execution, "amorsize.status") == "cancelled"
@@ -623,7 +624,7 @@ def test_chunks_in_progress_when_an_execution_ends_are_no_orphans(traces: Traces
 
     def work(x: int) -> None:
         with tracer.start_as_current_span("work"):
-            both.wait(30)
+            both.wait(PATIENCE)
             if x == 0:
                 raise ValueError("first")
             threading.Event().wait(0.3)
@@ -1351,7 +1352,6 @@ def run_program(script: str, **environment: str) -> str:
         [sys.executable, "-W", "error", "-c", textwrap.dedent(script)],
         capture_output=True,
         text=True,
-        timeout=60,
         env={**clean, **environment},
     )
     assert done.returncode == 0, done.stderr

@@ -23,6 +23,7 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from waiting import PATIENCE
 
 from amorsize.errors import ExporterError, InvalidValueError
 from amorsize.exporters.base import Exporter
@@ -342,7 +343,7 @@ def test_a_sampler_of_the_variables_applies(
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
     own = OwnTracing(exporter.new_sender)
     own.provider.get_tracer("test").start_span("none").end()
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     assert Spans.made[0].batches == []
 
 
@@ -381,7 +382,7 @@ def test_readings_leave_by_the_sender(found: list[tuple[str, str]], exporter: Ex
     own = OwnMetrics(exporter.new_sender)
     own.provider.get_meter("test").create_counter("calls").add(1)
     own.collect()
-    assert exporter.flush(30)
+    assert exporter.flush(PATIENCE)
     (kept,) = Metrics.made
     assert kept.readings == 1
     own.close()
@@ -448,7 +449,6 @@ def run_program(script: str, **environment: str) -> subprocess.CompletedProcess[
         [sys.executable, "-W", "error", "-c", textwrap.dedent(script)],
         capture_output=True,
         text=True,
-        timeout=60,
         env={**os.environ, **environment},
     )
     assert done.returncode == 0, done.stderr

@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace.sampling import (
     StaticSampler,
 )
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode, TraceFlags, TraceState
+from waiting import PATIENCE
 
 from amorsize.exporters.opentelemetry.span_budget import ChunkRecord
 from amorsize.exporters.opentelemetry.span_writer import SpanWriter, exception_event
@@ -347,7 +348,7 @@ def test_several_threads_do_not_mix_up_ids() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     assert len(written.spans) == 800
     for span in written.spans:
         assert int(span.name) == span.context.trace_id == span.context.span_id
@@ -378,7 +379,7 @@ def test_a_span_that_is_written_amid_another_does_not_mix_up_ids() -> None:
 
     thread = threading.Thread(target=write, args=(1,), daemon=True)
     thread.start()
-    thread.join(30)
+    thread.join(PATIENCE)
     assert sorted(span.name for span in written.spans) == ["1", "2", "3"]
     for span in written.spans:
         assert int(span.name) == span.context.trace_id == span.context.span_id

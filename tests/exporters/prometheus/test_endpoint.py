@@ -14,6 +14,7 @@ from wsgiref.simple_server import WSGIServer, make_server
 from wsgiref.validate import validator
 
 import pytest
+from waiting import PATIENCE
 
 from amorsize.exporters.prometheus.endpoint import Endpoint
 from amorsize.exporters.prometheus.exporter import PrometheusExporter
@@ -27,7 +28,7 @@ USER, PASSWORD = "scraper", "hunter2: über"
 def get(url: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
     request = urllib.request.Request(url, headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=10) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
             return response.status, dict(response.headers), response.read()
     except urllib.error.HTTPError as error:
         with error:

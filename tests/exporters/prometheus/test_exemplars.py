@@ -142,4 +142,4 @@ def test_opentelemetry_is_never_imported() -> None:
         "with amorsize.enable_prometheus(port=0): amorsize.execute(abs, [1], executor='serial')\n"
         "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True)

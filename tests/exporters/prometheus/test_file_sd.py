@@ -73,7 +73,7 @@ def test_the_entries_of_several_programs(tmp_path: Path) -> None:
         assert targets == sorted([f"127.0.0.1:{port}"] for _, port in programs)
     finally:
         for program, _ in programs:
-            program.communicate(timeout=30)
+            program.communicate()
     assert entries(tmp_path) == []
 
 
@@ -81,7 +81,7 @@ def test_the_entry_of_a_killed_program_is_removed_by_the_next(tmp_path: Path) ->
     """It stays until then: nobody else knows."""
     program, _ = start(tmp_path)
     program.send_signal(signal.SIGKILL)
-    program.communicate(timeout=30)
+    program.communicate()
     assert len(entries(tmp_path)) == 1
     with PrometheusExporter(port=0, file_sd=tmp_path) as exporter:
         ((group,),) = entries(tmp_path)

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from waiting import PATIENCE
 
 from amorsize.errors import InvalidTypeError, InvalidValueError, PortInUseError
 from amorsize.exporters.prometheus import listening
@@ -27,7 +28,7 @@ from ..events import Run
 
 
 def scrape(port: int, context: ssl.SSLContext) -> bytes:
-    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=context)
+    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=PATIENCE, context=context)
     try:
         connection.request("GET", "/metrics")
         return connection.getresponse().read()
@@ -49,7 +50,7 @@ def secure(
 
 
 def connect(exporter: PrometheusExporter) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", exporter.port), timeout=30)
+    return socket.create_connection(("127.0.0.1", exporter.port), timeout=PATIENCE)
 
 
 def test_tls_is_served(secure: PrometheusExporter, certificates: Certificates) -> None:
@@ -108,7 +109,9 @@ def test_a_client_that_drips_its_handshake_is_cut_off(certificates: Certificates
     server = ScrapeServer("127.0.0.1", 0, lambda *_: [], tls=context, request_seconds=0.2)
     server.start()
     try:
-        with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as client:
+        with socket.create_connection(
+            ("127.0.0.1", server.server_port), timeout=PATIENCE
+        ) as client:
             client.sendall(b"\x16\x03\x01")
             assert client.recv(1) == b""
     finally:
@@ -234,7 +237,7 @@ def test_a_port_of_another_process_is_told_with_its_name() -> None:
         with pytest.raises(PortInUseError, match=rf"taken by process {holder.pid} \(\S+\)\. Pass"):
             PrometheusExporter(port=port)
     finally:
-        holder.communicate(timeout=30)
+        holder.communicate()
 
 
 def test_where_the_system_does_not_tell_the_holder_is_another_program(

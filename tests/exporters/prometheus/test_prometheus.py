@@ -18,9 +18,11 @@ from pathlib import Path
 
 import prometheus_client
 import pytest
+from ports import free_port
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
 )
+from waiting import PATIENCE
 
 import amorsize
 from amorsize.errors import (
@@ -365,13 +367,15 @@ def test_other_paths_are_not_found(exporter):
 def test_head_answers_without_a_body_and_other_methods_are_refused(exporter):
     """A load balancer may ask HEAD; nobody may POST."""
     head = urllib.request.Request(exporter.url, method="HEAD")
-    with urllib.request.urlopen(head, timeout=10) as response:
+    with urllib.request.urlopen(head, timeout=PATIENCE) as response:
         assert response.status == 200
         assert int(response.headers["Content-Length"]) > 1000
         assert response.read() == b""
     for method in ("POST", "PUT", "DELETE", "OPTIONS", "BREW"):
         with pytest.raises(urllib.error.HTTPError) as raised:
-            urllib.request.urlopen(urllib.request.Request(exporter.url, method=method), timeout=10)
+            urllib.request.urlopen(
+                urllib.request.Request(exporter.url, method=method), timeout=PATIENCE
+            )
         with raised.value as response:
             assert response.code == 405
             assert response.headers["Allow"] == "GET, HEAD"
@@ -433,7 +437,7 @@ def test_close_frees_the_port_at_once(manager):
     with socket.create_connection(("127.0.0.1", exporter.port)) as silent:
         fetch(exporter.url)
         exporter.close()
-        silent.settimeout(10)
+        silent.settimeout(PATIENCE)
         assert silent.recv(1) == b""
     assert repr(exporter) == "<PrometheusExporter (closed)>"
     with PrometheusExporter(port=exporter.port) as again:
@@ -489,9 +493,7 @@ def test_other_wrong_arguments_are_refused():
 
 def test_the_environment_variable_chooses_the_port(monkeypatch):
     """And equals the same port passed by hand."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        free = sock.getsockname()[1]
+    free = free_port()
     monkeypatch.setenv(PORT_VARIABLE, str(free))
     with enable_prometheus() as exporter:
         assert exporter.port == free
@@ -545,7 +547,7 @@ def test_a_forked_child_is_inert_and_holds_no_port(manager, exporter):
             assert os.read(told_read, 1) == b"y"
             assert Scrape(exporter.url)("amorsize_executions_in_progress") is None
             exporter.close()
-            silent.settimeout(10)
+            silent.settimeout(PATIENCE)
             assert silent.recv(1) == b""
             PrometheusExporter(port=exporter.port).close()
         finally:

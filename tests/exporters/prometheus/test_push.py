@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import PATIENCE
 
 from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.exporters.delivery import Delivery, Interval
@@ -63,7 +64,7 @@ class Gateway:
         self._thread.start()
 
     def wait(self) -> tuple[str, dict[str, str], bytes]:
-        assert self.answered.acquire(timeout=30)
+        assert self.answered.acquire(timeout=PATIENCE)
         return self.requests[-1]
 
     def close(self) -> None:
@@ -116,7 +117,7 @@ def test_flush_pushes_now(manager: HookManager, gateway: Gateway) -> None:
     """And says whether it arrived."""
     with PrometheusExporter(pushgateway=gateway.url, job="nightly").attach(manager) as exporter:
         Run(manager).begin()
-        assert exporter.flush(30) is True
+        assert exporter.flush(PATIENCE) is True
         assert b"amorsize_executions_in_progress{" in gateway.requests[-1][2]
 
 
@@ -130,7 +131,7 @@ def test_credentials_are_sent_and_never_shown(gateway: Gateway, caplog: Any) -> 
     ]
     for setting in settings:
         with PrometheusExporter(pushgateway=gateway.url, job="nightly", **setting) as exporter:
-            assert exporter.flush(30) is False
+            assert exporter.flush(PATIENCE) is False
             assert SECRET not in repr(exporter) + repr(vars(exporter))
             assert exporter.counts() == (1, 1)
     sent = {headers["Authorization"] for _, headers, _ in gateway.requests}
@@ -263,18 +264,18 @@ def test_the_interval_calls_only_while_there_is_a_reason() -> None:
 
     interval = Interval(0.01, has_reason, acted.release)
     interval.wake()
-    assert acted.acquire(timeout=30)
-    assert acted.acquire(timeout=30)
+    assert acted.acquire(timeout=PATIENCE)
+    assert acted.acquire(timeout=PATIENCE)
     reason = False
     thread = interval._thread
     assert thread is not None
     while interval._reason.is_set():
-        assert asked.acquire(timeout=30)
+        assert asked.acquire(timeout=PATIENCE)
     reason = True
     interval.wake()
-    assert acted.acquire(timeout=30)
+    assert acted.acquire(timeout=PATIENCE)
     interval.close()
-    thread.join(30)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
 
 
@@ -408,11 +409,11 @@ def test_runs_that_end_during_an_outage_are_no_overflow() -> None:
     delivery = Delivery(new_sender, deliver)
     for _ in range(20):
         delivery.request()
-        assert attempts.acquire(timeout=30)
-        assert attempts.acquire(timeout=30)
+        assert attempts.acquire(timeout=PATIENCE)
+        assert attempts.acquire(timeout=PATIENCE)
     recovered.set()
     [sender] = senders
-    assert sender.flush(30)
+    assert sender.flush(PATIENCE)
     assert arrived.is_set()
     assert sender.stats().dropped == 0
     sender.close()

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from waiting import PATIENCE
 
 from amorsize.exporters.prometheus.server import MAX_CONNECTIONS, ScrapeServer
 
@@ -28,11 +29,11 @@ def server(capfd) -> Iterator[ScrapeServer]:
 
 
 def connect(server: ScrapeServer) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.server_port), timeout=10)
+    return socket.create_connection(("127.0.0.1", server.server_port), timeout=PATIENCE)
 
 
 def get(server: ScrapeServer) -> bytes:
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=PATIENCE)
     try:
         connection.request("GET", "/")
         return connection.getresponse().read()
@@ -97,7 +98,7 @@ def test_a_client_that_does_not_read_is_cut_off(monkeypatch, server):
     server.set_app(endless)
     with connect(server) as client:
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        assert done.wait(10)
+        assert done.wait(PATIENCE)
     server.set_app(hello)
 
 
@@ -145,7 +146,7 @@ def test_requests_that_are_in_are_answered_after_close():
 
     def slow(environ, start_response):
         entered.set()
-        proceed.wait(10)
+        proceed.wait(PATIENCE)
         return hello(environ, start_response)
 
     server = ScrapeServer("127.0.0.1", 0, slow)
@@ -153,10 +154,10 @@ def test_requests_that_are_in_are_answered_after_close():
     answers: list[bytes] = []
     client = threading.Thread(target=lambda: answers.append(get(server)))
     client.start()
-    assert entered.wait(10)
+    assert entered.wait(PATIENCE)
     server.close()
     proceed.set()
-    client.join(10)
+    client.join(PATIENCE)
     assert answers == [b"hello"]
 
 
