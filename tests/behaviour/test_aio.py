@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from waiting import PATIENCE
+from waiting import PATIENCE, slowness
 
 import amorsize
 from amorsize import HookEvent, HookManager, OptimizationResult
@@ -249,7 +249,7 @@ def test_a_timeout_of_asyncio_cancels_the_run(hooks: HookManager, recorder: Reco
 
     async def main() -> None:
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.05):
+            async with asyncio.timeout(0.1 * slowness()):
                 await amorsize.aexecute(
                     time.sleep, [0.005] * 10000, executor="thread", n_jobs=1, hooks=hooks
                 )

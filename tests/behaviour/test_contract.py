@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from modes import FOREIGN_MODES, MODES, Engines, Mode
-from waiting import PATIENCE
+from waiting import PATIENCE, wait_until
 
 import amorsize
 from amorsize import HookContext, HookEvent, HookManager
@@ -209,9 +209,8 @@ def test_a_start_is_told_while_the_first_chunk_still_runs(
     gate = None if mode.name == "serial" and run is run_execute else tmp_path / "gate"
 
     def wait_for_gate(x: int) -> int:
-        deadline = time.monotonic() + 30
-        while gate is not None and not gate.exists() and time.monotonic() < deadline:
-            time.sleep(0.005)
+        if gate is not None:
+            wait_until(gate.exists, "the gate")
         return x
 
     def open_gate() -> None:
@@ -225,7 +224,7 @@ def test_a_start_is_told_while_the_first_chunk_still_runs(
     opener.join()
     events = recorder.events
     assert events.index(HookEvent.ON_WORKER_START) < events.index(HookEvent.ON_CHUNK_COMPLETE)
-    assert recorder.of(HookEvent.ON_CHUNK_COMPLETE)[0].chunk_time < 30
+    assert recorder.of(HookEvent.ON_CHUNK_COMPLETE)[0].chunk_time < PATIENCE
 
 
 def test_empty_input_has_a_beginning_and_an_end(

@@ -129,14 +129,14 @@ def test_the_service_answers_many_at_once(tmp_path):
         everybody.wait()
         answers.append(fetch(url))
 
-    with FactsService(find_sources(tmp_path), wait_seconds=(0.2, 0.2)) as service:
+    with FactsService(find_sources(tmp_path), wait_seconds=(0.5, 0.5)) as service:
         threads = [threading.Thread(target=ask, args=[service.url("one.py")]) for _ in range(100)]
         start = time.monotonic()
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert time.monotonic() - start < 10  # one after the other: 20
+        assert time.monotonic() - start < 25  # one after the other: 50
     assert len(answers) == 100
 
 

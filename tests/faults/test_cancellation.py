@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from waiting import slowness
 
 PROGRAM = textwrap.dedent(
     """
@@ -50,14 +51,14 @@ PROGRAM = textwrap.dedent(
         # The sampled items run here, the others perhaps in a worker.
         if phase == "sampling" or x >= 2:
             print("ready", os.getpid(), flush=True)
-            time.sleep(60)
+            time.sleep(600)
         return x
 
     def source():
         yield 0
         if phase == "input":
             say("ready", os.getpid())
-            time.sleep(60)
+            time.sleep(600)
         yield from range(1, 100)
 
     executor = None if phase == "sampling" else mode
@@ -87,10 +88,12 @@ class Program:
         )
         self.children: list[psutil.Process] = []
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self, times: int = 1) -> None:
+        """Wait until that many items or inputs have begun."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            if line.startswith("ready"):
+            times -= line.startswith("ready")
+            if times == 0:
                 break
         self.children = psutil.Process(self.process.pid).children(recursive=True)
 
@@ -99,7 +102,7 @@ class Program:
         return self.process.returncode, out, err
 
     def assert_no_child_is_left(self) -> None:
-        _, alive = psutil.wait_procs(self.children, timeout=2)
+        _, alive = psutil.wait_procs(self.children, timeout=2 * slowness())
         assert alive == []
 
 
@@ -142,7 +145,7 @@ def test_a_signal_tells_every_end_and_then_does_what_it_always_did(
     began = time.monotonic()
     os.kill(program.process.pid, signum)
     code, out, err = program.finish()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 10 * slowness()
     lines = [line for line in out.splitlines() if not line.startswith("ready")]
     post = next((line for line in lines if line.startswith("post")), None)
     if (way, phase) == ("stream", "sampling"):
@@ -170,7 +173,7 @@ def test_when_the_parent_is_killed_its_workers_are_gone_within_two_seconds(
 ) -> None:
     """Nobody is left to tell them: the kernel does."""
     program = start(mode, "execute", "running")
-    program.wait_until_ready()
+    program.wait_until_ready(times=2)
     os.kill(program.process.pid, signal.SIGKILL)
     program.assert_no_child_is_left()
     assert len(program.children) == (2 if mode == "process" else 0)
@@ -192,7 +195,7 @@ def test_workers_that_hold_the_gil_die_with_their_parent(tmp_path: Path) -> None
     children = psutil.Process(process.pid).children()
     assert len(children) == 1
     process.kill()
-    _, alive = psutil.wait_procs(children, timeout=2)
+    _, alive = psutil.wait_procs(children, timeout=2 * slowness())
     for child in alive:
         child.kill()
     process.communicate()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from waiting import PATIENCE
+from waiting import PATIENCE, wait_until
 
 import amorsize
 from amorsize import HookContext, HookEvent, HookManager
@@ -98,12 +98,8 @@ def test_a_worker_is_told_while_its_chunk_runs_for_as_long_as_it_likes(
     hooks.register(HookEvent.ON_WORKER_START, open_gate)
 
     def wait_for_gate(x: int) -> bool:
-        import time
-
-        deadline = time.monotonic() + 30
-        while not gate.exists() and time.monotonic() < deadline:
-            time.sleep(0.005)
-        return gate.exists()
+        wait_until(gate.exists, "the gate")
+        return True
 
     assert amorsize.execute(wait_for_gate, [1], executor="process", hooks=hooks) == [True]
     assert heard.is_set()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from ports import free_port
-from waiting import PATIENCE
+from waiting import PATIENCE, wait_until
 
 import amorsize
 from amorsize import HookContext, HookEvent, HookManager
@@ -76,14 +76,10 @@ def test_a_second_run_gets_its_share_of_workers_while_the_first_goes_on(tmp_path
     recorder.wait_for(HookEvent.ON_WORKER_START, PATIENCE, count=4)
     other = HookManager()
     seen = RecordingHook().attach(other)
-    gate = tmp_path / "gate"
 
     def wait_for_the_other(x: int) -> int:
-        deadline = __import__("time").monotonic() + 30
         (tmp_path / f"here {x}").touch()
-        while not gate.exists() and __import__("time").monotonic() < deadline:
-            if (tmp_path / "here 0").exists() and (tmp_path / "here 1").exists():
-                gate.touch()
+        wait_until((tmp_path / f"here {1 - x}").exists, "the other")
         return x
 
     # Both items wait for each other: they need two workers at the same time.
@@ -93,7 +89,6 @@ def test_a_second_run_gets_its_share_of_workers_while_the_first_goes_on(tmp_path
     stop.touch()
     thread.join()
     assert results == [0, 1]
-    assert gate.exists()
     assert len(seen.of(HookEvent.ON_WORKER_START)) == 2
     assert_contract(seen.contexts)
     assert_contract(recorder.contexts)
@@ -257,14 +252,14 @@ def test_first_executions_on_several_threads_start_the_engine_once() -> None:
         begin, results = threading.Barrier(8), []
 
         def run(item):
-            begin.wait(30)
+            begin.wait(200)
             results.append(amorsize.execute(abs, [-item], executor="process", n_jobs=1))
 
         threads = [threading.Thread(target=run, args=(item,)) for item in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join()
         print(sorted(results))
     """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

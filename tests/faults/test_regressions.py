@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import PATIENCE
+from waiting import PATIENCE, slowness
 
 import amorsize
 from amorsize import HookContext, HookEvent, HookManager
@@ -59,14 +59,15 @@ def python(script: str, cwd: Path, *arguments: str) -> subprocess.CompletedProce
 def test_sending_results_is_not_part_of_an_items_time(hooks: HookManager) -> None:
     """The parent is slow to take results: no item is late, and none is named."""
     recorder = RecordingHook().attach(hooks)
-    hooks.register(HookEvent.ON_CHUNK_COMPLETE, lambda _: time.sleep(0.7))
+    seconds = 0.5 * slowness()
+    hooks.register(HookEvent.ON_CHUNK_COMPLETE, lambda _: time.sleep(seconds + 0.2))
     results = amorsize.execute(
         lambda x: bytes([x]) * 3_000_000,
         range(4),
         executor="process",
         n_jobs=2,
         chunksize=1,
-        item_timeout=0.5,
+        item_timeout=seconds,
         return_exceptions=True,
         hooks=hooks,
     )
@@ -96,7 +97,7 @@ def test_an_exit_without_a_text_is_the_failure_of_its_item(mode: str, hooks: Hoo
         raise UnprintableExit
 
     with pytest.raises(FunctionExitError, match="UnprintableExit"):
-        amorsize.execute(fail, range(3), executor=mode, n_jobs=2, timeout=60, hooks=hooks)
+        amorsize.execute(fail, range(3), executor=mode, n_jobs=2, timeout=PATIENCE, hooks=hooks)
 
 
 def test_a_function_that_fails_to_load_beside_a_large_item_does_not_block(
@@ -139,13 +140,13 @@ def test_sigterm_ends_a_child_that_the_function_forked(mode: str, tmp_path: Path
         warnings.simplefilter("ignore", DeprecationWarning)
         def child_work(up):
             up.set()
-            time.sleep(60)
+            time.sleep(600)
         def work(x):
             context = multiprocessing.get_context("fork")
             up = context.Event()
             child = context.Process(target=child_work, args=(up,))
             child.start()
-            up.wait(30)
+            up.wait()
             child.terminate()
             child.join()
             return child.exitcode
@@ -265,34 +266,42 @@ def test_ctrl_c_twice_leaves_no_worker_and_no_descriptor(tmp_path: Path) -> None
         import amorsize
         from amorsize import HookEvent, HookManager
 
+        pressing = []
+
         def press_again():
             time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGINT)
 
         def press(context):
-            threading.Thread(target=press_again).start()
+            pressing.append(threading.Thread(target=press_again))
+            pressing[-1].start()
             os.kill(os.getpid(), signal.SIGINT)
+
+        def run():
+            hooks = HookManager()
+            hooks.register(HookEvent.ON_WORKER_START, press)
+            amorsize.execute(
+                lambda x: time.sleep(600), range(4), executor="process", n_jobs=2,
+                chunksize=1, hooks=hooks,
+            )
 
         me = psutil.Process()
         amorsize.execute(abs, [1], executor="process", n_jobs=2)
         amorsize.shutdown()
         before = me.num_fds()
-        for _ in range(3):
-            hooks = HookManager()
-            hooks.register(HookEvent.ON_WORKER_START, press)
+        runs = iter([run] * 3)
+        while True:
             try:
-                amorsize.execute(
-                    lambda x: time.sleep(30), range(4), executor="process", n_jobs=2,
-                    chunksize=1, hooks=hooks,
-                )
+                # However late the second one comes, it comes before the next run begins.
+                for thread in pressing:
+                    thread.join()
+                next(runs)()
             except KeyboardInterrupt:
                 pass
-            try:
-                time.sleep(0.2)
-            except KeyboardInterrupt:
-                pass
+            except StopIteration:
+                break
         amorsize.shutdown()
-        gone, alive = psutil.wait_procs(me.children(), timeout=5)
+        gone, alive = psutil.wait_procs(me.children(), timeout=60)
         print(len(alive), me.num_fds() - before)
         """,
         tmp_path,

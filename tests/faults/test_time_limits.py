@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import Any
 
 import pytest
-from waiting import PATIENCE
+from waiting import PATIENCE, slowness
 
 import amorsize
 from amorsize import HookEvent, HookManager
 from amorsize.errors import ExecutionTimeoutError, ItemTimeoutError
 from amorsize.testing import RecordingHook, assert_contract
 
-FOREVER = 60.0
+FOREVER = 200.0
 """Seconds of an item that never ends within a test's patience."""
 
 
@@ -28,11 +29,18 @@ def test_a_run_that_takes_too_long_is_ended(
     mode: str, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """Status timeout; processes are ended, threads are abandoned and say so."""
-    amorsize.execute(abs, [1], executor=mode)  # workers are up: five fast items need no 2 s
+    amorsize.execute(abs, [1], executor=mode)  # workers are up: five fast items need no second
+    seconds = math.ceil(slowness())
     began = time.monotonic()
-    with pytest.raises(ExecutionTimeoutError, match=r"timeout=2 .* of 10 items"):
+    with pytest.raises(ExecutionTimeoutError, match=rf"timeout={seconds} .* of 10 items"):
         amorsize.execute(
-            hang_on_five, range(10), executor=mode, n_jobs=1, chunksize=1, timeout=2, hooks=hooks
+            hang_on_five,
+            range(10),
+            executor=mode,
+            n_jobs=1,
+            chunksize=1,
+            timeout=seconds,
+            hooks=hooks,
         )
     assert time.monotonic() - began < FOREVER / 2
     assert_contract(recorder.contexts)
@@ -50,9 +58,14 @@ def test_an_item_that_takes_too_long_ends_the_run_and_is_named(
     """The error says which item, and for how long it ran."""
     with pytest.raises(ItemTimeoutError, match=r"item 5 \(chunk 2\) ran for .* seconds"):
         amorsize.execute(
-            hang_on_five, range(10), executor=mode, n_jobs=2, chunksize=2, item_timeout=0.3,
+            hang_on_five,
+            range(10),
+            executor=mode,
+            n_jobs=2,
+            chunksize=2,
+            item_timeout=0.3 * slowness(),
             hooks=hooks,
-        )  # fmt: skip
+        )
     assert_contract(recorder.contexts)
     assert recorder.contexts[-1].metadata["status"] == "timeout"
     (error,) = recorder.of(HookEvent.ON_ERROR)
@@ -69,7 +82,7 @@ def test_with_return_exceptions_only_that_item_fails(
         executor=mode,
         n_jobs=2,
         chunksize=3,
-        item_timeout=0.3,
+        item_timeout=0.3 * slowness(),
         return_exceptions=True,
         hooks=hooks,
     )
@@ -96,7 +109,13 @@ def test_a_stream_has_the_same_limits(
     """Results before the limit are given, then the error is raised."""
     amorsize.execute(abs, [1], executor=mode)
     stream = amorsize.stream(
-        hang_on_five, range(10), executor=mode, n_jobs=1, chunksize=1, timeout=2, hooks=hooks
+        hang_on_five,
+        range(10),
+        executor=mode,
+        n_jobs=1,
+        chunksize=1,
+        timeout=slowness(),
+        hooks=hooks,
     )
     assert [next(stream) for _ in range(5)] == [0, 1, 2, 3, 4]
     with pytest.raises(ExecutionTimeoutError):

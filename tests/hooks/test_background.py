@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from waiting import PATIENCE
+from waiting import PATIENCE, slowness
 
 import amorsize
 from amorsize import HookContext, HookEvent, HookManager
@@ -223,7 +223,7 @@ def test_an_asynchronous_hook_is_cancelled_at_its_timeout(hooks: HookManager) ->
             ends.append("cancelled")
             raise
 
-    hooks.register(PROGRESS, hang, timeout=0.05)
+    hooks.register(PROGRESS, hang, timeout=0.05 * slowness())
     hooks.trigger(of(1))
     hooks.trigger(of(1, items_completed=1))
     assert hooks.drain()
@@ -245,13 +245,14 @@ def test_a_thread_that_hangs_is_left_behind_at_its_timeout(
             release.wait(PATIENCE)
         seen.append(context.items_completed)
 
-    hooks.register(PROGRESS, hang, background=True, timeout=0.05)
+    seconds = round(0.05 * slowness(), 2)
+    hooks.register(PROGRESS, hang, background=True, timeout=seconds)
     hooks.trigger(of(1))
     hooks.trigger(of(1, items_completed=1))
     assert hooks.drain()
     assert seen == [1]
     assert stats_of(hooks)["errors"] == 1
-    assert "it took longer than its timeout of 0.05 seconds" in caplog.text
+    assert f"it took longer than its timeout of {seconds} seconds" in caplog.text
     release.set()
 
 
@@ -280,7 +281,7 @@ def test_a_full_queue_drops_and_counts(caplog: pytest.LogCaptureFixture) -> None
 
 def test_the_end_of_a_run_waits_no_longer_than_the_drain_timeout() -> None:
     """What runs then counts as failed, what waits as dropped, and none begins later."""
-    hooks = HookManager(drain_timeout=0.1)
+    hooks = HookManager(drain_timeout=0.1 * slowness())
     seen: list[str] = []
 
     async def hang(context: HookContext) -> None:

@@ -26,7 +26,7 @@ from opentelemetry.sdk.trace.sampling import (
     TraceIdRatioBased,
 )
 from opentelemetry.trace import SpanKind, Status, StatusCode
-from waiting import PATIENCE
+from waiting import PATIENCE, slowness
 
 import amorsize
 from amorsize import HookEvent, __version__
@@ -214,7 +214,7 @@ def test_attributes_of_a_chunk(traces: Traces, mode: str) -> None:
         assert chunk.start_time is not None
         assert chunk.end_time is not None
         # The worker's own clocks, but for the end of the last span that left before the chunk's.
-        assert abs(chunk.start_time / 1e9 - event.metadata["started_at"]) < 0.01
+        assert abs(chunk.start_time / 1e9 - event.metadata["started_at"]) < 0.01 * slowness()
         assert f"{chunk.context.span_id:016x}" == event.metadata["span_id"]
 
 
@@ -505,7 +505,7 @@ def hang_at_three(x: int) -> int:
 def test_a_time_limit_of_an_item(traces: Traces, mode: str) -> None:
     """The chunk that it was in fails; the limit is an event of the execution."""
     with pytest.raises(ItemTimeoutError) as late:
-        traces.execute(hang_at_three, range(6), executor=mode, item_timeout=0.3)
+        traces.execute(hang_at_three, range(6), executor=mode, item_timeout=0.3 * slowness())
     traces.check()
     execution = traces.execution
     assert attribute(execution, "amorsize.status") == "timeout"
@@ -519,7 +519,11 @@ def test_a_time_limit_of_an_item(traces: Traces, mode: str) -> None:
 def test_a_time_limit_of_an_item_with_return_exceptions(traces: Traces, mode: str) -> None:
     """The run goes on: chunks that are repeated have spans as well."""
     results = traces.execute(
-        hang_at_three, range(6), executor=mode, item_timeout=0.3, return_exceptions=True
+        hang_at_three,
+        range(6),
+        executor=mode,
+        item_timeout=0.3 * slowness(),
+        return_exceptions=True,
     )
     assert isinstance(results[3], ItemTimeoutError)
     traces.check()
@@ -1080,10 +1084,11 @@ def test_failed_chunks_are_kept_wherever_they_are(make: Callable[..., Traces], m
 def test_slow_chunks_are_kept_wherever_they_are(make: Callable[..., Traces], mode: str) -> None:
     """Longer than all others by far, in the middle of the run."""
     traces = make(max_chunk_spans=4)
+    longest = 0.2 * slowness()
 
     def work(x: int) -> None:
         if x == 20:
-            time.sleep(0.2)
+            time.sleep(longest)
 
     traces.execute(work, range(40), executor=mode, chunksize=1)
     assert 20 in [attribute(chunk, "amorsize.chunk.start") for chunk in traces.chunks]
@@ -1111,7 +1116,12 @@ def test_lost_chunks_take_no_more_than_their_share(make: Callable[..., Traces]) 
             threading.Event().wait(60)
 
     results = traces.execute(
-        work, range(4), executor="thread", chunksize=1, item_timeout=0.2, return_exceptions=True
+        work,
+        range(4),
+        executor="thread",
+        chunksize=1,
+        item_timeout=0.2 * slowness(),
+        return_exceptions=True,
     )
     assert [isinstance(result, ItemTimeoutError) for result in results] == [False, True] * 2
     execution = traces.execution

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from waiting import PATIENCE
+from waiting import PATIENCE, slowness
 
 from amorsize.errors import InvalidTypeError, InvalidValueError, PortInUseError
 from amorsize.exporters.prometheus import listening
@@ -106,7 +106,9 @@ def test_a_client_that_stalls_in_the_handshake_is_cut_off(
 def test_a_client_that_drips_its_handshake_is_cut_off(certificates: Certificates) -> None:
     """The deadline is for the handshake and the request together."""
     context = ListenSettings(certfile=certificates.server).tls
-    server = ScrapeServer("127.0.0.1", 0, lambda *_: [], tls=context, request_seconds=0.2)
+    server = ScrapeServer(
+        "127.0.0.1", 0, lambda *_: [], tls=context, request_seconds=0.2 * slowness()
+    )
     server.start()
     try:
         with socket.create_connection(

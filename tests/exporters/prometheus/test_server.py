@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from waiting import PATIENCE
+from waiting import PATIENCE, slowness
 
 from amorsize.exporters.prometheus.server import MAX_CONNECTIONS, ScrapeServer
 
@@ -66,7 +66,7 @@ def test_silent_clients_in_any_number_do_not_stop_it(server):
 
 def test_a_client_that_drips_is_cut_off():
     """Its deadline is for the whole request, not for the next byte."""
-    server = ScrapeServer("127.0.0.1", 0, hello, request_seconds=0.2)
+    server = ScrapeServer("127.0.0.1", 0, hello, request_seconds=0.2 * slowness())
     server.start()
     with connect(server) as client:
         client.sendall(b"GET / HTTP/1.1\r\nX: ")
