@@ -1,5 +1,5 @@
 # amorsize with all extras, for the stack of docker-compose.yml: docker compose build app
-# The tag of Python stands in .env, with all others; it has no default here.
+# The tag of Python is in .env, with all others; it has no default here.
 ARG PYTHON_TAG
 
 FROM python:${PYTHON_TAG} AS build
@@ -19,5 +19,5 @@ WORKDIR /home/amorsize
 # A number, so that an orchestrator can see that it is not root.
 USER 10001
 EXPOSE 9464
-# On all interfaces of the container; whoever publishes the port says who may reach it.
+# On all interfaces of the container; publishing the port decides who can reach it.
 CMD ["amorsize", "demo", "--forever", "--addr", "0.0.0.0", "--port", "9464"]

@@ -1,4 +1,4 @@
-# The commands that always work, on a machine with Python 3.11+ and make.
+# The commands need only Python 3.11+ and make.
 # Everything is installed into .venv; nothing outside this folder is touched.
 
 PYTHON ?= python3
@@ -51,10 +51,10 @@ types: $(VENV)/.dev  ## Check the types
 
 check: lint types test  ## Lint, types and tests: what CI runs
 
-dashboards: $(VENV)/.dev  ## Write dashboards/ anew, out of the metric table
+dashboards: $(VENV)/.dev  ## Regenerate dashboards/ from the metric table
 	@$(BIN)/python -m dashboards.generator
 
-pictures: $(VENV)/.dev  ## Draw docs/images/ anew, from a real run (needs prometheus)
+pictures: $(VENV)/.dev  ## Redraw docs/images/ from a real run (needs prometheus)
 	@$(BIN)/python -m dashboards.generator.pictures
 
 bench: $(VENV)/.dev  ## Measure, side by side with peers
@@ -67,6 +67,6 @@ bench: $(VENV)/.dev  ## Measure, side by side with peers
 soak: $(VENV)/.dev  ## Five minutes of random faults against random work
 	@$(BIN)/python -m benchmarks.soak
 
-clean:  ## Remove what the other commands made
+clean:  ## Remove the files of the other commands
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""What amorsize costs, side by side with its peers: ``python -m benchmarks``.
+"""Measures the cost of amorsize, beside its peers: ``python -m benchmarks``.
 
 ``harness`` measures, ``report`` shows, and each module of ``figures`` declares some figures.
 A new figure is a function with a decorator in one of them, or in a new one beside them.
@@ -17,7 +17,7 @@ def cores() -> int:
 
 
 def compile_packages(checkout: Path = Path(__file__).parents[1]) -> None:
-    """Write the bytecode of a checkout, as installing does: that of the peers is there."""
+    """Compile the bytecode of a checkout, as an installation does; the peers' exists already."""
     for folder in (checkout / "amorsize", checkout / "benchmarks"):
         if not compileall.compile_dir(folder, quiet=1):
             raise RuntimeError(f"{folder} does not compile")

@@ -28,7 +28,7 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None, *, budget: Budget | None = None) -> int:
-    """Run the command line; ``budget`` overrides what it says (for tests)."""
+    """Run the command line; ``budget`` overrides its options (for tests)."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=_DESCRIPTION,

@@ -1,4 +1,4 @@
-"""How a figure is declared, and how it is measured.
+"""Declares figures and measures them.
 
 A figure is a generator function that sets up, yields its contenders by name, and tears down.
 The first contender is the one the figure is about, the others are its peers::
@@ -31,7 +31,7 @@ UNITS = {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """Something to measure.
+    """A contender: a callable to measure.
 
     Attributes:
         measure: does it the given number of times; returns the seconds that took.
@@ -73,7 +73,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What was measured.
+    """The measurements of one figure.
 
     Attributes:
         figure: of what.
@@ -87,7 +87,7 @@ class Result:
 
     @property
     def name(self) -> str:
-        """The contender that the figure is about."""
+        """The contender that the figure is named after."""
         return next(iter(self.rounds))
 
     @property
@@ -99,23 +99,23 @@ class Result:
         return statistics.median(self.rounds[contender or self.name])
 
     def ratio(self, peer: str) -> float:
-        """Return how many times as long as the peer it took."""
+        """Return the ratio of its time to the peer's."""
         return statistics.median(_pairwise(self.rounds[self.name], self.rounds[peer]))
 
     def difference(self, peer: str) -> float:
-        """Return how many seconds longer than the peer it took."""
+        """Return its time minus the peer's, in seconds."""
         ours, theirs = self.rounds[self.name], self.rounds[peer]
         return statistics.median(a - b for a, b in zip(ours, theirs, strict=True))
 
     @property
     def noise(self) -> float:
-        """How far two timings of the same contender in one round lie apart, as a share."""
+        """The difference between two timings of one contender in one round, as a share."""
         first = self.rounds[(self.peers or [self.name])[0]]
         return statistics.median(abs(ratio - 1) for ratio in _pairwise(first, self.again))
 
     @property
     def judged(self) -> float | None:
-        """What ``at_most`` is held against: the value, the ratio, or the difference; or None."""
+        """The number that ``at_most`` limits: the value, the ratio or the difference; or None."""
         if self.figure.at_most is None:
             return None
         if self.figure.against is None:
@@ -126,7 +126,7 @@ class Result:
 
 
 FIGURES: dict[str, Figure] = {}
-"""All declared figures, by name, in the order in which they are shown."""
+"""All declared figures, by name, in the order of the table."""
 
 
 def figure(
@@ -171,7 +171,7 @@ def timed(statement: str | Callable[[], object], *, per: int = 1, **names: Any) 
 
 
 def self_timed(take: Callable[[], float]) -> Contender:
-    """Make a contender of what takes its own time, such as a fresh process."""
+    """Make a contender of a callable that returns its own time, such as a fresh process."""
     return Contender(lambda number: sum(take() for _ in range(number)))
 
 
@@ -193,7 +193,7 @@ def run(declared: Figure, budget: Budget) -> Result:
 
 
 def _calibrate(contender: Contender, seconds: float) -> int:
-    """Find how often to repeat it for a round of ``seconds``; warms it up as well."""
+    """Find the number of repetitions for a round of ``seconds``; warms the contender up."""
     number = 1
     if contender.measure(number) >= 10 * seconds:
         return number

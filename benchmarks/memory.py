@@ -1,4 +1,4 @@
-"""``python -m benchmarks.memory``: whether memory stays flat over very many chunks.
+"""``python -m benchmarks.memory``: checks that memory stays flat over very many chunks.
 
 The resident size of this process is read while a stream of one-item chunks passes through an
 engine. A scheduler of Dask, which keeps a history of its own, runs in another process.
@@ -25,13 +25,13 @@ import amorsize
 
 CHUNKS = 100_000
 WARM_UP_SHARE = 0.1
-"""What the first chunks take is what the engine needs once: imports, pools, histories."""
+"""The first chunks' memory is the engine's own: imports, pools, histories."""
 AT_MOST_MB = 8.0
 _UP_SECONDS = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 1 where memory grew past what is allowed."""
+    """Run the command line; returns 1 if memory grew beyond its bound."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
     parser.add_argument(
         "--chunks", type=int, default=CHUNKS, help="how many (default: %(default)s)"
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(executor: Any, chunks: int) -> tuple[float, float]:
-    """Return seconds, and by how many MB the process grew once it was warm."""
+    """Return the seconds, and the growth of the warm process in MB."""
     process = psutil.Process()
     warm = max(1, int(chunks * WARM_UP_SHARE))
     before = after = 0

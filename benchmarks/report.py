@@ -18,7 +18,7 @@ _PEERS = ("pluggy", "blinker", "prometheus-client", "joblib", "mpire")
 
 
 def machine() -> str:
-    """Say on what was measured, how busy it was, and with which versions, in two lines."""
+    """Describe the machine, its load and the versions, in two lines."""
     versions = " · ".join(f"{name} {_version(name)}" for name in ("amorsize", *_PEERS))
     python = f"{platform.python_implementation()} {platform.python_version()}"
     load = f" · load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
@@ -36,7 +36,7 @@ def rows(result: Result) -> list[tuple[str, ...]]:
     for peer in result.peers:
         theirs = _show(result.seconds(peer), figure.unit)
         target = _target(result) if peer == figure.against else ""
-        # What is said of the figure itself is said once, in its first row.
+        # The figure's own columns appear once, in its first row.
         of_figure = (figure.title, value, noise) if not laid else ("", "", "")
         laid.append((*of_figure[:2], peer, theirs, _compare(result, peer), of_figure[2], target))
     return laid
@@ -53,7 +53,7 @@ def laid_out(
 
 
 def verdict(title: str, value: float, at_most: float) -> str:
-    """Say whether a figure that is to be reached is."""
+    """Say whether a target is reached."""
     reached = "reached" if value <= at_most else "NOT reached"
     return f"{title}: {value:.2f}, at most {at_most:.2f}: {reached}"
 
@@ -77,7 +77,7 @@ def aligned(lines: Sequence[tuple[str, ...]], *, words: Sequence[int] = (0, 2, 6
 
 
 def as_json(results: Sequence[Result]) -> dict[str, Any]:
-    """Give everything that was measured, in seconds, each round too."""
+    """Return all measurements, in seconds, with each round."""
     return {
         "machine": machine(),
         "figures": [
@@ -105,7 +105,7 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def say(what: str) -> None:
-    """Show on a terminal what is being measured, on one line that comes and goes."""
+    """Show the current measurement on a terminal, on one line that is overwritten."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{what}")
         sys.stderr.flush()

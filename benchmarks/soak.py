@@ -45,11 +45,11 @@ _ITEM_TIMEOUT = 0.2
 
 
 class Boom(Exception):
-    """What items raise."""
+    """The exception that items raise."""
 
 
 class Work:
-    """The function: spends some time, and does to certain items what the fault says."""
+    """The function: takes some time, and commits the fault for certain items."""
 
     def __init__(self, cost: float, fault: str, victims: frozenset[int]) -> None:
         self.cost = cost
@@ -74,7 +74,7 @@ class Work:
 
 @dataclass
 class Tally:
-    """What the runs added up to."""
+    """The totals of the runs."""
 
     runs: int = 0
     items: int = 0
@@ -85,7 +85,7 @@ class Tally:
 
 
 def one_run(chance: random.Random, tally: Tally) -> None:
-    """Run once, with a fault that this mode can have, and check everything that is known."""
+    """Run once, with a fault that this mode can have, and check every result and event."""
     mode = chance.choice(MODES)
     possible = [
         fault
@@ -197,7 +197,7 @@ def _killer(chance: random.Random) -> Any:
 
 
 def leftovers(before: tuple[int, int]) -> dict[str, int]:
-    """Count what is still there after everything was shut down."""
+    """Count processes, threads and descriptors that are left after the shutdown."""
     amorsize.shutdown()
     gc.collect()
     me = psutil.Process()

@@ -46,17 +46,17 @@ def connect(address: str | None) -> Iterator[Client]:
         yield client
 
 
-def watch() -> tuple[HookManager, Counter[str]]:
-    """Say who works, and count what they do."""
+def observe() -> tuple[HookManager, Counter[str]]:
+    """Print each worker's start, and count its chunks."""
     hooks = HookManager()
     chunks: Counter[str] = Counter()
     names: dict[int | None, str] = {}
 
     def started(context: HookContext) -> None:
-        told = context.metadata
-        name = told.get("worker_name", told["pid"])
+        details = context.metadata
+        name = details.get("worker_name", details["pid"])
         names[context.worker_id] = f"worker {context.worker_id}"
-        print(f"  worker {context.worker_id}: {name} on {told['hostname']}")
+        print(f"  worker {context.worker_id}: {name} on {details['hostname']}")
 
     def completed(context: HookContext) -> None:
         chunks[names[context.worker_id]] += 1
@@ -73,13 +73,13 @@ def watch() -> tuple[HookManager, Counter[str]]:
 def main(address: str | None = None) -> None:
     """Run here, run there, compare."""
     print("On this machine:")
-    hooks, chunks = watch()
+    hooks, chunks = observe()
     here = execute(count_primes, LIMITS, executor="process", n_jobs=2, chunksize=30, hooks=hooks)
     print(f"  {chunks.total()} chunks, {sum(here)} primes")
 
     print("On the cluster:")
     with connect(address):
-        hooks, chunks = watch()
+        hooks, chunks = observe()
         there = execute(count_primes, LIMITS, executor="dask", chunksize=30, hooks=hooks)
     print(f"  {chunks.total()} chunks, {sum(there)} primes")
     print("The results are the same." if here == there else "The results differ!")

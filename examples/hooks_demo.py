@@ -54,7 +54,7 @@ def progress() -> None:
 
 
 def metrics_collection() -> None:
-    """Collect numbers about a run: chunks, items, time inside the function."""
+    """Collect the totals of a run: chunks, items, time inside the function."""
     totals: Counter[str] = Counter()
 
     def collect(context: HookContext) -> None:
@@ -66,7 +66,7 @@ def metrics_collection() -> None:
     hooks.register(HookEvent.ON_CHUNK_COMPLETE, collect)
     primes = execute(count_primes, [2000] * 40, hooks=hooks, executor="process", chunksize=10)
     print(f"{totals['items']} items in {totals['chunks']} chunks, each found {primes[0]} primes")
-    print(f"{totals['milliseconds'] / totals['items']:.1f} ms an item inside the function")
+    print(f"{totals['milliseconds'] / totals['items']:.1f} ms per item inside the function")
 
 
 def timing_of_stages() -> None:
@@ -83,7 +83,7 @@ def timing_of_stages() -> None:
 
 
 def errors_and_logging() -> None:
-    """Log what failed, with the traceback that the worker saw, and go on."""
+    """Log failures with the worker's traceback, and continue."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     log = logging.getLogger("hooks_demo")
@@ -103,7 +103,7 @@ def errors_and_logging() -> None:
 
 
 class Watch:
-    """A monitoring system of one's own: it keeps a journal and raises an alert."""
+    """Your own monitoring system: it keeps a journal and raises an alert."""
 
     def __init__(self, slow_chunk_seconds: float) -> None:
         self.journal: list[str] = []
@@ -139,7 +139,7 @@ def monitoring_system() -> None:
 
 
 def throughput() -> None:
-    """Follow the items a second: the same work, by one worker and by eight."""
+    """Follow the items per second: the same work, by one worker and by eight."""
     for n_jobs in (1, 8):
         rates: list[float] = []
         hooks = HookManager()
@@ -147,11 +147,11 @@ def throughput() -> None:
             HookEvent.ON_PROGRESS, create_throughput_hook(rates.append, min_interval=0.0)
         )
         execute(ask_slowly, range(80), hooks=hooks, executor="thread", n_jobs=n_jobs, chunksize=5)
-        print(f"n_jobs={n_jobs}: {rates[-1]:6.0f} items a second")
+        print(f"n_jobs={n_jobs}: {rates[-1]:6.0f} items per second")
 
 
 def dashboard() -> None:
-    """Keep everything a dashboard shows in one dictionary."""
+    """Keep all values of a dashboard in one dictionary."""
     board: dict[str, Any] = {"errors": 0, "workers": 0}
 
     def update(context: HookContext) -> None:

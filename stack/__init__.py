@@ -1,4 +1,4 @@
-"""The whole stack around amorsize, to try it: what ``docker-compose.yml`` runs, and ``make stack``.
+"""The stack around amorsize: the configuration of ``docker-compose.yml``, and ``make stack``.
 
 ``prometheus.yml``, ``alertmanager.yml``, ``otel-collector.yml`` and ``jaeger.yml`` are mounted by
 the compose file. ``python -m stack`` runs the first two without Docker, as processes of this

@@ -26,7 +26,7 @@ exit codes:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # who reads from a pipe sees lines at once
+        sys.stdout.reconfigure(line_buffering=True)  # a reader of a pipe sees lines at once
     options = _parser().parse_args(argv)
     try:
         return run(

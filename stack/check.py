@@ -1,4 +1,4 @@
-"""Our rules for the compose file and the image; ``python -m stack.check`` says what breaks one.
+"""Checks the compose file and the image by rules: ``python -m stack.check`` reports violations.
 
 They hold what no schema does: what floats, what is open to the world, what is missing. Those for
 the configuration files are in ``check_configuration``.
@@ -19,10 +19,10 @@ WITHOUT_HEALTH_CHECK = {
     "otel-collector": "its image has no shell and no client",
     "push-job": "it ends",
 }
-"""Services that cannot have one, and why."""
+"""Services without a health check, and the reason."""
 
 JOBS = {"push-job"}
-"""Services that are to end, and are not to be started again."""
+"""Services that end, and are not restarted."""
 
 _LOOPBACK = "127.0.0.1"
 _WHOLE_VERSION = re.compile(r"v?\d+\.\d+\.\d+([-.+][\w.+-]+)?")
@@ -34,7 +34,7 @@ _RESTARTS = ("unless-stopped", "always", "on-failure")
 
 
 def problems(root: Path) -> list[str]:
-    """Find what is wrong with the stack in a folder; empty where all is well."""
+    """Return the violations in a folder; an empty list if there are none."""
     stack = Stack(root)
     found = [
         *images(stack),
@@ -52,7 +52,7 @@ def problems(root: Path) -> list[str]:
 
 
 def images(stack: Stack) -> Iterator[str]:
-    """Every image has a whole version as its tag, which stands in ``.env``."""
+    """The tag of every image is a whole version, set in ``.env``."""
     for name, service in stack.raw["services"].items():
         if "build" in service:
             continue
@@ -65,7 +65,7 @@ def images(stack: Stack) -> Iterator[str]:
 
 
 def ports(stack: Stack) -> Iterator[str]:
-    """Every published port is on the loopback interface alone."""
+    """Every published port is on the loopback interface only."""
     for name, service in stack.services.items():
         for port in service.get("ports", ()):
             if isinstance(port, dict):
@@ -80,7 +80,7 @@ def ports(stack: Stack) -> Iterator[str]:
 
 
 def health(stack: Stack) -> Iterator[str]:
-    """Every service has a health check, or a reason why not."""
+    """Every service has a health check, or a reason not to."""
     for name, service in stack.services.items():
         check = service.get("healthcheck") or {}
         test = check.get("test")
@@ -92,7 +92,7 @@ def health(stack: Stack) -> Iterator[str]:
 
 
 def start_order(stack: Stack) -> Iterator[str]:
-    """Who waits for whom: those exist, can be healthy, and start whenever the waiting one does."""
+    """Every dependency exists, has a health check, and starts with its dependent service."""
     for name, service in stack.services.items():
         waits = service.get("depends_on") or {}
         for other, how in (
@@ -112,7 +112,7 @@ def start_order(stack: Stack) -> Iterator[str]:
 
 
 def restarts_and_limits(stack: Stack) -> Iterator[str]:
-    """Every service comes back, and none takes all memory."""
+    """Every service is restarted, and has a memory limit."""
     for name, service in stack.services.items():
         restart = str(service.get("restart", "")).partition(":")[0]
         if name in JOBS:
@@ -125,7 +125,7 @@ def restarts_and_limits(stack: Stack) -> Iterator[str]:
 
 
 def privileges(stack: Stack) -> Iterator[str]:
-    """Nobody is root over the host, and nobody is an administrator without a password."""
+    """No service has privileges on the host, and no administrator is without a password."""
     for name, service in stack.services.items():
         if service.get("privileged") or service.get("cap_add") or service.get("pid") == "host":
             yield f"{name}: asks for rights over the host"
@@ -143,7 +143,7 @@ def privileges(stack: Stack) -> Iterator[str]:
 
 
 def secrets(stack: Stack) -> Iterator[str]:
-    """What is secret comes from the shell: no file has it, and no file shows it."""
+    """Secrets come from the shell: no file contains one."""
     for name, service in stack.services.items():
         for variable, value in environment_of(service).items():
             if is_secret(variable) and value is not None:
@@ -160,7 +160,7 @@ def secrets(stack: Stack) -> Iterator[str]:
 
 
 def mounts(stack: Stack) -> Iterator[str]:
-    """What is mounted exists, cannot be written to, and named volumes are declared and used."""
+    """Every mounted file exists and is read-only; named volumes are declared and used."""
     declared = set(stack.raw.get("volumes") or {})
     used = set()
     for name in stack.services:
@@ -181,7 +181,7 @@ def mounts(stack: Stack) -> Iterator[str]:
 
 
 def variables(stack: Stack) -> Iterator[str]:
-    """Every variable has a value in ``.env``, which has no others."""
+    """Every variable has a value in ``.env``, and every value a variable."""
     used = {use.name for use in stack.uses}
     for name in sorted(used):
         if not is_secret(name) and not stack.env.get(name):
@@ -191,7 +191,7 @@ def variables(stack: Stack) -> Iterator[str]:
 
 
 def dockerfile(root: Path) -> Iterator[str]:
-    """The image starts from a pinned one, ends as somebody who is not root, and takes no URLs."""
+    """The base image is pinned, the user is not root, and no URL is downloaded."""
     ignored = root / ".dockerignore"
     if not ignored.exists():
         yield ".dockerignore is missing: the image would get all of the folder"
@@ -232,7 +232,7 @@ def _copied(root: Path, sources: list[str]) -> Iterator[str]:
 
 
 def main(arguments: list[str]) -> int:
-    """Say what is wrong; returns the exit code."""
+    """Print the violations; returns the exit code."""
     found = problems(Path(arguments[0]) if arguments else Path(__file__).parents[1])
     for problem in found:
         print(problem)

@@ -1,4 +1,4 @@
-"""Rules for the configuration files: whatever one of them names is there, where it says.
+"""Checks the configuration files: everything that a file names exists at that place.
 
 Prometheus' and Alertmanager's own tools check what is within their files (the tests run them);
 this is about what lies between the files: services, ports, mounts, data sources.
@@ -24,7 +24,7 @@ PROMETHEUS, ALERTMANAGER, COLLECTOR, JAEGER, GRAFANA = (
     "jaeger",
     "grafana",
 )
-"""Services of the compose file that read configuration files of ours."""
+"""Services of the compose file that read our configuration files."""
 
 PROVISIONING = "/etc/grafana/provisioning"
 
@@ -34,7 +34,7 @@ _ADDRESS = re.compile(r"^(?:--\w+=)?(?:https?|tcp)://([a-z][\w-]*):(\d+)")
 
 
 def problems(stack: Stack) -> list[str]:
-    """Find what is wrong; empty where all is well."""
+    """Return the violations; an empty list if there are none."""
     return [
         *configuration_files(stack),
         *addresses(stack),
@@ -47,7 +47,7 @@ def problems(stack: Stack) -> list[str]:
 
 
 def configuration_files(stack: Stack) -> Iterator[str]:
-    """What a service is told to read is mounted, and holds no secret."""
+    """Every file that a service reads is mounted, and holds no secret."""
     for name, option in (
         (PROMETHEUS, "--config.file="),
         (ALERTMANAGER, "--config.file="),
@@ -75,13 +75,13 @@ def addresses(stack: Stack) -> Iterator[str]:
         port = environment_of(service).get("DD_DOGSTATSD_PORT")
         if host:
             yield from _reachable(stack, f"{name}: DD_AGENT_HOST", host, int(port or 8125))
-            # With an API key the name is another one: the agent's.
+            # With an API key, the host is the agent.
             if f"{host}-datadog" not in stack.names:
                 yield f"{name}: nobody has the name {host}-datadog, for when there is an API key"
 
 
 def prometheus(stack: Stack) -> Iterator[str]:
-    """Targets, rule files, and what the dashboards rely on."""
+    """Targets, rule files, and the settings that the dashboards rely on."""
     path = _configuration(stack, PROMETHEUS, "--config.file=")
     if path is None:
         return
@@ -118,7 +118,7 @@ def prometheus(stack: Stack) -> Iterator[str]:
 
 
 def collector(stack: Stack) -> Iterator[str]:
-    """Each pipeline has its parts, each part its pipeline, and each end somebody there."""
+    """Each pipeline has its parts, each part is in a pipeline, and each endpoint has a service."""
     path = _configuration(stack, COLLECTOR, "--config=")
     if path is None:
         return
@@ -151,7 +151,7 @@ def jaeger(stack: Stack) -> Iterator[str]:
 
 
 def data_sources(stack: Stack) -> Iterator[str]:
-    """Data sources are reachable, and those that they link to exist and are of the right kind."""
+    """Data sources are reachable, and those that they link to exist and have the right type."""
     sources = _sources(stack)
     if not sources:
         yield f"{GRAFANA}: no data sources are mounted below {PROVISIONING}"
@@ -183,7 +183,7 @@ def data_sources(stack: Stack) -> Iterator[str]:
 
 
 def dashboards(stack: Stack) -> Iterator[str]:
-    """The dashboards are mounted where Grafana looks, and ask data sources that exist."""
+    """The dashboards are mounted where Grafana reads them, and query data sources that exist."""
     uids = {source["uid"] for source in _sources(stack)}
     folder = stack.in_container(GRAFANA, f"{PROVISIONING}/dashboards")
     for provider in [each for file in _yaml_files(folder) for each in _read(file)["providers"]]:
@@ -205,7 +205,7 @@ def dashboards(stack: Stack) -> Iterator[str]:
 
 
 def listening(stack: Stack, service: str) -> set[int]:
-    """The ports of a service, as far as files say so: published, configured, or on its command."""
+    """The known ports of a service: published, configured, or on its command line."""
     found = set()
     described = stack.services[service]
     for port in described.get("ports", ()):
@@ -275,7 +275,7 @@ def _yaml_files(folder: Path | None) -> Iterable[Path]:
 
 
 def _asked(value: Any) -> Iterator[str]:
-    """The uids of all data sources that a dashboard names."""
+    """Return the uids of all data sources in a dashboard."""
     if isinstance(value, dict):
         source = value.get("datasource")
         if isinstance(source, dict) and source.get("type") != "grafana" and "uid" in source:

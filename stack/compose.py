@@ -1,4 +1,4 @@
-"""Reads ``docker-compose.yml`` and ``.env`` as Docker Compose does, as far as checks need it."""
+"""Reads ``docker-compose.yml`` and ``.env`` like Docker Compose, as far as the checks need it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SECRET = re.compile(
 
 @dataclass(frozen=True)
 class Use:
-    """A variable in the compose file: its name, and what follows it in the braces."""
+    """A variable in the compose file: its name, and the rest of the braces."""
 
     name: str
     operator: str = ""
@@ -47,7 +47,7 @@ class Mount:
 
 @dataclass(frozen=True)
 class Stack:
-    """The compose file of a folder, and what belongs to it.
+    """The compose file of a folder, with its ``.env`` and mounts.
 
     Attributes:
         root: the folder.
@@ -61,31 +61,31 @@ class Stack:
 
     @cached_property
     def env(self) -> dict[str, str]:
-        """What ``.env`` sets."""
+        """The variables of ``.env``."""
         lines = (self.root / ENV_FILE).read_text(encoding="utf-8").splitlines()
         pairs = (line.partition("=") for line in lines if line.strip() and not line.startswith("#"))
         return {name.strip(): value.strip() for name, _, value in pairs}
 
     @cached_property
     def raw(self) -> dict[str, Any]:
-        """The file with its variables as they are written."""
+        """The file, with its variables not replaced."""
         document: dict[str, Any] = yaml.safe_load(self.text)
         return document
 
     @cached_property
     def services(self) -> dict[str, dict[str, Any]]:
-        """The services, with the values of ``.env`` put in."""
+        """The services, with the values of ``.env``."""
         services: dict[str, dict[str, Any]] = interpolate(self.raw, self.env)["services"]
         return services
 
     @cached_property
     def uses(self) -> list[Use]:
-        """All variables of the file, in its order; comments are no part of it."""
+        """All variables of the file, in its order, without those in comments."""
         return [use for text in strings(self.raw) for use in uses_in(text)]
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """The services by the names under which the others reach them."""
+        """The services, by the host names that other services use."""
         found = {name: name for name in self.services}
         for name, service in self.services.items():
             networks = service.get("networks") or {}
@@ -113,7 +113,7 @@ class Stack:
         return found
 
     def in_container(self, service: str, path: str) -> Path | None:
-        """The file of this repository that a service sees at a path; None where it is none."""
+        """The file of this repository that a service sees at a path, or None."""
         for mount in sorted(self.mounts(service), key=lambda each: -len(each.target)):
             if mount.is_bind and (path == mount.target or path.startswith(f"{mount.target}/")):
                 return self.root / mount.source / path.removeprefix(mount.target).lstrip("/")
@@ -121,7 +121,7 @@ class Stack:
 
 
 def environment_of(service: Mapping[str, Any]) -> dict[str, str | None]:
-    """A service's variables; None for those that are passed on from the shell."""
+    """A service's variables; None for those from the shell."""
     given = service.get("environment") or {}
     if isinstance(given, list):
         pairs = (entry.partition("=") for entry in given)
@@ -130,7 +130,7 @@ def environment_of(service: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def is_secret(name: str) -> bool:
-    """Whether a name is one of something that must not stand in a file."""
+    """Whether a name belongs to a secret."""
     return _SECRET.search(name) is not None
 
 
@@ -154,7 +154,7 @@ def uses_in(text: str) -> Iterator[Use]:
 
 
 def interpolate(value: Any, variables: Mapping[str, str]) -> Any:
-    """Put values in, as https://docs.docker.com/reference/compose-file/interpolation says."""
+    """Replace variables by values (https://docs.docker.com/reference/compose-file/interpolation)."""
     if isinstance(value, dict):
         return {key: interpolate(each, variables) for key, each in value.items()}
     if isinstance(value, list):

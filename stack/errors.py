@@ -1,7 +1,7 @@
-"""What goes wrong here: one exception, whose text is for people."""
+"""The exception of the stack; its text is for the user."""
 
 from __future__ import annotations
 
 
 class StackError(Exception):
-    """The stack cannot start, or cannot go on; the message says why and what to do."""
+    """The stack cannot start or continue; the message says why, and what to do."""

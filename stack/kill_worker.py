@@ -15,7 +15,7 @@ import psutil
 
 URL = "http://127.0.0.1:9464/metrics"
 WAIT_SECONDS = 120.0
-"""Most of a round of the app is done by threads; a worker works again in less than this."""
+"""Threads do most of a round of the app; a worker process is busy again in less time than this."""
 
 _POLL_SECONDS = 0.05
 _SERIES = re.compile(r"^(amorsize_\w+)\{(.*)\} ([0-9.e+]+)$", re.MULTILINE)
@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
         deadline = time.monotonic() + WAIT_SECONDS
         while time.monotonic() < deadline:
             function, deaths = look_at(url)
-            # It may have finished in the moment between: then nobody died at work.
+            # It may have finished in the meantime: then no busy worker died.
             if function and (pid := kill_one(app)) and is_noticed(url, deaths):
                 print(f"Killed worker process {pid}, which worked on {function}.")
                 return 0
@@ -52,7 +52,7 @@ def listener(port: int) -> psutil.Process:
     for process in psutil.process_iter():
         try:
             connections = process.net_connections(kind="tcp")
-        except psutil.Error:  # somebody else's, or it has ended
+        except psutil.Error:  # of another user, or it has ended
             continue
         for each in connections:
             if each.status == psutil.CONN_LISTEN and each.laddr.port == port:
@@ -61,7 +61,7 @@ def listener(port: int) -> psutil.Process:
 
 
 def look_at(url: str) -> tuple[str | None, float]:
-    """What worker processes work on right now, and how many have died at work so far."""
+    """Return the functions that worker processes run now, and the number of deaths so far."""
     with urllib.request.urlopen(url, timeout=10) as answer:
         text = answer.read().decode()
     busy, deaths = None, 0.0

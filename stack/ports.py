@@ -1,4 +1,4 @@
-"""Ports of 127.0.0.1, and whether somebody listens there."""
+"""Finds free ports of 127.0.0.1, and checks for listeners."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def free_port() -> int:
 def is_free(port: int) -> bool:
     """Whether a server could listen on ``port`` now."""
     with socket.socket() as sock:
-        # As servers do: a port whose last connections are only being forgotten is free.
+        # As servers do: a port with connections in TIME_WAIT only is free.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind((HOST, port))

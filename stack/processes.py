@@ -1,4 +1,4 @@
-"""A server as a process of its own: started, waited for until it is ready, and ended."""
+"""Runs a server as a process: starts it, waits until it is ready, and ends it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pathlib import Path
 from .errors import StackError
 
 START_SECONDS = 30.0
-"""How long a server may take until it is ready."""
+"""The time limit for a server to be ready."""
 
 STOP_SECONDS = 10.0
-"""How long one may take to end before it is killed."""
+"""The time limit for a server to end before it is killed."""
 
 _POLL_SECONDS = 0.05
 _ANSWER_SECONDS = 5.0
@@ -26,7 +26,7 @@ _TAIL_LINES = 15
 
 
 class ServerProcess:
-    """A program that serves until it is told to end. It runs from here on.
+    """A server process; the constructor starts it.
 
     It has a session of its own, so that a Ctrl-C in the terminal reaches this program alone, which
     ends the others in their order. On Linux it is told to end when this process is killed, or when
@@ -96,15 +96,15 @@ class ServerProcess:
                     f"{self.name} was not ready within {seconds:.0f} s.{self._end_of_log()}"
                 )
             time.sleep(_POLL_SECONDS)
-        if self.exit_code is not None:  # somebody else's server answered, on a port that was taken
+        if self.exit_code is not None:  # another server answered, on a port that was taken
             raise StackError(self.obituary())
 
     def obituary(self) -> str:
-        """Say how it ended, with the end of its log."""
+        """Describe how it ended, with the end of its log."""
         return f"{self.name} ended with exit code {self.exit_code}.{self._end_of_log()}"
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
-        """Ask it to end, and kill it if it does not."""
+        """Terminate it, and kill it if it does not end."""
         self._process.terminate()
         try:
             self._process.wait(seconds)
@@ -131,6 +131,6 @@ class ServerProcess:
 
 
 def _ending_with_us() -> list[str]:
-    """A prefix of a command line that ends it when this process is killed: nobody else would."""
+    """A prefix of a command line: the kernel then ends the command when this process dies."""
     setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
     return [setpriv, "--pdeathsig", "TERM", "--"] if setpriv else []

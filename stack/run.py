@@ -21,14 +21,14 @@ from .processes import ServerProcess
 
 APP_PORT = 9464
 APP_STOP_SECONDS = 20.0
-"""The app finishes what it is at; the compose file gives it as long."""
+"""The app finishes its current run; the compose file allows the same time."""
 
 _WATCH_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says; the meanings are those of ``python -m stack --help``."""
+    """The options of the command line, as in ``python -m stack --help``."""
 
     directory: Path | None = None
     free_ports: bool = False
@@ -39,7 +39,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where everything is, each as ``host:port``."""
+    """The addresses of all servers, each as ``host:port``."""
 
     app: str
     prometheus: str
@@ -102,7 +102,7 @@ def _start(
     directory: Path,
     stopping: threading.Event,
 ) -> None:
-    """Start one after the other, those first that others talk to; add each to ``running``."""
+    """Start the servers in the order of their dependencies; add each to ``running``."""
 
     def start_alertmanager() -> ServerProcess:
         folder = directory / "alertmanager"
@@ -143,7 +143,7 @@ def _start(
 
 
 def _watch(running: list[ServerProcess], stopping: threading.Event) -> None:
-    """Return when told to stop.
+    """Return when ``stop`` is set.
 
     Raises:
         StackError: one has ended by itself.
@@ -155,7 +155,7 @@ def _watch(running: list[ServerProcess], stopping: threading.Event) -> None:
 
 
 def _stop(running: list[ServerProcess]) -> None:
-    """End all of them, those first that talk to others. A second Ctrl-C changes nothing."""
+    """End all servers, dependent ones first. A second Ctrl-C has no effect."""
     for process in reversed(running):
         process.stop(APP_STOP_SECONDS)
 
@@ -187,11 +187,11 @@ Try, in another terminal:
   what the app does:
     tail -f {directory / "app.log"}
 
-docs/stack.md tells more, and how to get Grafana and traces. Ctrl-C ends all of it.""")
+docs/stack.md has more, including Grafana and traces. Ctrl-C stops the stack.""")
 
 
 def _page(address: str, *paths: str) -> str:
-    """The first page that is there: Debian's packages come without some, or under other names."""
+    """The first page that exists: Debian's packages lack some, or rename them."""
     for path in paths:
         url = f"http://{address}{path}"
         try:
@@ -211,7 +211,7 @@ def _write_json(addresses: Addresses, running: list[ServerProcess], options: Opt
     }
     unfinished = options.json_path.with_name(f"{options.json_path.name}.tmp")
     unfinished.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(options.json_path)  # who waits for the file never reads half of it
+    unfinished.replace(options.json_path)  # a reader never sees half of the file
 
 
 def _port(address: str) -> int:
@@ -241,7 +241,7 @@ def _stop_on_signals() -> Iterator[threading.Event]:
     before = {
         number: signal.signal(number, stop)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        # What is ignored stays so: a shell has its background jobs ignore Ctrl-C.
+        # Ignored signals stay ignored: a shell has its background jobs ignore Ctrl-C.
         if signal.getsignal(number) not in (None, signal.SIG_IGN)
     }
     try:

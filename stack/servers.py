@@ -1,4 +1,4 @@
-"""Prometheus, Alertmanager and Pushgateway: what the programs are called, and how they start."""
+"""The servers Prometheus, Alertmanager and Pushgateway: their programs and command lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .processes import ServerProcess
 
 @dataclass(frozen=True)
 class Program:
-    """A server that Debian and its makers have under different names.
+    """A server whose program has one name in Debian and another upstream.
 
     Attributes:
         title: what people call it.
@@ -29,7 +29,7 @@ class Program:
     port: int
 
     def find(self) -> str | None:
-        """Where it is, or None."""
+        """The path of the program, or None."""
         return next(filter(None, map(shutil.which, self.names)), None)
 
 
@@ -77,14 +77,14 @@ def start_prometheus(
 
 
 def start_alertmanager(directory: Path, config: Path, port: int) -> ServerProcess:
-    """Start an Alertmanager that is alone, on ``port`` of 127.0.0.1."""
+    """Start a single Alertmanager on ``port`` of 127.0.0.1."""
     return _start(
         ALERTMANAGER,
         directory,
         port,
         f"--config.file={config}",
         f"--storage.path={directory / 'data'}",
-        "--cluster.listen-address=",  # it would listen on all interfaces for others of its kind
+        "--cluster.listen-address=",  # otherwise it listens on all interfaces for its peers
     )
 
 

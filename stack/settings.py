@@ -1,4 +1,4 @@
-"""The configuration files of the compose stack, with targets of this machine put in.
+"""Writes the configuration files of the compose stack, with targets on this machine.
 
 ``make stack`` and its tests run on the very files that the containers mount: only where to find
 the others is replaced, and how often to look, if that is asked for.
@@ -63,6 +63,6 @@ def read(path: Path) -> Any:
 
 
 def write(path: Path, config: Mapping[str, Any]) -> Path:
-    """Write a YAML file; returns where."""
+    """Write a YAML file; returns its path."""
     path.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
     return path

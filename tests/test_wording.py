@@ -32,9 +32,7 @@ BANNED = {
 }
 """Expressions that this project once used, and those to use instead."""
 
-BARE = re.compile(
-    r"(?:(?<=[.:;] )|^(?:[-*] |\d\. )?)(?:What|Who|Whoever|what|who) [^.?|\n]*\.", re.M
-)
+BARE = re.compile(r"(?:(?<=[.:;] )|^(?:[-*] |\d\. )?)[Ww](?:hat|ho|hoever) [^.?|\n]*\.", re.M)
 """A sentence whose subject is "what" or "who", and names nothing."""
 
 

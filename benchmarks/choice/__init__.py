@@ -1,4 +1,4 @@
-"""How good the choice of parallelism is: whole calls beside those of peers.
+"""Measures the choice of parallelism: whole calls, beside the peers'.
 
 ::
 

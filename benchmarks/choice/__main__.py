@@ -14,7 +14,7 @@ from benchmarks.choice.workloads import WORKLOADS
 
 _DESCRIPTION = """\
 Run amorsize and its peers on the same workloads, each cell in a fresh process, interleaved, and
-print how many times as long as the best peer of the row each takes."""
+print each one's ratio to the best peer of the row."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,8 +1,8 @@
-"""One measurement, in the process that runs this module; what it finds is printed as JSON.
+"""Makes one measurement in the process that runs this module, and prints it as JSON.
 
 ``python -m benchmarks.choice.cell call WORKLOAD CONTENDER`` times a first call, its import
 included, and the median of some later ones; ``plan WORKLOAD`` says what ``optimize()`` chooses;
-``setting WORKLOAD ENGINE N_JOBS CHUNKSIZE`` times a first ``execute()`` that is told how to run;
+``setting WORKLOAD ENGINE N_JOBS CHUNKSIZE`` times a first ``execute()`` with these settings;
 ``misleading INPUT`` is :func:`benchmarks.choice.misleading.measure`.
 """
 
@@ -45,7 +45,7 @@ def measure_calls(workload: str, contender: str) -> dict[str, Any]:
 
 
 def ask_for_plan(workload: str) -> dict[str, Any]:
-    """Say what ``optimize()`` chooses."""
+    """Return the choice of ``optimize()``."""
     from amorsize import optimize
 
     work = WORKLOADS[workload]
@@ -54,7 +54,7 @@ def ask_for_plan(workload: str) -> dict[str, Any]:
 
 
 def measure_setting(workload: str, engine: str, n_jobs: str, chunksize: str) -> dict[str, Any]:
-    """Time a first call that is told how to run; the import is left out."""
+    """Time a first call with given settings, without the import."""
     from amorsize import execute
 
     work = WORKLOADS[workload]
@@ -79,5 +79,5 @@ WHAT = {
 
 if __name__ == "__main__":
     print(json.dumps(WHAT[sys.argv[1]](*sys.argv[2:])), flush=True)
-    # Without waiting for pools that are still open: some peers hang at exit, or warn.
+    # Do not wait for open pools: some peers hang or warn at exit.
     os._exit(0)

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks import cores
 
 Map = Callable[[Callable[[Any], Any], Iterable[Any], int], list[Any]]
-"""Takes the function, the input and its length, which only tuning may use."""
+"""Takes the function, the input and its length; only tuned contenders may use the length."""
 
 
 def amorsize(func: Callable[[Any], Any], data: Iterable[Any], items: int) -> list[Any]:
@@ -35,7 +35,7 @@ def processes(func: Callable[[Any], Any], data: Iterable[Any], items: int) -> li
 
 
 def tuned_processes(func: Callable[[Any], Any], data: Iterable[Any], items: int) -> list[Any]:
-    """Four chunks a worker, as the manuals advise."""
+    """Four chunks per worker, as the manuals advise."""
     return list(_processes().map(func, data, chunksize=max(1, items // (4 * cores()))))
 
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.choice.misleading``: inputs whose first items say nothing of the others.
+"""``python -m benchmarks.choice.misleading``: inputs whose first items mislead about the rest.
 
 No sample can be right about them. What is measured is how wrong it gets: ``execute()`` to a list
 comprehension, in a fresh process, which is to be 1.5 at most whatever the input.
@@ -22,19 +22,19 @@ AT_MOST = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Misleading:
-    """A function and its input, by what is wrong with that."""
+    """A function and its misleading input, by its name."""
 
     func: Callable[[Any], Any]
     data: list[Any]
 
 
 def burn_or_pass(loops: int) -> int:
-    """Compute under the GIL, or do nothing at all."""
+    """Compute under the GIL, or do nothing."""
     return burn(loops) if loops else 0
 
 
 def wait_or_pass(seconds: float) -> float:
-    """Wait, or do nothing at all."""
+    """Wait, or do nothing."""
     if seconds:
         time.sleep(seconds)
     return seconds

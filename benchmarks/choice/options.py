@@ -1,4 +1,4 @@
-"""What the command lines of the choice have in common."""
+"""The common options of the command lines of the choice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.choice.workloads import WORKLOADS
 
 
 def add_options(parser: argparse.ArgumentParser, *, rounds: int) -> None:
-    """Add the options of both; ``rounds`` is the default."""
+    """Add the options; ``rounds`` is the default."""
     parser.add_argument(
         "--rounds", type=int, default=rounds, help="of each cell (default: %(default)s)"
     )
@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser, *, rounds: int) -> None:
 def parse(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None
 ) -> tuple[argparse.Namespace, list[str]]:
-    """Parse, and name the workloads that are asked for; ends the program on wrong usage."""
+    """Parse, and return the names of the requested workloads; exits on wrong usage."""
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error(f"--rounds is {options.rounds}; give 1 or more")

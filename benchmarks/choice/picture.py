@@ -1,4 +1,4 @@
-"""Draws the tables as a picture: a row a workload, a mark a contender, the best peer at 1."""
+"""Draws the tables: one row per workload, one mark per contender, the best peer at 1."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _FARTHEST = 12.0
 
 
 def draw(rows: Sequence[Row], path: Path, *, caption: str) -> None:
-    """Write the picture of both tables to ``path`` (PNG, SVG or what its ending says)."""
+    """Write the picture of both tables to ``path``, in the format of its suffix (PNG, SVG)."""
     import matplotlib
 
     matplotlib.use("agg")

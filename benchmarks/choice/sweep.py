@@ -23,7 +23,7 @@ from benchmarks.choice.workloads import WORKLOADS, Workload
 THREADS = (2, 4, 8, 16, 32, 64)
 
 FINALISTS = 5
-"""So many of the settings run again."""
+"""The number of settings that run again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What a sweep found.
+    """The result of a sweep.
 
     Attributes:
         workload: its name.
@@ -67,13 +67,13 @@ class Swept:
 
     @property
     def regret(self) -> float:
-        """The median, over the rounds, of what was chosen in it, to the best setting."""
+        """The median over the rounds, of the choice's time relative to the best setting."""
         taken = [self.seconds[chosen][turn] for turn, chosen in enumerate(self.chosen)]
         return statistics.median(taken) / self.median(self.best)
 
 
 def settings(workload: Workload) -> list[Setting]:
-    """List what is tried: chunks of one item, of a share, and of all that a worker gets."""
+    """List the chunk sizes to try: one item, a share, and a worker's whole part."""
     found = {Setting("serial", 1, workload.items): None}
     processes = range(2, cores() + 2)  # one more than there are cores, too
     for engine, counts in (("thread", THREADS), ("process", processes)):
@@ -89,7 +89,7 @@ def settings(workload: Workload) -> list[Setting]:
 
 
 def sweep(name: str, rounds: int, *, say: Callable[[str], None] = lambda text: None) -> Swept:
-    """Measure all settings of one workload, then the best of them, and what is chosen, anew."""
+    """Measure all settings of one workload, then the best ones and the choice again."""
     heat: dict[Setting, float] = {}
     tried = settings(WORKLOADS[name])
     for at, setting in enumerate(tried):
@@ -135,7 +135,7 @@ def render(swept: Sequence[Swept], *, markdown: bool = False) -> str:
 
 
 def judge(swept: Sequence[Swept]) -> Iterator[str]:
-    """Say of each figure that is to be reached whether it is."""
+    """Say for each target whether it is reached."""
     regrets = [each.regret for each in swept]
     mean = statistics.geometric_mean(regrets)
     yield report.verdict("regret of optimize(), geometric mean", mean, 1.05)

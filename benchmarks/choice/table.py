@@ -28,7 +28,7 @@ CALLS = tuple(TITLES)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What was measured of one workload.
+    """The measurements of one workload.
 
     Attributes:
         workload: its name.
@@ -51,11 +51,11 @@ class Row:
         return min(peers, key=lambda name: self.median(name, call))
 
     def ratio(self, contender: str, call: str) -> float:
-        """Return how many times as long as the best peer a contender took."""
+        """Return the ratio of a contender's time to the best peer's."""
         return self.median(contender, call) / self.median(self.best_peer(call), call)
 
     def noise(self, call: str) -> float:
-        """Return how far two medians of one peer lie apart, as a share."""
+        """Return the difference between two medians of one peer, as a share."""
         peer, again = self.again[call]
         one = self.median(peer, call)
         return abs(statistics.median(again) - one) / one
@@ -85,7 +85,7 @@ def run(
 
 
 def run_cell(what: str, *words: str, path: Path | None = None) -> dict[str, Any]:
-    """Run one cell in a fresh process; see :mod:`benchmarks.choice.cell` for what it gives.
+    """Run one cell in a fresh process; :mod:`benchmarks.choice.cell` describes its output.
 
     Args:
         what, words: its command line.
@@ -104,7 +104,7 @@ def run_cell(what: str, *words: str, path: Path | None = None) -> dict[str, Any]
         try:
             code = process.wait(CELL_SECONDS)
         finally:
-            # The cell leaves its pools open: what is left of them goes with it.
+            # The cell leaves its pools open; this ends them too.
             try:
                 os.killpg(process.pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -145,7 +145,7 @@ def geometric_mean(rows: Sequence[Row], contender: str, call: str) -> float:
 
 
 def judge(rows: Sequence[Row]) -> list[str]:
-    """Say of each figure that is to be reached whether it is."""
+    """Say for each target whether it is reached."""
     judged = [row for row in rows if not WORKLOADS[row.workload].short]
     worst_first = max((row.ratio(OURS, "first") for row in judged), default=0.0)
     ahead = [sum(row.ratio(OURS, call) < 1 for row in rows) for call in CALLS]

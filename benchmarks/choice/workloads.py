@@ -1,4 +1,4 @@
-"""What is run: one function and one input a workload, about a second of serial work each.
+"""The workloads: one function and one input each, about a second of serial work.
 
 All work is counted in loops, not in seconds: a function that looks at the clock would do less work
 where it is disturbed.
@@ -22,7 +22,7 @@ MEGABYTE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """A function, and what it is called on.
+    """A function and its input.
 
     Attributes:
         title: for the table.
@@ -62,7 +62,7 @@ def wait_and_burn(milliseconds: int) -> int:
 
 
 def derive_key(item: int) -> bytes:
-    """Compute without the GIL: OpenSSL lets go of it."""
+    """Compute without the GIL: OpenSSL releases it."""
     return hashlib.pbkdf2_hmac("sha256", b"amorsize", item.to_bytes(4, "big"), 40_000)
 
 
@@ -72,7 +72,7 @@ def count_bytes(block: bytes) -> int:
 
 
 def make_bytes(seed: int) -> bytes:
-    """Give a large result, after computing a little."""
+    """Return a large result, after a little computing."""
     burn(4 * LOOPS_PER_MS)
     return random.Random(seed).randbytes(MEGABYTE)
 

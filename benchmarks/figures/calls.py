@@ -1,4 +1,4 @@
-"""Calls that are too small to be worth anything: what ``execute()`` adds to them."""
+"""The overhead of ``execute()`` on calls that are too small to gain from workers."""
 
 from __future__ import annotations
 

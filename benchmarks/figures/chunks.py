@@ -1,4 +1,4 @@
-"""A chunk's way to a worker and back, in every mode: ``execute(chunksize=1)`` by the item.
+"""A chunk's round trip to a worker, in every mode: ``execute(chunksize=1)``, per item.
 
 All engines and peers have two workers, warm ones, and the function returns its item. Peers that
 make processes spawn them: the way of a chunk is the same as with fork, and safe among threads.
@@ -43,7 +43,7 @@ def processes() -> Contenders:
 
 
 def same(item: int) -> int:
-    """What every chunk computes: nothing."""
+    """A chunk's work: none."""
     return item
 
 

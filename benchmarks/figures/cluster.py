@@ -43,7 +43,7 @@ def chunks() -> Contenders:
 
 
 def wait(item: int) -> int:
-    """What every item takes."""
+    """The duration of an item."""
     time.sleep(ITEM_SECONDS)
     return item
 

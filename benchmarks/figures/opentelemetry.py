@@ -1,4 +1,4 @@
-"""The OpenTelemetry exporter: what a traced and measured chunk costs a run.
+"""The OpenTelemetry exporter: the cost of a chunk with a span and metrics.
 
 Spans go through the SDK's batch processor, as in production, to an exporter that drops them. The
 peer is the same run with hooks that do nothing, and for the span alone the SDK itself.
@@ -75,7 +75,7 @@ class _Dropped(SpanExporter):
 
 @contextmanager
 def providers() -> Iterator[dict[str, Any]]:
-    """An application's, as arguments of the exporter."""
+    """The application's providers, as arguments of the exporter."""
     tracer_provider = TracerProvider(shutdown_on_exit=False)
     tracer_provider.add_span_processor(BatchSpanProcessor(_Dropped()))
     meter_provider = MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)

@@ -32,7 +32,7 @@ class _Client:
 
 @contextmanager
 def _agent() -> Iterator[int]:
-    """A port that is read by somebody who does nothing with it."""
+    """A port whose reader discards everything."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as agent:
         agent.bind(("127.0.0.1", 0))
 

@@ -1,4 +1,4 @@
-"""What it takes to get going, each time in a fresh interpreter."""
+"""The cost of a start, each time in a fresh interpreter."""
 
 from __future__ import annotations
 

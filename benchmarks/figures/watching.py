@@ -1,4 +1,4 @@
-"""What a chunk costs when somebody watches: its whole serial path, with and without hooks.
+"""The cost of observing a chunk: its whole serial path, with and without hooks.
 
 The peer is the same run without a hook, so the difference is the cost of watching, which is also
 shown as a share of the duration that chunks have by default.
