@@ -1,0 +1,322 @@
+"""Internals of CPython and of other packages have the shape that amorsize relies on.
+
+One test for each row of docs/development/internals.md. It asks the internal itself, without our
+code, so that a failure after an update names the assumption that no longer holds.
+"""
+
+from __future__ import annotations
+
+import inspect
+import multiprocessing
+import operator
+import subprocess
+import sys
+import threading
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+GUIDE = (ROOT / "docs" / "development" / "internals.md").read_text(encoding="utf-8")
+
+
+def run(script: str, *arguments: str) -> str:
+    """Run a script in a fresh interpreter; return its output."""
+    done = subprocess.run(
+        [sys.executable, *arguments, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# --- CPython ----
+
+
+@pytest.mark.parametrize("kind", [list, tuple, lambda size: range(len(size))])
+def test_an_iterator_moves_by_setstate(kind: Any) -> None:
+    """Of lists, tuples and ranges; moved to the end, it is exhausted, and stays so."""
+    items = kind(range(10))
+    iterator = iter(items)
+    iterator.__setstate__(4)  # type: ignore[attr-defined]
+    assert (next(iterator), operator.length_hint(iterator)) == (4, 5)
+    iterator.__setstate__(10)  # type: ignore[attr-defined]
+    assert next(iterator, None) is None
+    if isinstance(items, list):
+        items.append(10)
+    assert next(iterator, None) is None
+
+
+def test_a_range_beyond_64_bits_moves_by_setstate() -> None:
+    """CPython has another class of iterators for these."""
+    iterator = iter(range(2**70, 2**70 + 10))
+    iterator.__setstate__(4)  # type: ignore[attr-defined]
+    assert (next(iterator), operator.length_hint(iterator)) == (2**70 + 4, 5)
+
+
+def test_the_state_of_a_list_iterator_is_its_position() -> None:
+    """Also if the list has become shorter; an exhausted iterator has no position."""
+    items = list(range(10))
+    iterator = iter(items)
+    next(iterator)
+    del items[5:]
+    assert iterator.__reduce__()[2] == 1  # type: ignore[misc]
+    assert len(list(iterator)) == 4
+    assert len(iterator.__reduce__()) == 2
+
+
+def test_a_map_of_calls_is_unpacked_in_one_instruction() -> None:
+    """No other thread runs between the calls: the interpreter switches between instructions."""
+
+    def unpack(calls: Iterator[Any]) -> Any:
+        first, second, third = map(operator.call, calls)
+        return first, second, third
+
+    import dis
+
+    names = [each.opname for each in dis.get_instructions(unpack)]
+    assert names.count("UNPACK_SEQUENCE") == 1
+    assert not {"FOR_ITER", "UNPACK_EX"} & set(names)
+
+
+def test_a_thread_of_the_thread_module_is_not_listed() -> None:
+    """It has no Thread object, and the interpreter's exit does not wait for it."""
+    out = run(
+        "import _thread, threading, time\n"
+        "began = _thread.allocate_lock(); began.acquire()\n"
+        "def work():\n    began.release()\n    time.sleep(60)\n"
+        "_thread.start_new_thread(work, ())\n"
+        "began.acquire()\n"
+        "print(threading.active_count())"
+    )
+    assert out == "1"
+
+
+def test_the_frames_of_a_thread_show_an_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the file name of importlib's frozen code."""
+    begun, end = threading.Event(), threading.Event()
+    sys.modules["amorsize_test_events"] = typing.cast(Any, type("E", (), {"b": begun, "e": end}))
+    (tmp_path / "amorsize_test_slow.py").write_text(
+        "import amorsize_test_events as events\nevents.b.set()\nevents.e.wait(60)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    thread = threading.Thread(target=__import__, args=("amorsize_test_slow",))
+    thread.start()
+    try:
+        assert begun.wait(60)
+        assert thread.ident is not None
+        frame: FrameType | None = sys._current_frames()[thread.ident]
+        files = set()
+        while frame is not None:
+            files.add(frame.f_code.co_filename)
+            frame = frame.f_back
+        assert "<frozen importlib._bootstrap>" in files
+    finally:
+        end.set()
+        thread.join()
+        for name in ("amorsize_test_slow", "amorsize_test_events"):
+            sys.modules.pop(name, None)
+
+
+def test_a_frame_has_its_function_s_code_object() -> None:
+    """The same object, and a nested function's code is among the constants of the outer one."""
+
+    def inner() -> FrameType:
+        frame = inspect.currentframe()
+        assert frame is not None
+        return frame
+
+    assert inner().f_code is inner.__code__
+    own = test_a_frame_has_its_function_s_code_object.__code__
+    assert inner.__code__ in [each for each in own.co_consts if isinstance(each, CodeType)]
+
+
+def test_the_flags_of_this_interpreter_can_be_passed_on() -> None:
+    """By the function of subprocess that multiprocessing uses as well."""
+    out = run(
+        "import subprocess; print(*subprocess._args_from_interpreter_flags())",
+        "-W",
+        "error",
+        "-X",
+        "utf8",
+        "-O",
+    )
+    assert {"-O", "-Werror"} <= set(out.split())
+    assert "utf8" in out
+
+
+def test_a_spawned_child_that_imports_main_is_inheriting(tmp_path: Path) -> None:
+    """It has no parent_process() then."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import multiprocessing as mp\n"
+        "print(__name__, getattr(mp.current_process(), '_inheriting', False), flush=True)\n"
+        "if __name__ == '__main__':\n"
+        "    child = mp.get_context('spawn').Process(target=print)\n"
+        "    child.start()\n"
+        "    child.join()\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split("\n")[:2] == ["__main__ False", "__mp_main__ True"], done.stderr
+    assert not getattr(multiprocessing.current_process(), "_inheriting", False)
+
+
+def test_handlers_of_a_fork_run_in_the_order_of_their_registration() -> None:
+    """In the child; before the fork they run in reverse order."""
+    out = run(
+        "import os\n"
+        "for name in 'ab':\n"
+        "    os.register_at_fork(before=lambda name=name: print('before', name, flush=True),\n"
+        "                        after_in_child=lambda name=name: print(name, flush=True))\n"
+        "if os.fork() == 0:\n    os._exit(0)\n"
+        "os.wait()"
+    )
+    assert out.split("\n") == ["before b", "before a", "a", "b"]
+
+
+def test_a_pool_of_threads_renews_its_lock_in_a_forked_child() -> None:
+    """Its module registers that at import, so importing it early puts it first."""
+    from concurrent.futures import thread
+
+    assert hasattr(thread, "_global_shutdown_lock")
+
+
+@pytest.mark.parametrize("kind", ["ThreadPoolExecutor", "ProcessPoolExecutor", "loky"])
+def test_an_executor_says_how_many_workers_it_has(kind: str) -> None:
+    """In an attribute that is not documented; where it is missing, the number is unknown."""
+    import concurrent.futures as standard
+
+    import loky
+
+    makers = {
+        "ThreadPoolExecutor": standard.ThreadPoolExecutor,
+        "ProcessPoolExecutor": standard.ProcessPoolExecutor,
+        "loky": loky.ProcessPoolExecutor,
+    }
+    with makers[kind](3) as executor:
+        assert executor._max_workers == 3
+
+
+# --- other packages ----
+
+
+def test_cloudpickle_has_a_table_and_a_registry() -> None:
+    """A pickler with a longer table can be derived, and modules by value are listed."""
+    import cloudpickle
+
+    assert CodeType in cloudpickle.Pickler.dispatch_table
+    assert CodeType in cloudpickle.Pickler.dispatch_table.new_child({})
+    assert cloudpickle.list_registry_pickle_by_value() == set()
+
+
+def test_opentelemetry_s_global_providers() -> None:
+    """The global tracer provider is a module variable; a meter proxy is known by its name."""
+    out = run(
+        "from opentelemetry import metrics, trace\n"
+        "from opentelemetry.sdk.trace import TracerProvider\n"
+        "print(trace._TRACER_PROVIDER, type(metrics.get_meter_provider()).__name__)\n"
+        "provider = TracerProvider()\n"
+        "trace.set_tracer_provider(provider)\n"
+        "print(trace._TRACER_PROVIDER is provider)\n"
+    )
+    assert out.split("\n") == ["None _ProxyMeterProvider", "True"]
+
+
+def test_a_tracer_of_the_sdk_has_an_id_generator_and_a_scope() -> None:
+    """A copy with another generator makes spans with the given ids."""
+    from opentelemetry.sdk.trace import TracerProvider
+
+    class Ids:
+        def generate_trace_id(self) -> int:
+            return 7
+
+        def generate_span_id(self) -> int:
+            return 8
+
+        def is_trace_id_random(self) -> bool:
+            return True
+
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("name", "1")
+    assert (tracer._instrumentation_scope.name, hasattr(tracer, "id_generator")) == ("name", True)
+    copied = object.__new__(type(tracer))
+    vars(copied).update(vars(tracer), id_generator=Ids())
+    context = copied.start_span("span").get_span_context()
+    assert (context.trace_id, context.span_id) == (7, 8)
+    assert tracer.start_span("span").get_span_context().trace_id != 7
+
+
+def test_an_exporter_of_the_sdk_has_its_preferences() -> None:
+    """A reader takes temporality and aggregation from its exporter."""
+    from opentelemetry import context
+    from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
+
+    exporter = ConsoleMetricExporter()
+    assert hasattr(exporter, "_preferred_temporality")
+    assert hasattr(exporter, "_preferred_aggregation")
+    assert context._SUPPRESS_INSTRUMENTATION_KEY
+
+
+def test_dask_names_the_last_worker_of_a_killed_task() -> None:
+    """And how many deaths it allows."""
+    from distributed.scheduler import KilledWorker
+
+    assert list(inspect.signature(KilledWorker).parameters)[:3] == [
+        "task",
+        "last_worker",
+        "allowed_failures",
+    ]
+
+
+def test_dask_s_workers_know_the_state_of_their_tasks() -> None:
+    """A task whose result is no longer wanted is "cancelled" while it runs."""
+    from distributed import Client, worker_state_machine
+
+    assert "tasks" in inspect.getsource(worker_state_machine.WorkerState)
+    assert "cancelled" in typing.get_args(worker_state_machine.TaskStateState)
+    assert callable(Client.get_events)
+    assert callable(Client.subscribe_topic)
+
+
+def test_a_dogstatsd_client_takes_a_socket_and_starts_no_thread() -> None:
+    """Its messages go to any object with the methods of a socket."""
+    from datadog.dogstatsd.base import DogStatsd
+
+    threads = threading.active_count()
+    client = DogStatsd(
+        disable_telemetry=True, track_instance=False, disable_buffering=False, flush_interval=0
+    )
+    assert threading.active_count() == threads
+    assert {"host", "port", "socket", "socket_path", "constant_tags", "packets_dropped"} <= {
+        *vars(client),
+        *dir(type(client)),
+    }
+    for method in ("get_socket", "close_socket", "flush_buffered_metrics"):
+        assert callable(getattr(client, method))
+
+
+def test_prometheus_client_chooses_an_encoder() -> None:
+    """By the Accept header; a registry can be restricted to names."""
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.exposition import choose_encoder
+
+    encode, content_type = choose_encoder("application/openmetrics-text; version=1.0.0")
+    registry = CollectorRegistry()
+    assert content_type.startswith("application/openmetrics-text")
+    assert encode(registry).endswith(b"# EOF\n")
+    assert encode(registry.restricted_registry(["name"])).endswith(b"# EOF\n")
+
+
+# --- the guide ----
+
+
+def test_the_guide_names_every_test_of_this_file() -> None:
+    """A row of its tables for each test, and no row without one."""
+    here = {name for name in globals() if name.startswith("test_") and "guide" not in name}
+    named = {name for name in GUIDE.replace("`", " ").split() if name.startswith("test_")}
+    assert here == named & here
+    assert here
