@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -13,16 +14,21 @@ import pytest
 from modes import Engines
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+LINK = re.compile(r"\]\(([^)#:\s]*)(?:#([^)\s]+))?\)")
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    """Every relative link names a file of the repository."""
-    for target in LINK.findall(page.read_text()):
-        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    """Every relative link names a file of the repository, and a title in it."""
+    for target, title in LINK.findall(page.read_text()):
+        linked = page.parent / target if target else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        if title:
+            titles = re.findall(r"^#+ (.+)$", linked.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in titles}
+            assert title in anchors, f"{page.name} links to {target}#{title}"
 
 
 @pytest.mark.parametrize("snippet", PYTHON.findall((ROOT / "README.md").read_text()))
@@ -133,3 +139,71 @@ def test_every_row_of_the_fault_table_names_a_test() -> None:
     without = [row for row in rows if "`test_" not in row and "the same test" not in row]
     assert len(rows) > 25
     assert without == []
+
+
+# --- the maintainers' guide ----
+
+GUIDE = sorted(ROOT.glob("docs/development/*.md"))
+QUOTED = re.compile(r"`([^`\n]+)`")
+
+
+def source_files() -> list[Path]:
+    """List the files of the package."""
+    return sorted((ROOT / "amorsize").rglob("*.py"))
+
+
+@pytest.mark.parametrize("page", GUIDE, ids=lambda page: page.name)
+def test_files_and_modules_of_the_guide_exist(page: Path) -> None:
+    """Each path of the repository, and each dotted name of the package, in backticks."""
+    top = {path.name for path in ROOT.iterdir()}
+    missing = []
+    for quoted in QUOTED.findall(page.read_text()):
+        first = re.match(r"[\w.-]+", quoted)
+        if first is None or " " in quoted or re.search(r"[<>*{]|\.\.\.", quoted):
+            continue
+        if "/" in quoted and first[0] in top:
+            path, _, _ = quoted.partition("::")
+            missing += [] if (ROOT / path).exists() else [quoted]
+        elif re.fullmatch(r"amorsize(\.\w+)+", quoted):
+            try:
+                pkgutil.resolve_name(quoted)
+            except (ImportError, AttributeError):
+                missing.append(quoted)
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", GUIDE, ids=lambda page: page.name)
+def test_tests_of_the_guide_exist(page: Path) -> None:
+    """Each test that it names is a test of the suite."""
+    written = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", page.read_text()))
+    assert [name for name in sorted(named) if f"def {name}(" not in written] == []
+
+
+def test_pages_of_the_guide_are_linked() -> None:
+    """From its index, which CONTRIBUTING.md links."""
+    index = ROOT / "docs" / "development" / "README.md"
+    linked = {target for target, _ in LINK.findall(index.read_text())}
+    assert {page.name for page in GUIDE} - {index.name} <= linked
+    assert "docs/development/README.md" in (ROOT / "CONTRIBUTING.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("page", "pattern"),
+    [
+        ("threads-and-locks.md", r"threading\.(?:Thread|Timer)\(|start_new_thread\("),
+        ("threads-and-locks.md", r"\b(?:R?Lock|Condition)\(\)|allocate_lock\(\)"),
+        ("fork-and-signals.md", r"register_at_fork\(|atexit\.register|signal\.signal\("),
+    ],
+    ids=["threads", "locks", "forks, exits, signals"],
+)
+def test_the_guide_names_every_module_that(page: str, pattern: str) -> None:
+    """Starts a thread, creates a lock, or registers a handler of a fork, a signal or the exit."""
+    guide = (ROOT / "docs" / "development" / page).read_text()
+    names = [
+        path.relative_to(ROOT).as_posix()
+        for path in source_files()
+        if re.search(pattern, path.read_text())
+    ]
+    assert [name for name in names if f"`{name}`" not in guide] == []
+    assert names
