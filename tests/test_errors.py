@@ -78,7 +78,7 @@ def test_an_error_survives_pickling(error: AmorsizeError) -> None:
 
 
 def test_a_missing_extra_names_the_package_and_the_command() -> None:
-    """One error tells what is missing and how to install it."""
+    """One error says what is missing and how to install it."""
     error = MissingExtraError("progress=True", "tqdm", "progress")
     assert str(error) == (
         "progress=True needs the package 'tqdm', which is not installed. "

@@ -233,7 +233,7 @@ def test_the_signature_of_stream() -> None:
 
 
 def test_the_signatures_for_asyncio_are_those_of_execute_and_stream() -> None:
-    """One word more, and nothing to learn anew."""
+    """Only the name and ``await`` are different."""
     assert signature(amorsize.aexecute) == signature(amorsize.execute)
     assert signature(amorsize.astream) == signature(amorsize.stream)
 

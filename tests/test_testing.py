@@ -105,7 +105,7 @@ def test_wait_for_waits_for_another_thread() -> None:
 
 
 def test_wait_for_says_what_was_recorded_instead() -> None:
-    """So that a failing test tells more than that it failed."""
+    """A failing test then shows the events."""
     recorder = RecordingHook()
     with pytest.raises(TimeoutError, match="recorded: nothing"):
         recorder.wait_for(POST, 0)
@@ -140,7 +140,7 @@ def test_real_executions_of_every_kind_pass(executor: str, data: list[int]) -> N
     assert_contract(record(data, executor=executor, return_exceptions=True))
 
 
-def test_executions_that_ran_at_the_same_time_are_told_apart(
+def test_executions_that_ran_at_the_same_time_are_distinguished(
     good: Recording, failed: Recording
 ) -> None:
     """Their events may be mixed; each keeps the contract for itself."""

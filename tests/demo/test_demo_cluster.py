@@ -99,7 +99,7 @@ def test_a_scheduler_without_workers_is_said(tmp_path: Path, needed: str) -> Non
 
 
 def test_no_scheduler_is_said(needed: str) -> None:
-    """On a port that nobody listens on."""
+    """The port is closed."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{sock.getsockname()[1]}"

@@ -76,7 +76,7 @@ def test_a_taken_default_port_is_replaced_by_a_free_one(monkeypatch, capsys, tak
 
 
 def test_a_taken_port_that_was_asked_for_is_an_error(monkeypatch, taken_port):
-    """Whoever names a port wants that one; on the command line or in the environment."""
+    """A port that is named, on the command line or in the environment, is used or refused."""
     with pytest.raises(PortInUseError, match=rf"port {taken_port} .* a free one with --port 0"):
         run._open_exporter(Options(port=taken_port))
     monkeypatch.setenv(PORT_VARIABLE, str(taken_port))
@@ -84,7 +84,7 @@ def test_a_taken_port_that_was_asked_for_is_an_error(monkeypatch, taken_port):
         run._open_exporter(Options())
 
 
-def test_a_machine_without_tqdm_is_told_how_to_get_it(monkeypatch, capsys):
+def test_without_tqdm_the_demo_says_how_to_install_it(monkeypatch, capsys):
     """The demo runs without progress bars."""
     monkeypatch.setattr(run, "find_spec", lambda name: None)
     assert run._can_show_progress() is False

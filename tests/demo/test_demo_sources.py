@@ -60,7 +60,7 @@ def test_bundles_hold_every_file_once_and_have_a_size(tmp_path, monkeypatch):
     assert [path for bundle in bundles for path in bundle] == [found.path(n) for n in found.sizes]
 
 
-def test_a_python_without_sources_is_told_so(tmp_path):
+def test_a_python_without_sources_is_an_error(tmp_path):
     """Such as one whose library is in a zip file."""
     with pytest.raises(AmorsizeError, match=r"there are none in .*; run it with a Python"):
         find_sources(tmp_path)

@@ -140,7 +140,7 @@ def test_the_service_answers_many_at_once(tmp_path):
     assert len(answers) == 100
 
 
-def test_the_service_refuses_when_told_to(tmp_path):
+def test_the_service_refuses_on_request(tmp_path):
     """A refusal is an exception that names the address, and can be pickled."""
     (tmp_path / "one.py").write_text("")
     with FactsService(find_sources(tmp_path), wait_seconds=(0.0, 0.0), refuse_one_in=1) as service:
@@ -151,7 +151,7 @@ def test_the_service_refuses_when_told_to(tmp_path):
 
 
 def test_the_service_frees_its_port(tmp_path):
-    """After its block nobody answers there."""
+    """After its block the service no longer answers."""
     (tmp_path / "one.py").write_text("")
     with FactsService(find_sources(tmp_path)) as service:
         url = service.url("one.py")

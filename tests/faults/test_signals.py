@@ -1,4 +1,4 @@
-"""A signal at every single line that counts and tells: what is counted is told, always."""
+"""A signal at each line that counts and emits: everything that is counted is reported."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from amorsize.planning import machine
 from amorsize.running import reporter, signals
 from amorsize.testing import RecordingHook, assert_contract
 
-TELLING = ("amorsize.running.reporter", "amorsize.hooks.manager")
-WRAPPED = (*TELLING, "amorsize.hooks.calls", "amorsize.hooks.entries")
+REPORTING = ("amorsize.running.reporter", "amorsize.hooks.manager")
+WRAPPED = (*REPORTING, "amorsize.hooks.calls", "amorsize.hooks.entries")
 RUNNING = ("amorsize.running.loop", "amorsize.running.sinks", "amorsize.running.input")
 
 
@@ -77,7 +77,7 @@ def count_lines(modules: tuple[str, ...], function: Callable[[int], Any]) -> int
 
 @pytest.mark.parametrize("function", [abs, refuse], ids=["going well", "failing"])
 @pytest.mark.parametrize(
-    "modules", [TELLING, WRAPPED, RUNNING], ids=["telling", "telling-timed-hooks", "running"]
+    "modules", [REPORTING, WRAPPED, RUNNING], ids=["reporting", "reporting-timed-hooks", "running"]
 )
 def test_ctrl_c_at_any_line_keeps_the_contract(
     modules: tuple[str, ...],
@@ -101,7 +101,7 @@ def test_ctrl_c_at_any_line_keeps_the_contract(
         ended, recorder = run(modules, press, function)
         assert isinstance(ended, KeyboardInterrupt), f"line {line}: {ended!r}"
         if not recorder.contexts:
-            continue  # it came before anything was told
+            continue  # it came before the first event
         try:
             assert_contract(recorder.contexts)
         except AssertionError as broken:
@@ -110,12 +110,12 @@ def test_ctrl_c_at_any_line_keeps_the_contract(
 
 
 @pytest.mark.parametrize(
-    "also", [None, signal.SIGINT], ids=["the run fails", "Ctrl-C comes behind it"]
+    "also", [None, signal.SIGINT], ids=["the run fails", "Ctrl-C comes after it"]
 )
 def test_sigterm_ends_the_process_whatever_else_the_run_ends_with(
     also: signal.Signals | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It came while something was told, which it did not interrupt."""
+    """It arrived during an event, which it did not interrupt."""
     ended: list[bool] = []
     monkeypatch.setattr(signals, "_end_by_signal", lambda: ended.append(True))
     monkeypatch.setattr(signals, "is_protected", lambda _: True)

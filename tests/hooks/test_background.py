@@ -53,21 +53,21 @@ def test_every_asynchronous_hook_of_a_run_is_done_when_execute_returns(
     hooks: HookManager, mode: str
 ) -> None:
     """On the manager's own thread, in the order of the events."""
-    heard: list[tuple[str, int]] = []
+    called: list[tuple[str, int]] = []
     threads: set[str] = set()
 
     async def tell(context: HookContext) -> None:
         await asyncio.sleep(0)
         threads.add(threading.current_thread().name)
-        heard.append((context.event.value, context.items_completed))
+        called.append((context.event.value, context.items_completed))
 
     for event in HookEvent:
         hooks.register(event, tell)
     amorsize.execute(abs, range(6), executor=mode, n_jobs=1, chunksize=2, hooks=hooks)
-    events = [event for event, _ in heard]
+    events = [event for event, _ in called]
     assert events[0] == "pre_execute"
     assert events[-1] == "post_execute"
-    assert [n for event, n in heard if event == "on_chunk_complete"] == [2, 4, 6]
+    assert [n for event, n in called if event == "on_chunk_complete"] == [2, 4, 6]
     assert events.count("on_worker_start") == events.count("on_worker_end")
     assert threads == {"amorsize-hooks"}
     assert hooks.get_stats()["error_counts"] == {}
@@ -97,12 +97,12 @@ def test_calls_of_one_execution_keep_their_order_and_never_overlap(
 ) -> None:
     """Asynchronous and threaded ones together; several executions run beside each other."""
     hooks = HookManager(drain_timeout=PATIENCE)
-    heard: dict[str, list[tuple[str, int]]] = {}
+    called: dict[str, list[tuple[str, int]]] = {}
     running: dict[str, int] = {}
     overlaps: list[str] = []
 
     def note(kind: str, context: HookContext) -> None:
-        heard.setdefault(context.metadata["execution_id"], []).append((kind, context.chunk_size))
+        called.setdefault(context.metadata["execution_id"], []).append((kind, context.chunk_size))
 
     async def asynchronous(context: HookContext) -> None:
         lane = context.metadata["execution_id"]
@@ -130,28 +130,28 @@ def test_calls_of_one_execution_keep_their_order_and_never_overlap(
         kinds = ("async", "thread") if both else ("thread",)
         expected.setdefault(str(execution), []).extend((kind, number) for kind in kinds)
     assert hooks.drain()
-    assert heard == expected
+    assert called == expected
     assert overlaps == []
     hooks.close()
 
 
 def test_conditions_and_priorities_hold_in_the_background(hooks: HookManager) -> None:
     """The condition is asked in the run's thread, and what it passes over is never queued."""
-    heard: list[str] = []
+    called: list[str] = []
     asked: list[str] = []
 
     def condition(context: HookContext) -> bool:
         asked.append(threading.current_thread().name)
         return context.items_completed > 1
 
-    hooks.register(PROGRESS, lambda _: heard.append("low"), background=True)
+    hooks.register(PROGRESS, lambda _: called.append("low"), background=True)
     hooks.register(
-        PROGRESS, lambda _: heard.append("high"), background=True, priority=1, when=condition
+        PROGRESS, lambda _: called.append("high"), background=True, priority=1, when=condition
     )
     for completed in (1, 2):
         hooks.trigger(HookContext(PROGRESS, items_completed=completed))
     assert hooks.drain()
-    assert heard == ["low", "high", "low"]
+    assert called == ["low", "high", "low"]
     assert asked == [threading.current_thread().name] * 2
 
 
@@ -189,8 +189,8 @@ def test_the_metadata_is_as_it_was_when_the_event_fired(hooks: HookManager) -> N
 def test_failures_are_counted_and_logged_like_any_hooks(
     hooks: HookManager, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """``SystemExit`` too, which cannot end the program from there; the calls behind go on."""
-    heard: list[int] = []
+    """``SystemExit`` too, which cannot end the program from there; later calls are made."""
+    called: list[int] = []
 
     async def fail(context: HookContext) -> None:
         if context.items_completed == 0:
@@ -199,13 +199,13 @@ def test_failures_are_counted_and_logged_like_any_hooks(
             raise SystemExit(3)
         if context.items_completed == 2:
             raise asyncio.CancelledError
-        heard.append(context.items_completed)
+        called.append(context.items_completed)
 
     hooks.register(PROGRESS, fail)
     for completed in range(4):
         hooks.trigger(of(1, items_completed=completed))
     assert hooks.drain()
-    assert heard == [3]
+    assert called == [3]
     assert hooks.get_stats()["error_counts"] == {"on_progress": 3}
     assert hooks.get_stats()["call_counts"]["on_progress"] == 4
     assert "asynchronous and broken" in caplog.text
@@ -233,7 +233,7 @@ def test_an_asynchronous_hook_is_cancelled_at_its_timeout(hooks: HookManager) ->
     assert stats["longest_seconds"] >= 0.05
 
 
-def test_a_thread_that_hangs_is_left_behind_at_its_timeout(
+def test_a_thread_that_hangs_is_abandoned_at_its_timeout(
     hooks: HookManager, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It cannot be stopped; the next call runs on another one."""
@@ -401,7 +401,7 @@ def test_a_given_loop_that_is_closed_drops_and_counts() -> None:
 
 
 def test_the_thread_begins_with_the_first_call_and_ends_with_close(hooks: HookManager) -> None:
-    """And it begins anew when it is needed again."""
+    """It starts again when it is needed again."""
 
     def threads() -> list[threading.Thread]:
         return [each for each in threading.enumerate() if each.name == "amorsize-hooks"]
@@ -421,7 +421,7 @@ def test_the_thread_begins_with_the_first_call_and_ends_with_close(hooks: HookMa
         assert stats_of(hooks)["errors"] == 0
 
 
-def test_a_manager_that_nobody_holds_any_more_takes_its_thread_with_it() -> None:
+def test_a_manager_that_is_collected_ends_its_thread() -> None:
     """A manager made for each run leaks nothing."""
 
     async def tell(context: HookContext) -> None: ...
@@ -477,7 +477,7 @@ def test_a_program_ends_cleanly_with_hooks_under_way_and_after_a_fork() -> None:
 
 
 def test_ctrl_c_interrupts_the_drain() -> None:
-    """The run is over by then; nobody has to wait for a hook."""
+    """The run is over by then, and no call of a hook has to be waited for."""
     script = """if True:
         import asyncio, signal, sys, threading
         import amorsize
@@ -498,8 +498,8 @@ def test_ctrl_c_interrupts_the_drain() -> None:
     assert done.returncode == 0
 
 
-def test_a_terminated_program_tells_its_asynchronous_hooks_first() -> None:
-    """The message that the job was killed is the one that somebody waits for."""
+def test_a_terminated_program_calls_its_asynchronous_hooks_first() -> None:
+    """The message that a job was killed is the important one."""
     script = """if True:
         import asyncio, os, signal
         import amorsize

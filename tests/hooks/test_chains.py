@@ -62,17 +62,17 @@ def test_links_run_in_order_up_to_the_first_that_fails(lengths: int, broken: int
 
 
 def test_a_failure_names_its_link(hooks: HookManager, caplog: pytest.LogCaptureFixture) -> None:
-    """The log has the error, the chain and the link; hooks behind the chain still run."""
-    heard: list[str] = []
+    """The log has the error, the chain and the link; hooks after the chain still run."""
+    called: list[str] = []
     hooks.register(POST, chain(measure, fail, report))
-    hooks.register(POST, lambda _: heard.append("behind"))
+    hooks.register(POST, lambda _: called.append("behind"))
     hooks.trigger(HookContext(POST))
-    assert heard == ["behind"]
+    assert called == ["behind"]
     assert "Hook chain(measure, fail, report) failed at post_execute" in caplog.text
     assert "Raised by fail, a link of chain(measure, fail, report)" in caplog.text
 
 
-def test_links_of_one_name_are_told_apart(hooks: HookManager) -> None:
+def test_links_of_one_name_are_numbered(hooks: HookManager) -> None:
     """Two lambdas, for instance."""
     context = HookContext(POST)
     chain(measure, measure, lambda _: 1, lambda _: 2)(context)

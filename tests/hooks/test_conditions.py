@@ -20,15 +20,15 @@ POST = HookEvent.POST_EXECUTE
 
 def test_a_hook_is_called_where_its_condition_holds(hooks: HookManager) -> None:
     """Anything true will do; what it passed over is no call."""
-    heard: list[int] = []
+    seen: list[int] = []
     hooks.register(
         PROGRESS,
-        lambda ctx: heard.append(ctx.items_completed),
+        lambda ctx: seen.append(ctx.items_completed),
         when=lambda ctx: ctx.items_completed,
     )
     for completed in (0, 1, 0, 2):
         hooks.trigger(HookContext(PROGRESS, items_completed=completed))
-    assert heard == [1, 2]
+    assert seen == [1, 2]
     assert hooks.get_stats()["call_counts"]["on_progress"] == 2
 
 
@@ -36,15 +36,15 @@ def test_a_condition_that_raises_counts_as_a_failure_of_the_hook(
     hooks: HookManager, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The hook is not called, the others are, and the log has the traceback."""
-    heard: list[str] = []
+    seen: list[str] = []
 
     def broken(context: HookContext) -> bool:
         raise LookupError("no such key")
 
-    hooks.register(PROGRESS, lambda _: heard.append("conditional"), when=broken)
-    hooks.register(PROGRESS, lambda _: heard.append("other"))
+    hooks.register(PROGRESS, lambda _: seen.append("conditional"), when=broken)
+    hooks.register(PROGRESS, lambda _: seen.append("other"))
     hooks.trigger(HookContext(PROGRESS))
-    assert heard == ["other"]
+    assert seen == ["other"]
     assert hooks.get_stats()["error_counts"] == {"on_progress": 1}
     assert "no such key" in caplog.text
 
@@ -81,7 +81,7 @@ def test_an_asynchronous_condition_is_refused(hooks: HookManager) -> None:
 def test_every_seconds_passes_the_first_and_none_too_soon(
     seconds: float, steps: list[float]
 ) -> None:
-    """Between two that pass there is the time; whoever is later than that passes."""
+    """Contexts that pass are at least that far apart; the first later one passes."""
     condition = every(seconds=seconds)
     now, last = 1000.0, None
     for step in steps:
@@ -150,14 +150,14 @@ def test_every_items_forgets_old_executions() -> None:
 
 def test_each_registration_counts_for_itself(hooks: HookManager) -> None:
     """One object given to two hooks, and to two events, is four counts."""
-    heard: list[str] = []
+    seen: list[str] = []
     condition = every(seconds=60)
     for event in (PROGRESS, POST):
-        hooks.register(event, lambda ctx: heard.append(f"a {ctx.event}"), when=condition)
-        hooks.register(event, lambda ctx: heard.append(f"b {ctx.event}"), when=condition)
+        hooks.register(event, lambda ctx: seen.append(f"a {ctx.event}"), when=condition)
+        hooks.register(event, lambda ctx: seen.append(f"b {ctx.event}"), when=condition)
     for event in (PROGRESS, PROGRESS, POST):
         hooks.trigger(HookContext(event))
-    assert heard == ["a on_progress", "b on_progress", "a post_execute", "b post_execute"]
+    assert seen == ["a on_progress", "b on_progress", "a post_execute", "b post_execute"]
 
 
 @pytest.mark.parametrize(
@@ -241,7 +241,7 @@ def test_conditions_of_one_kind_and_value_are_equal_and_show_themselves() -> Non
 
 
 def test_conditions_hold_in_a_run_of_every_engine(hooks: HookManager, mode: str) -> None:
-    """Fifty items, told at every tenth; a failing run tells its end."""
+    """Fifty items, reported at every tenth; a failing run reports its end."""
     told: list[int] = []
     failed: list[str] = []
     hooks.register(PROGRESS, lambda ctx: told.append(ctx.items_completed), when=every(items=10))

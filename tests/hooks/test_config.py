@@ -35,20 +35,20 @@ POST = HookEvent.POST_EXECUTE
 
 MODULE = """
 import amorsize
-heard = []
+seen = []
 
 def first(context):
-    heard.append("first")
+    seen.append("first")
     return 1
 
 def second(context):
-    heard.append("second")
+    seen.append("second")
 
 def third(context):
-    heard.append("third")
+    seen.append("third")
 
 async def later(context):
-    heard.append("later")
+    seen.append("later")
 
 def often(context):
     return True
@@ -59,7 +59,7 @@ def no_hook():
 class Group:
     @staticmethod
     def inside(context):
-        heard.append("inside")
+        seen.append("inside")
 
     def method(self, context):
         pass
@@ -272,7 +272,7 @@ MISTAKES = {
                      "'builtins' has no 'prnt'"),
     "no hook": ('[[hooks]]\nevents = "on_error"\ncall = "hooks_of_mine:no_hook"\n', 3,
                 "called with one positional argument"),
-    "no callable": ('[[hooks]]\nevents = "on_error"\ncall = "hooks_of_mine:heard"\n', 3,
+    "no callable": ('[[hooks]]\nevents = "on_error"\ncall = "hooks_of_mine:seen"\n', 3,
                     "a hook must be a callable"),
     "link": ('[[hooks]]\nevents = "on_error"\nchain = [\n"builtins:print",\n"builtins:prnt",\n]\n',
              5, "'builtins' has no 'prnt'"),
@@ -448,7 +448,7 @@ def run_program(
 
 @pytest.mark.parametrize("mode", ["serial", "process"])
 def test_the_environment_names_a_file_that_the_first_run_reads(tmp_path: Path, mode: str) -> None:
-    """Once, and in the parent alone; the hooks hear every run."""
+    """Once, and in the parent alone; the hooks are called in every run."""
     write(tmp_path, '[[hooks]]\nevents = ["post_execute"]\ncall = "told:tell"\n')
     done = run_program(tmp_path, mode, AMORSIZE_CONFIG="amorsize.toml")
     assert done.stderr == ""
@@ -456,7 +456,7 @@ def test_the_environment_names_a_file_that_the_first_run_reads(tmp_path: Path, m
 
 
 def test_no_file_is_found_by_looking_around(tmp_path: Path) -> None:
-    """It names code: only whoever starts the program says which."""
+    """It names code, so it is only loaded from where the environment says."""
     write(tmp_path, '[[hooks]]\nevents = ["post_execute"]\ncall = "told:tell"\n')
     for variables in ({}, {"AMORSIZE_CONFIG": ""}):
         assert run_program(tmp_path, "serial", **variables).stdout == ""

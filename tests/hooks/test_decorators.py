@@ -61,7 +61,7 @@ def test_decorators_stack(hooks: HookManager) -> None:
 def test_methods_are_registered_with_each_object_and_let_go_with_the_handle(
     hooks: HookManager,
 ) -> None:
-    """The class alone hears nothing: there is no object to call the method with."""
+    """The class alone registers nothing: there is no object to call the method with."""
 
     class Watch:
         def __init__(self, name: str) -> None:
@@ -93,7 +93,7 @@ def test_methods_are_registered_with_each_object_and_let_go_with_the_handle(
 def test_methods_of_a_base_class_count_and_an_override_decides_for_itself(
     hooks: HookManager,
 ) -> None:
-    """What a subclass writes anew without the decorator is no hook of it."""
+    """A method that a subclass overrides without the decorator is not a hook."""
 
     class Base:
         heard: tuple[str, ...] = ()
@@ -150,7 +150,7 @@ def test_attach_takes_the_methods_of_its_own_manager_alone(hooks: HookManager) -
 
 
 def test_attach_registers_all_or_nothing(hooks: HookManager) -> None:
-    """A method that is refused leaves no other one behind."""
+    """If one method is refused, none stays registered."""
 
     class Watch:
         @hooks.on(PROGRESS)
@@ -173,7 +173,7 @@ def test_on_refuses_what_is_no_event(hooks: HookManager, events: Any) -> None:
         hooks.on(*events)
 
 
-def test_a_mistake_in_a_method_is_told_where_it_is_decorated(hooks: HookManager) -> None:
+def test_a_mistake_in_a_method_is_raised_where_it_is_decorated(hooks: HookManager) -> None:
     """Not when some object comes along."""
     with pytest.raises(InvalidTypeError, match="priority must be a whole number"):
 
@@ -188,7 +188,7 @@ def test_a_mistake_in_a_method_is_told_where_it_is_decorated(hooks: HookManager)
 
 
 def test_amorsize_on_registers_with_the_default_manager() -> None:
-    """Every execution is told, without hooks=."""
+    """It is called in every execution, without hooks=."""
     statuses: list[str] = []
 
     @amorsize.on(POST)

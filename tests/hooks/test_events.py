@@ -1,4 +1,4 @@
-"""What a hook is told: the seven events and the fields of a context."""
+"""The seven events, and the fields of a context."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is told, and how: registration, dispatch, failing hooks, threads and child processes."""
+"""The manager: registration, dispatch, failing hooks, threads and child processes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def fail(context: HookContext) -> None:
 
 
 def test_a_hook_is_called_with_the_context_of_its_event_alone(hooks: HookManager) -> None:
-    """A hook hears of the event that it was registered for, and of no other."""
+    """A hook is called at the event that it was registered for, and at no other."""
     recorder = Recorder()
     hooks.register(PROGRESS, recorder)
     context = HookContext(PROGRESS)
@@ -105,7 +105,7 @@ def test_unregister_all_removes_one_event_or_all_and_counts(hooks: HookManager) 
     assert not hooks.has_hooks()
 
 
-def test_has_hooks_and_get_hook_count_tell_of_one_event_or_of_all(hooks: HookManager) -> None:
+def test_has_hooks_and_get_hook_count_take_one_event_or_all(hooks: HookManager) -> None:
     """The run loop asks this before it builds a context."""
     assert not hooks.has_hooks()
     assert hooks.get_hook_count() == 0
@@ -243,7 +243,7 @@ def test_register_accepts_whatever_takes_one_argument(
     ids=["function", "method", "partial", "callable-object"],
 )
 def test_an_async_hook_is_awaited(hooks: HookManager, asynchronous: Any) -> None:
-    """Calling it only makes a coroutine; somebody awaits it."""
+    """Calling it only makes a coroutine, which has to be awaited."""
     hooks.register(PROGRESS, asynchronous)
     hooks.trigger(HookContext(PROGRESS))
     assert hooks.drain()
@@ -310,7 +310,7 @@ def test_a_handle_shows_its_hook_and_event(hooks: HookManager) -> None:
 
 
 def test_a_failing_hook_is_counted_and_the_others_run(hooks: HookManager) -> None:
-    """The event goes on to the hooks behind the failing one."""
+    """The hooks after the failing one are called too."""
     recorder = Recorder()
     hooks.register(PROGRESS, fail)
     hooks.register(PROGRESS, recorder)
@@ -414,7 +414,7 @@ def test_what_is_no_exception_passes_through(hooks: HookManager, kind: type[Base
 def test_a_hook_that_unregisters_is_forgotten_with_its_failures_still_counted(
     hooks: HookManager,
 ) -> None:
-    """Counters tell what happened, whoever is registered now."""
+    """Counters count all calls, also those of hooks that are no longer registered."""
     with hooks.register(PROGRESS, fail):
         hooks.trigger(HookContext(PROGRESS))
     stats = hooks.get_stats()
@@ -509,7 +509,7 @@ def test_triggers_from_several_threads_are_all_counted(hooks: HookManager) -> No
 
 @pytest.mark.usefixtures("_frequent_switches")
 def test_registrations_from_several_threads_all_count(hooks: HookManager) -> None:
-    """No hook gets lost between two threads that register, and none stays behind."""
+    """Threads that register at the same time lose no hook, and leave none when they unregister."""
     recorders = [[Recorder() for _ in range(100)] for _ in range(8)]
 
     def register(number: int) -> None:
@@ -569,8 +569,8 @@ def test_there_is_one_default_manager_and_it_is_empty_until_something_registers(
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_a_default_manager_that_is_registered_with_hears_of_executions() -> None:
-    """execute() tells the default manager without being asked to."""
+def test_the_default_manager_is_triggered_by_executions() -> None:
+    """execute() triggers the default manager without any argument."""
     from amorsize import execute
 
     recorder = Recorder()
@@ -586,7 +586,7 @@ def test_a_forked_child_finds_the_default_manager_empty(tmp_path: Path) -> None:
         from amorsize import HookContext, HookEvent, get_default_manager
         warnings.simplefilter("ignore", DeprecationWarning)  # of fork beside threads
         manager = get_default_manager()
-        manager.register(HookEvent.ON_PROGRESS, lambda context: print("heard", flush=True))
+        manager.register(HookEvent.ON_PROGRESS, lambda context: print("seen", flush=True))
         manager.trigger(HookContext(HookEvent.ON_PROGRESS))
         with manager._lock:
             pid = os.fork()
@@ -600,7 +600,7 @@ def test_a_forked_child_finds_the_default_manager_empty(tmp_path: Path) -> None:
             os.waitpid(pid, 0)
         print("parent", manager.get_hook_count())
     """
-    assert run_script(tmp_path, script) == ["heard", "child", "0", "0", "parent", "1"]
+    assert run_script(tmp_path, script) == ["seen", "child", "0", "0", "parent", "1"]
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])

@@ -77,7 +77,7 @@ def test_timing_can_be_switched_while_hooks_are_registered(hooks: HookManager) -
 
 
 def test_hooks_with_conditions_and_in_the_background_are_always_timed(hooks: HookManager) -> None:
-    """They are wrapped already, and whoever runs them there expects them to be slow."""
+    """They have a wrapper already, and are expected to be slow."""
     hooks.register(PROGRESS, slow, when=lambda _: True)
     hooks.register(POST, slow, background=True)
     for event in (PROGRESS, POST):
