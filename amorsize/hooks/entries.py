@@ -21,12 +21,15 @@ Condition: TypeAlias = Callable[[HookContext], object]
 
 
 @protected
-class HookStats:
+class HookStats(Record):
     """The calls of one hook at one event. The manager's lock is held around each use."""
 
-    def __init__(self) -> None:
-        self.calls = self.errors = self.dropped = self.timed_calls = 0
-        self.total_seconds = self.longest_seconds = 0.0
+    calls: int = 0
+    errors: int = 0
+    dropped: int = 0
+    timed_calls: int = 0
+    total_seconds: float = 0.0
+    longest_seconds: float = 0.0
 
     def took(self, seconds: float) -> None:
         """Add a measured call."""
@@ -46,24 +49,17 @@ class Options(Record):
         timeout: seconds that a call in the background may take; None for the default.
     """
 
-    def __init__(
-        self,
-        when: Condition | None = None,
-        priority: int = 0,
-        background: bool = False,
-        timeout: float | None = None,
-    ) -> None:
-        self.when = when
-        self.priority = priority
-        self.background = background
-        self.timeout = timeout
+    when: Condition | None = None
+    priority: int = 0
+    background: bool = False
+    timeout: float | None = None
 
     def as_keywords(self) -> dict[str, Any]:
         """Return them as arguments of ``register()``."""
         return values_of(self)
 
 
-class Entry:
+class Entry(Record):
     """One registration.
 
     Attributes:
@@ -73,31 +69,14 @@ class Entry:
         plain: whether dispatch calls the callback itself, and so counts its calls.
     """
 
-    __slots__ = ("call", "callback", "condition", "event", "options", "plain", "sequence", "stats")
-
-    def __init__(
-        self,
-        event: HookEvent,
-        callback: Hook,
-        options: Options,
-        sequence: int,
-        stats: HookStats,
-        condition: Condition | None = None,
-    ) -> None:
-        self.event = event
-        self.callback = callback
-        self.options = options
-        self.sequence = sequence
-        self.stats = stats
-        self.condition = condition
-        self.call: Callable[[HookContext], object] = callback
-        self.plain = True
-
-    def renewed(self) -> Entry:
-        """Return the same registration, to be prepared again."""
-        return Entry(
-            self.event, self.callback, self.options, self.sequence, self.stats, self.condition
-        )
+    event: HookEvent
+    callback: Hook
+    options: Options
+    sequence: int
+    stats: HookStats
+    condition: Condition | None
+    call: Callable[[HookContext], object]
+    plain: bool = True
 
 
 @protected
@@ -148,7 +127,7 @@ def summarize(stats: dict[HookEvent, dict[str, HookStats]]) -> dict[str, dict[st
         "call_counts": {event: sum(each.calls for each in hooks) for event, hooks in kept.items()},
         "error_counts": {event: count for event, count in errors.items() if count},
         "hooks": {
-            event.value: {name: dict(vars(each)) for name, each in hooks.items()}
+            event.value: {name: values_of(each) for name, each in hooks.items()}
             for event, hooks in stats.items()
             if hooks
         },

@@ -165,7 +165,9 @@ class HookManager:
             if name not in known and len(known) >= _MOST_NAMES:
                 name = "other"
             stats = known.setdefault(name, HookStats())
-            entry = Entry(event, callback, options, self._sequence, stats, fresh(when))
+            entry = Entry(
+                event, callback, options, self._sequence, stats, fresh(when), call=callback
+            )
             self._prepare(entry)
             self._replace(event, (*entries, entry))
         return Registration(self.unregister, event, callback)
@@ -367,7 +369,7 @@ class HookManager:
             self._timed = timed
             for event, dispatch in self._hooks.items():
                 # Other threads may be iterating over the calls: these stay as they are.
-                entries = tuple(entry.renewed() for entry in dispatch.entries)
+                entries = tuple(entry._replace() for entry in dispatch.entries)
                 for entry in entries:
                     self._prepare(entry)
                 self._replace(event, entries)
