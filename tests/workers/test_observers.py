@@ -48,5 +48,5 @@ def test_nothing_is_loaded_to_be_asked() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
     )
     loaded = {name for name in done.stdout.split() if name.startswith("amorsize.")}
-    assert loaded == {"amorsize.workers", "amorsize.workers.observers"}
+    assert loaded == {"amorsize.public_names", "amorsize.workers", "amorsize.workers.observers"}
     assert "logging" not in done.stdout.split()
