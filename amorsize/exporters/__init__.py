@@ -1,7 +1,8 @@
-"""Exporters: what the hooks are told, carried to monitoring systems.
+"""Exporters: they send events of executions to monitoring systems.
 
-``metrics`` is the table of every metric, ``base`` and ``sender`` are what all exporters share,
-``registry`` finds them by name. Each exporter imports the SDK of its system only when used.
+One folder holds each backend; beside the folders stands what they share. ``metrics`` is the table
+of every metric, ``base`` the base class, ``sender`` the background sender; ``registry`` finds
+exporters by name. An exporter imports the SDK of its system when it is enabled.
 """
 
 from typing import TYPE_CHECKING

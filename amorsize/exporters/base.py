@@ -1,4 +1,4 @@
-"""What all exporters share: from attaching to hooks, to closing when the interpreter exits."""
+"""The base class of exporters: attaching to hooks, closing when the interpreter exits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import TracebackType
 from typing import Any, ClassVar, Self, TypeVar
 
 from amorsize.errors import ExporterError
@@ -25,26 +24,26 @@ from amorsize.workers.role import is_worker
 logger = logging.getLogger(__name__)
 
 _CLOSE_SECONDS = 1.0
-"""How long close() waits for what is on its way."""
+"""How long close() waits for deliveries."""
 
 _EXIT_SECONDS = 2.0
 """How long the interpreter's exit waits for all exporters together."""
 
 
 class Exporter:
-    """Carries events to a monitoring system. A base class: override what you need.
+    """Sends events to a monitoring system. A base class: override the methods that you need.
 
-    There is one method an event. Only those that a subclass overrides are registered, so an
-    event nobody overrides costs nothing. They are called like any hook: in ``execute()`` from
-    the caller's thread, in ``stream()`` from its driver thread, one call at a time for each
-    execution, but from several threads at once for several executions.
+    There is one method per event. Only overridden methods are registered, so the others cost
+    nothing. They are called like any hook: in ``execute()`` from
+    the caller's thread, in ``stream()`` from its driver thread, one call at a time per execution,
+    but from several threads at once for several executions.
 
     An exporter is inert in child processes (forked, or started by ``multiprocessing``, or
-    amorsize's own workers): it is told nothing there and must open nothing, see :attr:`active`.
+    amorsize's own workers): it receives nothing there and must open nothing, see :attr:`active`.
     It is closed when the interpreter exits, unless it was before; all exporters together have
     two seconds then.
 
-    What talks to a network belongs on a background thread: see :meth:`new_sender`.
+    Network traffic belongs on a background thread: see :meth:`new_sender`.
 
     Example:
         >>> from amorsize import HookContext, HookEvent, HookManager
@@ -60,7 +59,7 @@ class Exporter:
     """
 
     name: ClassVar[str] = "exporter"
-    """What messages and the ``exporter`` label call it."""
+    """Its name in messages and in the ``exporter`` label."""
 
     def __init__(self) -> None:
         self._state_lock = threading.Lock()
@@ -96,22 +95,22 @@ class Exporter:
         """A chunk's results are in."""
 
     def on_progress(self, context: HookContext) -> None:
-        """Follows ``on_chunk_complete``, perhaps thinned."""
+        """Follows ``on_chunk_complete``, unless ``progress_interval`` skips it."""
 
     def on_error(self, context: HookContext) -> None:
         """A chunk failed, a worker died, an execution was cancelled or timed out."""
 
     def on_worker_end(self, context: HookContext) -> None:
-        """A worker is done with an execution, or died."""
+        """A worker has finished its part of an execution, or died."""
 
     def post_execute(self, context: HookContext) -> None:
         """An execution is over, however it ended."""
 
     def attach(self, manager: HookManager | None = None) -> Self:
-        """Begin to receive a manager's events; attaching twice to one changes nothing.
+        """Receive a manager's events from now on; attaching twice to one changes nothing.
 
         Args:
-            manager: whose events; None for the process-wide default manager, which every
+            manager: emits the events; None for the process-wide default manager, which every
                 ``execute()`` triggers.
 
         Returns:
@@ -133,7 +132,7 @@ class Exporter:
         return self
 
     def new_sender(self, send: Callable[[list[Any]], object], **bounds: Any) -> Sender[Any]:
-        """Make a background sender that ``flush()`` and ``close()`` know of.
+        """Make a background sender that ``flush()`` and ``close()`` include.
 
         Call it after ``super().__init__()``. Its losses and failures are counted under the
         exporter's name.
@@ -147,9 +146,9 @@ class Exporter:
         return sender
 
     def flush(self, timeout: float = _CLOSE_SECONDS) -> bool:
-        """Deliver what its senders hold, waiting at most ``timeout`` seconds.
+        """Deliver all items of its senders, waiting at most ``timeout`` seconds.
 
-        An override must keep to the timeout: an exporter that does not is left behind when the
+        An override must keep to the timeout: an exporter that does not is abandoned when the
         interpreter exits.
 
         Returns:
@@ -162,34 +161,33 @@ class Exporter:
         return all(delivered)
 
     def counts(self) -> tuple[int, int]:
-        """Count what its backend did not get, and the failures to deliver. Cheap, never waits.
+        """Count lost items and failures to deliver. Cheap, never waits.
 
-        Override it where something else than senders can fail.
+        Override it where something other than a sender can fail.
 
         Returns:
-            The numbers behind ``amorsize_exporter_dropped_total`` and
+            The values of ``amorsize_exporter_dropped_total`` and
             ``amorsize_exporter_errors_total``.
         """
         lost = sum(sender.lost for sender in self._senders)
         return lost, sum(sender.errors for sender in self._senders)
 
     def release(self) -> None:
-        """Free what the exporter owns. Override it; ``close()`` calls it once, after a flush."""
+        """Free the exporter's resources. Override it; ``close()`` calls it once, after a flush."""
 
     def abandon(self) -> None:
-        """Forget, in a forked child, what the parent goes on using. Override it.
+        """Forget, in a forked child, the parent's resources. Override it.
 
-        Close inherited descriptors here, without a word to whoever is at their other end. No
-        other thread of the parent exists in the child, and locks may be held by one that does
-        not.
+        Close inherited descriptors here, and send nothing on them: the parent goes on using
+        them. No other thread of the parent exists in the child, and such a thread may hold locks.
         """
 
     def close(self) -> None:
-        """Detach from all managers, flush within a second, and free what the exporter owns.
+        """Detach from all managers, flush within a second, and free the exporter's resources.
 
-        What could not be sent within that second is dropped, and counted.
+        Items that could not be sent within that second are dropped, and counted.
 
-        Closing twice does nothing. The interpreter's exit closes too.
+        Closing twice does nothing. The interpreter's exit closes the exporter, too.
         """
         with self._state_lock:
             if self._closed:
@@ -209,8 +207,8 @@ class Exporter:
             for sender in self._senders:
                 sender.close(max(0.0, deadline - time.monotonic()))
             cut_off = sum(sender.lost for sender in self._senders) - before
-            # Also where a failure was told: what it said of losses is no longer so. And a backend
-            # that hangs, or a client that tries again by itself, has not failed yet.
+            # Also where a failure was logged: the losses that it named are no longer right. And a
+            # backend that hangs, or a client that retries by itself, has not failed yet.
             if cut_off:
                 logger.warning(
                     "The %s exporter was closed before %d items were delivered; they are lost.",
@@ -226,12 +224,7 @@ class Exporter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -247,13 +240,13 @@ class Exporter:
         # Managers other than the default one keep their hooks in a forked child.
         @functools.wraps(method)
         def hook(context: HookContext) -> None:
-            if self._active and not (len(self._managers) > 1 and self._was_told(context)):
+            if self._active and not (len(self._managers) > 1 and self._has_seen(context)):
                 method(context)
 
         return hook
 
-    def _was_told(self, context: HookContext) -> bool:
-        """Whether this very event came already, by another manager of the same execution."""
+    def _has_seen(self, context: HookContext) -> bool:
+        """Whether another manager of the same execution has emitted this very event already."""
         last, self._last.context = getattr(self._last, "context", None), context
         return last is context
 
@@ -268,7 +261,7 @@ def enable_once(
 
     Args:
         kind: the exporter's class.
-        settings: what it is asked to be, compared with the one that is enabled already.
+        settings: those asked for now, compared with those of the enabled exporter.
         build: makes the exporter when there is none yet.
 
     Returns:
@@ -290,7 +283,7 @@ def enable_once(
             if differing and not _enabled_stays.get():
                 raise ExporterError(
                     f"{exporter!r} is enabled already, with another {' and '.join(differing)} "
-                    "than asked for now. Call its close() first to enable it anew."
+                    "than asked for now. Call its close() first to enable it again."
                 )
         else:
             exporter = build()
@@ -300,7 +293,7 @@ def enable_once(
 
 @contextmanager
 def enabled_stays() -> Iterator[None]:
-    """Within it, asking for other settings than those of the enabled exporter is no error."""
+    """Let an enabled exporter keep its settings, without an error, where others are asked for."""
     token = _enabled_stays.set(True)
     try:
         yield
@@ -309,7 +302,7 @@ def enabled_stays() -> Iterator[None]:
 
 
 def exporter_stats() -> dict[str, tuple[int, int]]:
-    """Count what each open exporter has lost, and its failures to deliver. Cheap, never waits.
+    """Count the losses of each open exporter, and its failures to deliver. Cheap, never waits.
 
     Returns:
         ``{name: (dropped, errors)}``; exporters of one name are added up.
@@ -382,14 +375,14 @@ def close_all() -> None:
             range(len(closing) - 1, -1, -1), closing, strict=True
         ):
             left = max(0.0, deadline - time.monotonic())
-            if thread is None:  # then it is done here, with a fair share of the time
+            if thread is None:  # then it is closed here, within a fair share of the time
                 _exit_deadline = time.monotonic() + left / (others + 1)
                 _close(exporter)
                 continue
             thread.join(left)
             if thread.is_alive():
                 logger.warning(
-                    "%r did not close within %g seconds and is left behind",
+                    "%r did not close within %g seconds and is abandoned",
                     exporter,
                     _EXIT_SECONDS,
                 )
@@ -398,10 +391,10 @@ def close_all() -> None:
 
 
 def close_before_others_at_exit() -> None:
-    """Have exporters close before what else was registered for the exit so far.
+    """Have exporters close before the exit functions that are registered so far.
 
-    Exit functions run last in, first out: an exporter that hands on to something of the
-    application's must be done when that closes.
+    Exit functions run last in, first out: an exporter that passes data to an object of the
+    application's must be done when that object closes.
     """
     atexit.unregister(close_all)
     atexit.register(close_all)
@@ -440,7 +433,7 @@ def _abandon_all_in_forked_child() -> None:
         try:
             exporter.abandon()
         except Exception:
-            logger.exception("%r failed to let go in a forked child", exporter)
+            logger.exception("%r failed to abandon its resources in a forked child", exporter)
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,4 +1,4 @@
-"""What changed since the last time, for exporters that send it on (Datadog, CloudWatch).
+"""Changes of the totals since they were last sent, for Datadog and CloudWatch.
 
 ::
 
@@ -18,18 +18,18 @@ from amorsize.workers.user_metrics import Histogram as UserHistogram
 from amorsize.workers.user_metrics import UserMetrics
 
 Change: TypeAlias = tuple[Metric, Labels, float]
-"""A row, the values of its labels, and by how much it grew or what it is now."""
+"""A row, the values of its labels, and its growth or its present value."""
 
 
 def observed_histograms(shares: UserMetrics) -> Iterator[tuple[str, UserHistogram]]:
-    """Give the user's histograms that a chunk observed anything in, by name."""
+    """Give those of a chunk's user histograms that have observations, by name."""
     for name, share in shares.items():
         if share["kind"] == "histogram" and share["calls"]:
             yield name, share
 
 
 class Changes:
-    """Compares totals with those of the last time. Not safe for several threads.
+    """Compares totals with the last ones. Not safe for several threads.
 
     Example:
         >>> from amorsize.exporters.metrics import WORKER_DEATHS
@@ -49,11 +49,11 @@ class Changes:
         self._gauges: dict[tuple[str, Labels], float] = {}
 
     def growth(self, series: Series) -> Iterator[Change]:
-        """Give the counters that grew, and by how much; new ones at zero are no news."""
+        """Give the counters that grew, and their growth; new ones at zero did not grow."""
         for metric, labels, total in _plain(series, Kind.COUNTER):
             before = self._totals.get((metric.dotted, labels), 0)
             self._totals[metric.dotted, labels] = total
-            # Counts of another exporter, or of a manager, begin anew when it does.
+            # Counts of another exporter, or of a manager, restart when it does.
             grown = total - before if total >= before else total
             if grown:
                 yield metric, labels, grown

@@ -29,7 +29,7 @@ class Delivery:
 
     Args:
         new_sender: makes the sender; :meth:`amorsize.exporters.base.Exporter.new_sender`.
-        deliver: delivers the present numbers. It raises what a sender's ``send`` raises.
+        deliver: delivers the present numbers. Its errors are those of a sender's ``send``.
         **bounds: of the sender, in place of ``SENDER_BOUNDS``.
     """
 

@@ -1,7 +1,7 @@
-"""The trace that a number belongs to, for Prometheus' exemplars.
+"""Exemplars: the trace that a value belongs to.
 
-OpenTelemetry is looked for among the modules that are loaded, never imported: an application
-that has a current span has loaded it.
+OpenTelemetry is looked up among the loaded modules and never imported: an application that has a
+current span has loaded it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from amorsize.exporters.series import Exemplar
 from amorsize.hooks import HookContext
 
 MAX_CHARACTERS = 128
-"""Of all names and values of one exemplar's labels together, says OpenMetrics 1.0."""
+"""Of all names and values of one exemplar's labels together (OpenMetrics 1.0)."""
 
 
 def current_trace() -> Mapping[str, str] | None:
     """Name the application's span that is current and recording, as an exemplar's labels.
 
-    Called on the thread, and with the context variables, of the caller of ``execute()``, as
-    hooks are.
+    Call it as hooks are called: on the thread, and with the context variables, of the caller of
+    ``execute()``.
 
     Returns:
         ``trace_id`` and ``span_id`` in hexadecimal digits; None where no such span is.
@@ -36,7 +36,7 @@ def current_trace() -> Mapping[str, str] | None:
         if not context.is_valid:
             return None
         labels = {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
-    except Exception:  # whatever the application put there must not cost it a chunk's numbers
+    except Exception:  # an odd span of the application's must not lose the chunk's numbers
         return None
     if sum(len(name) + len(value) for name, value in labels.items()) > MAX_CHARACTERS:
         return None
@@ -44,10 +44,10 @@ def current_trace() -> Mapping[str, str] | None:
 
 
 def exemplar_of(value: float, context: HookContext) -> Exemplar | None:
-    """Make the exemplar of a number that an event tells.
+    """Make the exemplar of an event's value.
 
-    It points to the span that amorsize makes of the event's chunk or execution or, where nobody
-    traces those, to the application's current span; None where there is neither.
+    It points to the span that amorsize makes of the event's chunk or execution or, where these
+    are not traced, to the application's current span; None where there is neither.
     """
     metadata = context.metadata
     trace: Mapping[str, str] | None

@@ -1,4 +1,4 @@
-"""HTTP posts of exporters: bounded, without redirections, and clear about what is worth a retry."""
+"""HTTP posts of exporters: bounded, without redirections, and divided into retries and refusals."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class HttpClient:
         backend: its name, for messages.
         context: TLS; None for what the system trusts.
         timeout_seconds: how long an attempt may wait for the backend's next bytes.
-        quotes_answers: whether an error quotes what the backend answered. A backend that repeats
-            what was sent is not quoted.
+        quotes_answers: whether an error quotes what the backend answered. Not for a
+            backend that repeats secrets.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from amorsize.hooks.events import HookEvent
 
 
 class Kind(StrEnum):
-    """What a metric's value may do."""
+    """How a metric's value may change."""
 
     COUNTER = "counter"
     """Only grows, until the process ends."""
@@ -28,7 +28,7 @@ class Kind(StrEnum):
     """Counts observations in buckets, and their sum."""
 
     INFO = "info"
-    """Always 1; what it says is in its labels."""
+    """Always 1; its information is in its labels."""
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)  # eq=False: hashed by identity, fast
@@ -39,7 +39,7 @@ class Metric:
         prometheus: the name in Prometheus.
         dotted: the name in OpenTelemetry and in Datadog. Prometheus' translation of the first,
             with its unit, is ``prometheus`` again.
-        kind: what its value may do.
+        kind: how its value may change.
         help: one sentence, without its full stop.
         labels: names of its labels.
         unit: as OpenTelemetry spells it, in UCUM; empty where there is none.
@@ -76,7 +76,7 @@ class Metric:
 
 
 OTHER = "other"
-"""The label of what has no name, or came after the last name that fits."""
+"""The label of a missing name, and of names beyond the limit."""
 
 EXECUTORS = ("serial", "thread", "process", "dask", "custom")
 STATUSES = ("ok", "error", "cancelled", "timeout")
@@ -92,18 +92,18 @@ ATTRIBUTES = {
     "version": "amorsize.version",
     "python": "process.runtime.version",
 }
-"""What OpenTelemetry calls the labels, on metrics and on spans. In Datadog they are tags of their
-own name, in CloudWatch dimensions in CamelCase."""
+"""The labels as OpenTelemetry attributes, on metrics and on spans. In Datadog they are tags of the
+same name, in CloudWatch dimensions in CamelCase."""
 
 CLOSED_LABELS: dict[str, tuple[str, ...]] = {
     "executor": EXECUTORS,
     "status": STATUSES,
     "event": tuple(event.value for event in HookEvent),
 }
-"""Labels whose values are all known beforehand."""
+"""Labels whose values are all known in advance."""
 
 LABEL_LIMITS = {"function": 100, "error_type": 50, "hook": 50}
-"""Labels whose values come from the user's program, and how many of them are told apart."""
+"""Labels whose values come from the user's program, and how many of them are kept distinct."""
 
 # Few and wide apart: every bucket is a time series for each function, executor and status.
 DURATION_BUCKETS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
@@ -118,7 +118,7 @@ EXECUTIONS = Metric(
     prometheus="amorsize_executions_total",
     dotted="amorsize.executions",
     kind=Kind.COUNTER,
-    help="Executions that ended, by how they ended",
+    help="Executions that ended, by status",
     unit="{execution}",
     labels=_ENDED_RUN,
 )
@@ -184,7 +184,7 @@ THROUGHPUT = Metric(
     prometheus="amorsize_throughput_items_per_second",
     dotted="amorsize.throughput.items",
     kind=Kind.GAUGE,
-    help="Items a second, summed over the executions in progress, as of their last chunks",
+    help="Items per second, summed over the executions in progress, as of their last chunks",
     unit="{item}/s",
     labels=_RUN,
 )
@@ -258,7 +258,7 @@ LAST_ACTIVITY = Metric(
     prometheus="amorsize_last_activity_timestamp_seconds",
     dotted="amorsize.last_activity.timestamp",
     kind=Kind.GAUGE,
-    help="When an execution last showed a sign of life, in seconds since the epoch",
+    help="Time of the last event of an execution, in seconds since the epoch",
     unit="s",
     labels=_RUN,
 )
@@ -282,7 +282,7 @@ LAST_DURATION = Metric(
     prometheus="amorsize_last_duration_seconds",
     dotted="amorsize.last_duration",
     kind=Kind.GAUGE,
-    help="How long the last execution that ended took",
+    help="Duration of the last execution that ended",
     unit="s",
     labels=_FUNCTION,
 )
@@ -322,7 +322,7 @@ HOOK_LONGEST = Metric(
     prometheus="amorsize_hook_longest_seconds",
     dotted="amorsize.hook.longest",
     kind=Kind.GAUGE,
-    help="The longest that a call of a hook has taken so far",
+    help="Duration of the longest call of a hook",
     unit="s",
     labels=("event", "hook"),
 )
@@ -365,7 +365,7 @@ METRICS: tuple[Metric, ...] = tuple(row for row in globals().values() if isinsta
 class BoundedLabel:
     """Turns names from the user's program into at most ``limit`` label values, then ``other``.
 
-    Who came first keeps its name. Safe to call from several threads.
+    The first names are kept. Safe to call from several threads.
 
     Example:
         >>> function = BoundedLabel(1)
@@ -404,7 +404,7 @@ def to_markdown() -> str:
         "",
         "<!-- Written by `python -m amorsize.exporters.metrics`; do not edit by hand. -->",
         "",
-        "| Prometheus name | kind | labels | what it says |",
+        "| Prometheus name | kind | labels | meaning |",
         "|---|---|---|---|",
     ]
     for metric in METRICS:
@@ -417,9 +417,8 @@ def to_markdown() -> str:
         lines.append(f"| `{label}` | {', '.join(f'`{value}`' for value in values)} |")
     lines += [
         "",
-        "`function` is the qualified name of the function, or what was passed as `name=`; `hook`",
-        "is the qualified name of the hook.",
-        "No process id, host name or execution id is ever a label.",
+        "`function` is the qualified name of the function, or the `name=` of the call; `hook` is",
+        "the qualified name of the hook. No process id, host name or execution id is ever a label.",
         "",
         "Counters and histograms whose labels have known values exist at zero from the start of a",
         "function's first execution. Gauges with `last_` in their name, and the speedups, appear",

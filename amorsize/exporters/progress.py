@@ -1,11 +1,10 @@
-"""The progress bar of ``execute(..., progress=True)``: events in, one tqdm bar a run out."""
+"""The progress bar of ``execute(..., progress=True)``: one tqdm bar per run."""
 
 from __future__ import annotations
 
 import os
 import sys
 from importlib import import_module
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from amorsize.errors import MissingExtraError
@@ -21,15 +20,15 @@ _LINE_SECONDS = 10.0
 """Between two lines where there is no terminal, such as in a log file."""
 
 _LINE_COLUMNS = 96
-"""Width of such a line: nobody tells how wide a log is."""
+"""Width of such a line: a log has no width that could be asked for."""
 
 
 class ProgressBar:
-    """Shows a bar for every execution whose events it is told.
+    """Shows a bar for every execution whose events it receives.
 
     On a terminal (and in a notebook) the bar moves in place. Elsewhere it is a line every ten
     seconds and one at the end, so that a log stays readable. A bar is closed by its execution's
-    ``POST_EXECUTE``, and by ``close()`` whatever happened.
+    ``POST_EXECUTE``, and by ``close()`` in any case.
 
     Args:
         file: where to draw; None means the ``sys.stderr`` of the moment.
@@ -42,7 +41,7 @@ class ProgressBar:
         >>> from amorsize.exporters.progress import ProgressBar
         >>> hooks = HookManager()
         >>> with ProgressBar().attach(hooks):
-        ...     pass  # executions that tell ``hooks`` are shown here
+        ...     pass  # executions with these hooks are shown here
         >>> hooks.get_hook_count()
         0
     """
@@ -55,6 +54,13 @@ class ProgressBar:
         self._file = file
         self._views: dict[object, _View] = {}
         self._managers: list[HookManager] = []
+        # ON_PROGRESS adds nothing: it repeats the numbers of ON_CHUNK_COMPLETE, and may be thinned.
+        self._hooks = {
+            HookEvent.PRE_EXECUTE: self._open,
+            HookEvent.ON_CHUNK_COMPLETE: self._update,
+            HookEvent.ON_ERROR: self._note_error,
+            HookEvent.POST_EXECUTE: self._finish,
+        }
 
     def attach(self, manager: HookManager) -> Self:
         """Register for the events of ``manager``; they are handled on the thread that fires them.
@@ -62,21 +68,16 @@ class ProgressBar:
         Returns:
             This bar, to be used in ``with``.
         """
-        # ON_PROGRESS adds nothing: it repeats the numbers of ON_CHUNK_COMPLETE, and may be thinned.
-        manager.register(HookEvent.PRE_EXECUTE, self._open)
-        manager.register(HookEvent.ON_CHUNK_COMPLETE, self._update)
-        manager.register(HookEvent.ON_ERROR, self._note_error)
-        manager.register(HookEvent.POST_EXECUTE, self._finish)
+        for event, hook in self._hooks.items():
+            manager.register(event, hook)
         self._managers.append(manager)
         return self
 
     def close(self) -> None:
         """Unregister everywhere and close what is still open. Closing twice does nothing."""
         for manager in self._managers:
-            manager.unregister(HookEvent.PRE_EXECUTE, self._open)
-            manager.unregister(HookEvent.ON_CHUNK_COMPLETE, self._update)
-            manager.unregister(HookEvent.ON_ERROR, self._note_error)
-            manager.unregister(HookEvent.POST_EXECUTE, self._finish)
+            for event, hook in self._hooks.items():
+                manager.unregister(event, hook)
         self._managers.clear()
         while self._views:
             _, view = self._views.popitem()
@@ -85,17 +86,12 @@ class ProgressBar:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def _open(self, context: HookContext) -> None:
         file = self._file if self._file is not None else sys.stderr
-        if file is None:  # as under pythonw: nobody to show it to
+        if file is None:  # as under pythonw: there is no terminal
             return
         view: _View
         if file.isatty() or "ipykernel" in sys.modules:
@@ -123,7 +119,7 @@ class ProgressBar:
 
 
 class _View(Protocol):
-    """How one execution is shown."""
+    """The display of one execution."""
 
     def move(self, context: HookContext) -> None: ...
     def note_error(self, context: HookContext) -> None: ...
@@ -141,7 +137,7 @@ class _Terminal:
             file=file,
             mininterval=_REFRESH_SECONDS,
             miniters=1,
-            smoothing=0,  # the mean rate: chunks arrive in bursts, one a worker
+            smoothing=0,  # the mean rate: chunks arrive in bursts, one per worker
             **_size_of(file),
         )
         # The run began before its plan was made, and sampled items count from there.
@@ -156,13 +152,13 @@ class _Terminal:
         self._bar.set_postfix_str(_count_errors(self._errors), refresh=False)
 
     def close(self, verdict: str) -> None:
-        # How a run ended says more than a count whose last one is that end.
+        # How a run ended matters more than a count of errors, the last of which ended it.
         self._bar.set_postfix_str(verdict or _count_errors(self._errors), refresh=False)
         self._bar.close()
 
 
 class _Lines:
-    """The same numbers, as few whole lines."""
+    """The same numbers, as a few whole lines."""
 
     def __init__(self, tqdm_class: type[tqdm[Any]], file: TextIO, context: HookContext) -> None:
         self._format = tqdm_class.format_meter
@@ -205,7 +201,7 @@ def _without_monitor(tqdm_class: type[tqdm[Any]]) -> type[tqdm[Any]]:
 
 
 def _size_of(file: TextIO) -> dict[str, Any]:
-    """Have tqdm follow the terminal's size; where that is 0 (some containers) it hides its bars."""
+    """Have tqdm follow the terminal's size; at size 0 (some containers) it would hide its bars."""
     try:
         known = min(os.get_terminal_size(file.fileno())) > 1
     except (OSError, ValueError):

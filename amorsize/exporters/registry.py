@@ -1,4 +1,4 @@
-"""Exporters by name: our own, and those that other packages register.
+"""Exporters by name: amorsize's own, and those that other packages register.
 
 A package registers one in the entry-point group ``amorsize.exporters``: the entry point's name is
 the exporter's, its object an :class:`~amorsize.exporters.Exporter` class, or a function that
@@ -45,7 +45,7 @@ OWN = {
     "opentelemetry": "amorsize.exporters.opentelemetry:enable_opentelemetry",
     "prometheus": "amorsize.exporters.prometheus:enable_prometheus",
 }
-"""Our own exporters. They need no entry point, so they also work where nothing is installed."""
+"""amorsize's own exporters. Without entry points, they also work in a checkout."""
 
 
 def enable(name: str, **settings: Any) -> Exporter:
@@ -53,7 +53,7 @@ def enable(name: str, **settings: Any) -> Exporter:
 
     Args:
         name: ``"prometheus"``, or the name of an exporter that an installed package registers.
-        **settings: what its own ``enable_*()`` takes.
+        **settings: those of its own ``enable_*()``.
 
     Returns:
         The exporter, attached to every execution. Called again with the same settings, the same
@@ -87,8 +87,8 @@ def enable_named(names: str, origin: str) -> None:
         origin: the environment variable that holds them.
 
     Raises:
-        InvalidValueError: a name is unknown, or what an exporter reads from the environment is
-            wrong. The next call raises it again.
+        InvalidValueError: a name is unknown, or a variable that an exporter reads is wrong. The
+            next call raises it again.
         MissingExtraError: the package that an exporter needs is not installed.
     """
     global _named_done
@@ -121,7 +121,7 @@ def _enable_all(names: str, origin: str) -> None:
 
 
 def check_settings(name: str, settings: dict[str, Any], *, partial: bool = False) -> None:
-    """Raise what :func:`enable` would raise for a name or for settings that are wrong.
+    """Raise the error of :func:`enable` for a name or for settings that are wrong.
 
     Args:
         name: the exporter's.
@@ -152,9 +152,9 @@ def enable_configured(tables: dict[str, dict[str, Any]], origin: str | None) -> 
 
 
 def settings_of(manager: HookManager) -> tuple[dict[str, dict[str, Any]], list[Hook]]:
-    """Return the settings of a manager's exporters by their names, and the hooks that are theirs.
+    """Return the settings of a manager's exporters by their names, and their hooks.
 
-    Settings that stand at their defaults are left out.
+    Settings with default values are left out.
 
     Raises:
         InvalidValueError: an exporter was not enabled by its name, or has a setting that is no
@@ -197,7 +197,7 @@ def _enable_found(found: dict[str, tuple[EntryPoint, dict[str, Any]]], origin: s
         except (InvalidValueError, InvalidTypeError, MissingExtraError):
             raise
         except Exception as error:
-            # What we raise ourselves is meant to be read in full, and holds no secrets.
+            # Messages of amorsize's own errors are to be read in full, and hold no secrets.
             text = str(error) if isinstance(error, AmorsizeError) else describe_error(error)
             logger.error(
                 "%s asks for the %s exporter, which failed: %s The run goes on without it.",
@@ -274,7 +274,7 @@ def _require_settings(
     try:
         signature = inspect.signature(target)
     except (ValueError, TypeError):
-        return  # some callables do not tell their signature
+        return  # some callables have no signature
     try:
         (signature.bind_partial if partial else signature.bind)(**settings)
     except TypeError as mismatch:
@@ -287,7 +287,7 @@ def _require_settings(
 
 def _renew_lock_in_forked_child() -> None:
     global _named_lock
-    _named_lock = threading.RLock()  # the old one may be held by a thread not here
+    _named_lock = threading.RLock()  # a thread of the parent's may hold the old one
 
 
 if hasattr(os, "register_at_fork"):

@@ -1,4 +1,4 @@
-"""The background sender: carries what an exporter says over a network, and the run never waits.
+"""The background sender: delivers an exporter's items over a network; the run never waits.
 
 ::
 
@@ -28,16 +28,16 @@ logger = logging.getLogger(__name__)
 ItemT = TypeVar("ItemT")
 
 _LOG_SECONDS = 300.0
-"""During an outage, seconds between two lines in the log."""
+"""Seconds between two log lines of an outage."""
 
 
 class RefusedError(ExporterError):
-    """A ``send`` callable raises it for what the backend refuses for good: it is not sent again."""
+    """A ``send`` callable raises it where the backend refuses for good: nothing is sent again."""
 
 
 @dataclass(frozen=True, slots=True)
 class SenderStats:
-    """What became of the items of a :class:`Sender`, at one moment.
+    """The fate of the items of a :class:`Sender`, at one moment.
 
     Attributes:
         sent: items that were delivered.
@@ -58,25 +58,25 @@ class SenderStats:
 
 
 class Sender(Generic[ItemT]):
-    """Delivers items on a background thread, and never lets their producer wait or fail.
+    """Delivers items on a background thread; their producer never waits and never fails.
 
-    The thread is a daemon, and begins with the first item. In a forked child, which does not
-    have it, the sender does nothing.
+    The thread is a daemon, and starts with the first item. In a forked child, which lacks the
+    thread, the sender does nothing.
 
     Args:
-        send: delivers a list of items, on the sender's thread, one call at a time. What it raises
-            is a failed attempt and the same list is sent again; :class:`RefusedError` says that
-            this would be in vain. Give it a timeout of its own: while it hangs nothing else is
+        send: delivers a list of items, on the sender's thread, one call at a time. An exception
+            is a failed attempt, and the same list is sent again, except after a
+            :class:`RefusedError`. Give it a timeout of its own: while it hangs nothing else is
             delivered.
-        name: whose items they are, for the log.
-        capacity: items that wait at most, beside those being sent.
-        batch_items: items in one call of ``send`` at most.
-        linger_seconds: how long a batch waits to be filled; 0 to send what there is.
-        attempts: calls of ``send`` with one batch at most.
+        name: the exporter's, for the log.
+        capacity: the most items that wait, beside those being sent.
+        batch_items: the most items in one call of ``send``.
+        linger_seconds: how long a batch waits to be filled; 0 to send it at once.
+        attempts: the most calls of ``send`` with one batch.
         retry_seconds: seconds after the first attempt in which another may begin.
         backoff_seconds: the wait after a first failed attempt. It doubles with each further one,
             up to ``max_backoff_seconds``; half of it, at most, is taken off at random, so that
-            many programs do not come back at the same moment.
+            many programs do not retry at the same moment.
         max_backoff_seconds: the longest such wait.
         clock, wait, jitter: in place of ``time.monotonic``, ``threading.Condition.wait`` (for
             lingering and between attempts) and ``random.random``, for tests.
@@ -146,17 +146,17 @@ class Sender(Generic[ItemT]):
         self._last_error: str | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._ended = False  # the thread has nothing more to do
+        self._ended = False  # the thread has no more work
         self._flushing = 0  # flush() calls that wait now
-        self._nudges = 0  # flush() calls so far: each is worth one attempt without a wait
+        self._nudges = 0  # flush() calls: each allows one attempt without a wait
         self._failing_since_lost: int | None = None  # how many were lost before this outage
-        self._failure_told = False
+        self._failure_logged = False
         self._next_log = {"failure": float("-inf"), "overflow": float("-inf")}
         _senders.add(self)
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing waits, nor is being sent. Cheap."""
+        """Whether no item waits or is being sent. Cheap."""
         return not self._queue and not self._in_flight
 
     def put(self, item: ItemT) -> None:
@@ -184,12 +184,12 @@ class Sender(Generic[ItemT]):
             )
 
     def flush(self, timeout: float = 1.0) -> bool:
-        """Deliver what was put so far, waiting at most ``timeout`` seconds.
+        """Deliver all items that were put, waiting at most ``timeout`` seconds.
 
         A batch that waits for its next attempt is tried at once.
 
         Returns:
-            Whether it was delivered, and nothing was lost meanwhile.
+            Whether they were delivered, and nothing was lost meanwhile.
         """
         deadline = time.monotonic() + timeout
         with self._changed:
@@ -213,15 +213,15 @@ class Sender(Generic[ItemT]):
             return self.lost == lost
 
     def nudge(self) -> None:
-        """Make a batch that waits for its next attempt be tried at once; do not wait for it."""
+        """Have a batch that waits for its next attempt tried at once; do not wait for it."""
         with self._changed:
             self._nudges += 1
             self._changed.notify_all()
 
     def close(self, timeout: float = 1.0) -> None:
-        """Flush, waiting at most ``timeout`` seconds; drop what is left, and end the thread.
+        """Flush, waiting at most ``timeout`` seconds; drop the rest, and end the thread.
 
-        Closing twice does nothing. A thread that hangs in ``send`` is left behind.
+        Closing twice does nothing. A thread that hangs in ``send`` is abandoned.
         """
         deadline = time.monotonic() + timeout
         self.flush(timeout)
@@ -234,7 +234,7 @@ class Sender(Generic[ItemT]):
             self._queue.clear()
             self._in_flight = ()
             self._changed.notify_all()
-            # Not by join(), which in a signal handler would wait for a lock of its own thread's.
+            # Not join(): in a signal handler it would wait for a lock of its own thread.
             while self._thread is not None and not hanging and not self._ended:
                 left = deadline - time.monotonic()
                 if left <= 0 or self._thread is threading.current_thread():
@@ -252,7 +252,7 @@ class Sender(Generic[ItemT]):
         return self._errors
 
     def stats(self) -> SenderStats:
-        """Count what became of the items so far."""
+        """Count the items by their fate."""
         with self._changed:
             return SenderStats(
                 sent=self._sent,
@@ -333,10 +333,10 @@ class Sender(Generic[ItemT]):
         self._settle(batch, delivered=False)
 
     def _attempt(self, batch: list[ItemT]) -> bool:
-        """Call ``send`` once; say whether it delivered."""
+        """Call ``send`` once; return whether it delivered."""
         try:
             self._send(list(batch))
-        except BaseException as error:  # the thread lives on, whatever a backend's library raises
+        except BaseException as error:  # the thread survives any exception of a backend's library
             text = describe_error(error)
             refused = isinstance(error, RefusedError)
         else:
@@ -384,23 +384,23 @@ class Sender(Generic[ItemT]):
                 lost_meanwhile,
             )
 
-    def _may_log(self, what: str) -> bool:
-        """Say whether this is the first time, or long after the last one."""
+    def _may_log(self, event: str) -> bool:
+        """Whether this is the first time, or long after the last one."""
         now = self._clock()
         with self._changed:
-            if what == "recovery":
-                # Told only where the failure was: one that comes and goes is thinned as well.
-                told, self._failure_told = self._failure_told, False
-                return told
-            if now < self._next_log[what]:
+            if event == "recovery":
+                # Only after a logged failure: one that comes and goes is logged rarely, too.
+                logged, self._failure_logged = self._failure_logged, False
+                return logged
+            if now < self._next_log[event]:
                 return False
-            self._next_log[what] = now + _LOG_SECONDS
-            if what == "failure":
-                self._failure_told = True
+            self._next_log[event] = now + _LOG_SECONDS
+            if event == "failure":
+                self._failure_logged = True
             return True
 
     def _abandon(self) -> None:
-        """Forget everything, in a forked child; the lock may be held by a thread not here."""
+        """Forget everything, in a forked child; a thread of the parent's may hold the lock."""
         self._changed = threading.Condition()
         self._closed = True
         self._queue = deque()
@@ -423,7 +423,7 @@ _ERROR_CHARACTERS = 200
 
 
 def describe_error(error: BaseException) -> str:
-    """Say an exception's type and its first line, short and without credentials.
+    """Describe an exception by its type and first line, short and without credentials.
 
     >>> describe_error(OSError("no route to http://me:hunter2@push.example/?api_key=hunter3"))
     'OSError: no route to http://***@push.example/?api_key=***'

@@ -1,7 +1,4 @@
-"""The values behind the metric table, kept in this process.
-
-For exporters that are asked for totals (Prometheus), not for those that send each event on.
-"""
+"""Series: the values of metrics by their labels, added up in this process."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ Labels: TypeAlias = tuple[str, ...]
 
 
 class Exemplar(NamedTuple):
-    """One observation of a bucket, with the labels that say where it came from."""
+    """One observation of a bucket, with labels that name its origin."""
 
     labels: Mapping[str, str]
     value: float
@@ -31,7 +28,7 @@ class Histogram:
     Attributes:
         counts: of each bucket alone, the one to infinity too.
         total: the sum of all observations.
-        exemplars: the last one of each bucket that has one, by its position; None without any.
+        exemplars: the last one of each bucket that has one, by its position; None for none.
     """
 
     __slots__ = ("counts", "exemplars", "total")
@@ -42,7 +39,7 @@ class Histogram:
         self.exemplars: dict[int, Exemplar] | None = None
 
     def copy(self) -> Histogram:
-        """Copy it, without sharing what changes."""
+        """Copy it, with counts of its own."""
         copied = Histogram.__new__(Histogram)
         copied.counts = self.counts.copy()
         copied.total = self.total
@@ -56,7 +53,7 @@ Series: TypeAlias = dict[Metric, dict[Labels, Value]]
 
 
 class Numbers:
-    """Counters, gauges and histograms by metric and labels. Hold a lock of your own around it."""
+    """Counters, gauges and histograms by metric and labels. Hold a lock around each call."""
 
     def __init__(self) -> None:
         self._plain: dict[Metric, dict[Labels, float]] = {
@@ -93,7 +90,7 @@ class Numbers:
     def start_at_zero(self, **known: str) -> None:
         """Create the counters and histograms of some labels, over all values of closed ones.
 
-        A series that is missing until its first event hides that event from ``rate()``.
+        ``rate()`` does not see the first event of a series that begins with it.
         """
         for metric in METRICS:
             if known.keys().isdisjoint(metric.labels):
@@ -109,7 +106,7 @@ class Numbers:
                     self._histograms[metric][labels] = Histogram(len(metric.buckets))
 
     def copy(self) -> Series:
-        """Copy everything, which takes much less time than showing it to anybody."""
+        """Copy everything, which takes much less time than rendering it."""
         series: Series = {metric: dict(values) for metric, values in self._plain.items()}
         for metric, histograms in self._histograms.items():
             series[metric] = {labels: each.copy() for labels, each in histograms.items()}
@@ -117,9 +114,9 @@ class Numbers:
 
 
 def number(value: object) -> float | None:
-    """Return ``value`` where it is a finite number, at least 0; None where it is none.
+    """Return a finite number, at least 0; None for anything else.
 
-    What clocks that were set back make negative is 0: counters and sums must not go back.
+    A duration is negative where a clock was set back; 0 replaces it, so that counters never fall.
     """
     if isinstance(value, int | float) and math.isfinite(value):
         return value if value > 0 else 0

@@ -1,8 +1,4 @@
-"""Totals of every row of the metric table, kept by adding up events.
-
-For exporters that are asked for totals (Prometheus, OpenTelemetry), and for the gauges of those
-that send each event on.
-"""
+"""Totals of every row of the metric table: the sums of the events."""
 
 from __future__ import annotations
 
@@ -50,11 +46,11 @@ class LiveRun:
 
 
 class TotalsExporter(Exporter):
-    """An exporter that knows the present value of every row. A base class: show them somewhere.
+    """An exporter that keeps the present value of every row. A base class.
 
-    The values are our own and not metric objects of a client library. Gauges are summed over the
-    executions in progress whenever somebody asks, so none can be left behind by an execution that
-    ended badly; a chunk costs a few additions under one lock.
+    The values are not metric objects of a client library: a chunk costs a few additions under one
+    lock. Gauges are summed over the executions in progress with each :meth:`snapshot`, so an
+    execution that ended badly leaves none behind.
     """
 
     def __init__(self) -> None:
@@ -71,13 +67,13 @@ class TotalsExporter(Exporter):
     def attach(self, manager: HookManager | None = None) -> Self:
         super().attach(manager)
         for each in self.managers:
-            if not each.timed:  # what hooks cost is a metric too
+            if not each.timed:  # the cost of hooks is a metric, too
                 each.timed = True
                 _timed_for_exporters.add(each)
         return self
 
     def close(self) -> None:
-        self._read_hooks()  # once detached, there is no manager to ask
+        self._read_hooks()  # a detached exporter has no manager to read
         managers = self.managers
         super().close()
         for each in managers:
@@ -100,7 +96,7 @@ class TotalsExporter(Exporter):
             self._run_of(context).workers = context.worker_count
 
     def on_chunk_complete(self, context: HookContext) -> None:
-        # Does the work of ON_PROGRESS too, which says nothing that this event does not.
+        # ON_PROGRESS would add nothing: it repeats the numbers of this event.
         numbers = self._numbers
         chunk_seconds = number(context.chunk_time) or 0.0
         queue_seconds = number(context.metadata.get("queue_time"))
@@ -140,7 +136,7 @@ class TotalsExporter(Exporter):
             run.workers = context.worker_count
             if context.metadata.get("exit_reason") == "died":
                 self._numbers.add(metrics.WORKER_DEATHS, run.labels, 1)
-            # Completed chunks were counted while it ran; what is left was spent in failed ones.
+            # Completed chunks were counted while it ran; the rest was spent in failed chunks.
             counted = run.busy_seconds.pop(context.worker_id, 0.0)
             uncounted = (number(context.metadata.get("busy_time")) or 0.0) - counted
             self._numbers.add(metrics.WORKER_BUSY, run.labels, max(0.0, uncounted))
@@ -173,10 +169,10 @@ class TotalsExporter(Exporter):
             self._observed(metrics.PLANNING_DURATION, function, planning_seconds, context)
 
     def _observed(self, metric: Metric, labels: Labels, value: float, context: HookContext) -> None:
-        """A duration was added to its histogram. Override it to send single observations."""
+        """Called after a duration was added to its histogram. Override it to send observations."""
 
     def _user_observed(self, shares: UserMetrics, labels: Labels) -> None:
-        """A chunk's own numbers were added to the totals. Override it likewise."""
+        """Called after the user metrics of a chunk were added. Override it to send them."""
 
     def snapshot(self) -> Series:
         """Read every series at this moment; empty once the exporter is closed."""
@@ -204,12 +200,12 @@ class TotalsExporter(Exporter):
             self._numbers.add(metrics.USER_METRICS_DROPPED, labels, dropped)
 
     def _user_rows(self) -> list[Metric]:
-        """List the rows of the user's own numbers so far."""
+        """List the rows of the user metrics so far."""
         with self._lock:
             return self._user_numbers.rows()
 
     def _read_hooks(self) -> Series:
-        """Say how the managers' hooks went; as of the last time, once it is detached."""
+        """Read the statistics of the managers' hooks; once detached, the last ones."""
         managers = self.managers
         if managers:
             self._hook_series = self._add_hooks(managers)
@@ -238,9 +234,9 @@ class TotalsExporter(Exporter):
         }
 
     def _run_of(self, context: HookContext) -> LiveRun:
-        """Find the execution that a context speaks of, and note what every context says.
+        """Find the execution of a context, and note the numbers that every context has.
 
-        One that was not seen before is new, or was under way when the exporter was attached.
+        An unknown execution is new, or was in progress when the exporter was attached.
         """
         execution_id = context.metadata.get("execution_id")
         run = self._runs.get(execution_id)
@@ -259,11 +255,11 @@ class TotalsExporter(Exporter):
 
 
 _timed_for_exporters: WeakSet[HookManager] = WeakSet()
-"""Managers that time their hooks because an exporter shows it, and not because somebody asked."""
+"""Managers that time their hooks because an exporter shows it, not because the user asked."""
 
 
 def status_of(context: HookContext) -> str:
-    """Return how an execution ended, as a value of the label ``status``."""
+    """Return the value of the label ``status`` for the end of an execution."""
     status = context.metadata.get("status")
     if isinstance(status, str) and status in metrics.STATUSES:
         return status

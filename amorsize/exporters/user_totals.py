@@ -1,7 +1,6 @@
-"""Totals of the numbers that users count themselves, as further rows beside the metric table.
+"""Totals of user metrics, as further rows beside the metric table.
 
-For exporters that are asked for totals (Prometheus). Those that send each event on take the
-numbers of each chunk from ``metadata["user_metrics"]`` as they are
+The numbers come with each chunk, in ``metadata["user_metrics"]``
 (:mod:`amorsize.workers.user_metrics`).
 """
 
@@ -27,7 +26,7 @@ _HELP = {
 
 
 class UserNumbers:
-    """The users' counters, gauges and histograms by name and labels. Hold a lock around it."""
+    """User counters, gauges and histograms by name and labels. Hold a lock around each call."""
 
     def __init__(self) -> None:
         self._totals: dict[str, dict[Labels, UserMetric]] = {}
@@ -35,11 +34,11 @@ class UserNumbers:
         self._explained: set[str] = set()
 
     def add(self, labels: Labels, metadata: Mapping[str, Any]) -> None:
-        """Add what came with an event, if anything did.
+        """Add the user metrics of an event, if it has any.
 
         Args:
             labels: function and executor.
-            metadata: that of the event.
+            metadata: of the event.
         """
         shares: UserMetrics | None = metadata.get("user_metrics")
         if shares is None:
@@ -61,7 +60,7 @@ class UserNumbers:
         return list(self._rows.values())
 
     def copy(self) -> Series:
-        """Copy everything, as rows and series."""
+        """Copy all series, by their rows."""
         return {
             self._rows[name]: {labels: _value(total) for labels, total in totals.items()}
             for name, totals in self._totals.items()

@@ -138,7 +138,7 @@ def test_enabling_with_other_settings_says_what_is_enabled_and_what_to_do():
         enable_once(Recorder, {"port": 2, "password": "hunter3", "addr": "a"}, Recorder)
     assert str(raised.value) == (
         "<Recorder (open)> is enabled already, with another password and port than asked for "
-        "now. Call its close() first to enable it anew."
+        "now. Call its close() first to enable it again."
     )
 
 

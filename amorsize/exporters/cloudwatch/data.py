@@ -1,4 +1,4 @@
-"""What CloudWatch is told: rows of the metric table as data with dimensions, within its limits.
+"""CloudWatch's data: rows of the metric table with dimensions, within the limits of a call.
 
 The limits are those of ``PutMetricData`` and of the embedded metric format, as AWS documents them.
 """
@@ -21,7 +21,7 @@ MAX_DATA = 1000
 MAX_VALUES = 150
 MAX_DIMENSIONS = 30
 MAX_BYTES = 1_000_000
-"""Of one call of ``PutMetricData``; each datum has so many values and dimensions."""
+"""Of one call of ``PutMetricData``: its data, and the values and dimensions of each datum."""
 
 NAME_CHARACTERS = 250
 """Of a dimension, in the embedded format; five more in the API."""
@@ -30,17 +30,17 @@ DIMENSION_CHARACTERS = 1024
 """Of its value."""
 
 _LARGEST = 1e108
-"""CloudWatch refuses, with all that comes with it, what is larger; and smaller than its inverse."""
+"""CloudWatch refuses a whole call that has a larger value, or one smaller than the inverse."""
 
 _SIGNIFICANT_DIGITS = 3
-"""Of a duration: 0.5 % at most, and 900 values in a decade, so that 150 of them go far."""
+"""Of a duration: an error of 0.5 % at most, and few distinct values, so that 150 go far."""
 
 Dimensions: TypeAlias = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Of values that are not known one by one."""
+    """Statistics of values that are not known one by one."""
 
     count: float
     total: float
@@ -56,7 +56,7 @@ class Datum:
         name: in CloudWatch.
         unit: one of CloudWatch's.
         dimensions: names and values.
-        value: one number, or how often each of several was seen, or what is known of many.
+        value: one number, or several numbers with their counts, or statistics.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Datum:
 
 
 class Collector:
-    """Collects what is to be told next. Hold a lock around it.
+    """Collects the next data. Hold a lock around each call.
 
     Args:
         dimensions: further ones of all data.
@@ -86,18 +86,18 @@ class Collector:
         counts[rounded] = counts.get(rounded, 0) + 1
 
     def add_share(self, name: str, labels: Labels, share: UserMetric) -> None:
-        """Add what a chunk observed in one of the user's histograms."""
+        """Add the observations of a chunk to one of the user's histograms."""
         total = self._shares.get((name, labels))
         if total is None:
             total = self._shares[name, labels] = empty_metric(HISTOGRAM)
         merge(total, share)
 
     def take(self, series: Series, *, all_gauges: bool = False) -> list[Datum]:
-        """Make data of what was collected, and of what changed in the totals.
+        """Make data of the collected observations, and of the changes of the totals.
 
         Args:
             series: the totals.
-            all_gauges: whether gauges that did not change are told, too.
+            all_gauges: whether to include gauges that did not change.
         """
         found: list[Datum] = []
         for metric, labels, grown in self._changes.growth(series):
@@ -113,9 +113,9 @@ class Collector:
             statistics = Statistics(share["calls"], share["sum"], share["min"], share["max"])
             dimensions = self._dimensions_of(("function", "executor"), labels)
             found.append(Datum(user_metric_name(name), "None", dimensions, statistics))
-        told = [datum for datum in found if _in_range(datum.value)]
-        self.out_of_range += len(found) - len(told)
-        return told
+        accepted = [datum for datum in found if _in_range(datum.value)]
+        self.out_of_range += len(found) - len(accepted)
+        return accepted
 
     def _datum(self, metric: Metric, labels: Labels, value: Any) -> Datum:
         if metric.dotted.startswith(DOTTED_NAMESPACE):
@@ -134,7 +134,7 @@ class Collector:
 
 
 def user_metric_name(name: str) -> str:
-    """Name a user's own metric, as it is spelt: in CamelCase two of them might become one."""
+    """Name a user metric as it is spelt: in CamelCase two names might become one."""
     return f"User.{name}"
 
 
@@ -148,11 +148,11 @@ def dimension_name(label: str) -> str:
 
 
 OWN_NAMES = {dimension_name(label) for label in ATTRIBUTES} | {row.cloudwatch for row in METRICS}
-"""What a user's dimension must not be called; in the embedded format metrics stand beside them."""
+"""Names that a user's dimension must not have; the embedded format has metrics beside them."""
 
 
 def dimension_value(label: str) -> str:
-    """Write a label's value in printable ASCII, which is all that CloudWatch takes.
+    """Write a label's value in printable ASCII: CloudWatch accepts nothing else.
 
     >>> dimension_value("größe")
     'gr\\\\xf6\\\\xdfe'
@@ -163,11 +163,11 @@ def dimension_value(label: str) -> str:
 
 
 def requests(data: Iterable[Datum], now: float) -> Iterator[list[dict[str, Any]]]:
-    """Make the lists to be given to ``put_metric_data`` as ``MetricData``, each within its limits.
+    """Make the ``MetricData`` of calls of ``put_metric_data``, each within the limits.
 
     Args:
-        data: what to tell.
-        now: when it was so, in seconds since the epoch.
+        data: to be sent.
+        now: the time of the data, in seconds since the epoch.
     """
     timestamp = datetime.fromtimestamp(now, UTC)
     request: list[dict[str, Any]] = []
@@ -214,7 +214,7 @@ def _entries(datum: Datum, timestamp: datetime) -> Iterator[dict[str, Any]]:
 
 
 def _size(entry: Mapping[str, Any]) -> int:
-    """Say how many bytes a datum has at most, in the wordiest protocol that boto3 speaks."""
+    """Bound the bytes of a datum, in the wordiest protocol that boto3 speaks."""
     numbers = 2 * len(entry.get("Values", ())) + len(entry.get("StatisticValues", "1"))
     texts = [text for each in entry["Dimensions"] for text in each.values()]
     fields = 3 + numbers + len(texts)

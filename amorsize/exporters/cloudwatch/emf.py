@@ -24,9 +24,9 @@ def lines(data: Iterable[Datum], namespace: str, now: float) -> Iterator[str]:
     """Write data as lines, without their line ends.
 
     Args:
-        data: what to tell.
+        data: to be written.
         namespace: of the metrics.
-        now: when it was so, in seconds since the epoch.
+        now: the time of the data, in seconds since the epoch.
     """
     by_dimensions: dict[Dimensions, list[Datum]] = {}
     for datum in data:
@@ -39,7 +39,7 @@ def lines(data: Iterable[Datum], namespace: str, now: float) -> Iterator[str]:
 def _metrics(datum: Datum) -> Iterator[_Metric]:
     value = datum.value
     if isinstance(value, Statistics):
-        # The format knows values only. What is not known one by one gets names of its own.
+        # The format has single values only: each statistic gets a name of its own.
         yield f"{datum.name}.Count", "Count", value.count
         yield f"{datum.name}.Sum", datum.unit, value.total
         yield f"{datum.name}.Min", datum.unit, value.least
@@ -53,7 +53,7 @@ def _metrics(datum: Datum) -> Iterator[_Metric]:
 
 
 def _spread(metrics: Iterable[_Metric]) -> Iterator[dict[str, _Metric]]:
-    """Put metrics into lines: a name stands in a line once."""
+    """Put metrics into lines, each name at most once per line."""
     waiting: list[dict[str, _Metric]] = []
     for metric in metrics:
         line = next((each for each in waiting if metric[0] not in each), None)

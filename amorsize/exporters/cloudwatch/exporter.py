@@ -32,10 +32,10 @@ from amorsize.workers.user_metrics import UserMetrics
 
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 5.0
-"""What an attempt of boto3's may wait; how often it tries is for its own settings to say."""
+"""Timeouts of an attempt of boto3's; its own settings decide how often it retries."""
 
 WAITING_REQUESTS = 100
-"""Requests that wait during an outage, beside the newest; beyond them the oldest are lost."""
+"""Requests that wait during an outage, beside the newest; more lose the oldest."""
 
 _END_SECONDS = 1.0
 """How long the end of a run waits for a line to be written: in Lambda nothing runs after it."""
@@ -46,16 +46,16 @@ def enable_cloudwatch(settings: CloudWatchSettings) -> CloudWatchExporter:
     """Send the metrics of every ``execute()`` to Amazon CloudWatch.
 
     They are sent at an interval while an execution runs, at its end, and when the program exits.
-    Credentials are boto3's affair: they come from wherever it takes them.
+    boto3 finds the credentials.
 
     Args:
         namespace: of the metrics.
-        region: the AWS region; None for what ``AWS_DEFAULT_REGION`` or the AWS
-            configuration says.
+        region: the AWS region; None for that of ``AWS_DEFAULT_REGION`` or of the AWS
+            configuration.
         dimensions: further dimensions of all metrics, at most 27.
-        interval: seconds between two sendings while an execution runs, 1 or more.
-        client: a boto3 client for CloudWatch to use as it is, instead of one of the exporter's
-            own.
+        interval: seconds between two calls while an execution runs, 1 or more.
+        client: a boto3 client for CloudWatch, used as it is and not closed; None for one of the
+            exporter's own.
         emf: True to call no API and write lines of the embedded metric format to standard output,
             for Lambda and for containers whose output goes to CloudWatch Logs; or a stream to
             write them to, which is not closed. boto3 is not needed then.
@@ -80,7 +80,7 @@ def enable_cloudwatch(settings: CloudWatchSettings) -> CloudWatchExporter:
 
 
 class CloudWatchExporter(TotalsExporter):
-    """Sends what :func:`enable_cloudwatch` says; arguments and errors are the same.
+    """Sends metrics to CloudWatch. Arguments and errors are those of :func:`enable_cloudwatch`.
 
     Make one yourself to ``attach()`` it to a manager of your own.
     """
@@ -100,8 +100,8 @@ class CloudWatchExporter(TotalsExporter):
         self._all_gauges = False
         self._waiting: deque[tuple[Any, int]] = deque()
         self._lost = 0
-        self._is_stuck = False  # the stream: then no end of a run waits for it
-        # A stream that fails will not be better in a second, and the end of a run waits for it.
+        self._is_stuck = False  # whether the stream hangs: then no end of a run waits for it
+        # A stream that fails still fails a second later, and the end of a run waits for it.
         bounds = {} if self._emf is False else {"attempts": 1}
         self._delivery = Delivery(self.new_sender, self._deliver, **bounds)
         self._interval = Interval(settings.interval, lambda: bool(self._runs), self._renew)
@@ -129,7 +129,7 @@ class CloudWatchExporter(TotalsExporter):
         return super().flush(timeout)
 
     def counts(self) -> tuple[int, int]:
-        # The sender's items are requests, not what is to be sent.
+        # The sender's items are requests for a delivery, not data.
         return self._lost + self._collector.out_of_range, self._delivery.errors
 
     def release(self) -> None:
@@ -158,11 +158,11 @@ class CloudWatchExporter(TotalsExporter):
         self._delivery.request()
 
     def _deliver(self) -> None:
-        """Send what waits since an earlier attempt, and what changed meanwhile."""
+        """Send the requests of earlier attempts, and the changes since then."""
         with self._lock:
             all_gauges, self._all_gauges = self._all_gauges, False
         series = self.snapshot()
-        if series.get(LAST_ACTIVITY):  # otherwise nothing ran yet, and there is nothing to say
+        if series.get(LAST_ACTIVITY):  # otherwise nothing has run yet
             with self._lock:
                 data = self._collector.take(series, all_gauges=all_gauges)
             self._queue(data)
@@ -204,13 +204,13 @@ class CloudWatchExporter(TotalsExporter):
             raise
 
     def _write(self, text: str) -> None:
-        stream: Any = sys.stdout if self._emf is True else self._emf  # it may be replaced meanwhile
+        stream: Any = sys.stdout if self._emf is True else self._emf
         stream.write(text)
         stream.flush()
 
 
 def _counters(series: Series) -> Series:
-    """Leave the gauges out: what they said is no loss."""
+    """Leave the gauges out: an old value is no loss."""
     return {row: values for row, values in series.items() if row.kind == "counter"}
 
 
@@ -223,7 +223,7 @@ def _new_client(region: str | None) -> Any:
         raise MissingExtraError("The CloudWatch exporter", "boto3", "cloudwatch") from None
     config = Config(connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS)
     try:
-        # A session of our own: the default one belongs to the application.
+        # A session of its own: the default session belongs to the application.
         return boto3.session.Session().client("cloudwatch", region_name=region, config=config)
     except NoRegionError:
         raise InvalidValueError(

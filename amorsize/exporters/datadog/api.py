@@ -40,10 +40,7 @@ class Api:
         return f"<Api {self.destination}>"
 
     def send(self, batch: Sequence[Event | Check]) -> None:
-        """Post one message; what a sender calls.
-
-        Raises what :meth:`HttpClient.post` raises.
-        """
+        """Post one message, for a sender. Its errors are those of :meth:`HttpClient.post`."""
         (message,) = batch
         if isinstance(message, Event):
             self._post("/api/v1/events", self._event(message))

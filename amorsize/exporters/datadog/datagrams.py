@@ -1,12 +1,12 @@
-"""DogStatsD: messages written by Datadog's client, and brought to an agent as datagrams.
+"""DogStatsD: messages written by Datadog's client, sent to an agent as datagrams.
 
 ::
 
     write(client) ──> DogStatsd: format, tags, DD_*, buffer ──> datagrams ──> socket ──> agent
 
-The client writes into memory instead of a socket, and what it wrote is sent here, so that a
-datagram that did not go out is known, and goes out later. The client by itself drops it, logs each
-drop, and has no count of them that lasts.
+The client writes into memory instead of a socket, and this module sends the datagrams: one that
+failed is known, and is sent later. The client by itself drops it, logs each drop, and keeps no
+lasting count.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
     from datadog.dogstatsd.base import DogStatsd
 
 UDP_BYTES = 1432
-"""What fits into one packet of any network, by Datadog's advice."""
+"""The most that fits into one packet of any network, by Datadog's advice."""
 
 UNIX_BYTES = 8192
-"""What an agent reads at once, unless told otherwise; also the most that a message may have."""
+"""The default size of an agent's read; also the limit of a message."""
 
 TIMEOUT_SECONDS = 1.0
-"""A Unix socket whose agent hangs is waited for so long."""
+"""How long to wait for a Unix socket whose agent hangs."""
 
 
 class Datagrams:
-    """A DogStatsd client of our own, and its way to the agent. Not safe for several threads.
+    """The exporter's own DogStatsd client, and the way to the agent. Not safe for several threads.
 
     Args:
         host, port, socket_path: where the agent is, as :class:`datadog.dogstatsd.DogStatsd` has
-            them; what is None comes from ``DD_DOGSTATSD_URL``, ``DD_AGENT_HOST`` and
+            them; None takes it from ``DD_DOGSTATSD_URL``, ``DD_AGENT_HOST`` and
             ``DD_DOGSTATSD_PORT``. ``DD_ENV``, ``DD_SERVICE``, ``DD_VERSION`` and
             ``DATADOG_TAGS`` become tags of every message.
 
     Attributes:
-        limit: how long a datagram may be, in bytes.
-        refused: datagrams that turned out, too late, not to have been delivered.
+        limit: of a datagram, in bytes.
+        refused: datagrams whose loss was reported too late to send them again.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Datagrams:
             "disable_telemetry": True,  # its packets exceed 1,432 bytes; losses are counted here
             "track_instance": False,  # or else each os.fork() of the program waits for it
         }
-        # It is never sent with: it knows where the agent is, and how to connect to it.
+        # It sends nothing: it holds the agent's address and connects to it.
         self._wire = DogStatsd(**where, socket_timeout=TIMEOUT_SECONDS)
         self.limit = UDP_BYTES if self._wire.socket_path is None else UNIX_BYTES
         self._writer = DogStatsd(
@@ -73,47 +73,47 @@ class Datagrams:
 
     @property
     def destination(self) -> str:
-        """Where the agent is."""
+        """The agent's address."""
         wire = self._wire
         return f"{wire.host}:{wire.port}" if wire.socket_path is None else wire.socket_path
 
     @property
     def constant_tags(self) -> list[str]:
-        """The tags that every message carries, from the environment."""
+        """The tags that the environment adds to every message."""
         return list(self._writer.constant_tags)
 
     @property
     def waiting(self) -> int:
-        """Datagrams that were written, and not sent yet."""
+        """Datagrams that were written and not yet sent."""
         return len(self._waiting)
 
     def write(self, write: Callable[[DogStatsd], object]) -> None:
-        """Have messages written, in place of those that were not sent yet."""
+        """Have messages written, in place of those that were not yet sent."""
         self._waiting = deque(self._datagrams(write))
 
     def length(self, write: Callable[[DogStatsd], object]) -> int:
-        """Say how many bytes messages would have."""
+        """Count the bytes that messages would have."""
         return sum(map(len, self._datagrams(write)))
 
     def send(self) -> None:
-        """Send what was written.
+        """Send the written datagrams.
 
         Raises:
-            OSError: the agent does not take it. Those that it took are not sent again.
+            OSError: the agent does not accept one. Those before it are not sent again.
         """
         while self._waiting:
             self._send(self._waiting[0])
             self._waiting.popleft()
 
     def close(self) -> None:
-        """Close the socket, without waiting for whoever uses it."""
-        # Not by close_socket(), which waits for a lock: a thread may hold it that looks up a name.
+        """Close the socket, without waiting for a thread that uses it."""
+        # Not close_socket(), which waits for a lock that a thread may hold during a name lookup.
         used = self._wire.socket
         if used is not None:
             used.close()
 
     def _datagrams(self, write: Callable[[DogStatsd], object]) -> list[bytes]:
-        # Each time: an error in the client would have taken it away.
+        # Each time: an error in the client removes it.
         self._writer.socket = cast(Any, self._written)
         try:
             write(self._writer)
@@ -132,9 +132,9 @@ class Datagrams:
                 wire.send(datagram)
             except ConnectionRefusedError:
                 if wire.family != socket.AF_UNIX:
-                    self.refused += 1  # this is about the one before
+                    self.refused += 1  # this concerns the datagram before
                 raise
-            # Where nobody listens on this machine, its answer to this very datagram is here.
+            # A closed port of this machine has answered this very datagram already.
             if failed := wire.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise OSError(failed, os.strerror(failed))
         except OSError as error:
@@ -144,7 +144,7 @@ class Datagrams:
 
 
 def _fitting(datagram: bytes, limit: int) -> Iterator[bytes]:
-    """Divide a datagram that is too long: the client fills it by characters, not by bytes."""
+    """Divide a datagram that is too long: the client counts characters, not bytes."""
     while len(datagram) > limit:
         end = datagram.rfind(b"\n", 0, limit) + 1
         if not 0 < end < len(datagram):
@@ -155,7 +155,7 @@ def _fitting(datagram: bytes, limit: int) -> Iterator[bytes]:
 
 
 class _Memory:
-    """Stands where the client expects a connected socket, and keeps what is sent."""
+    """Replaces the client's connected socket, and keeps the datagrams."""
 
     family = socket.AF_INET
 

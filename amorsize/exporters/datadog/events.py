@@ -1,4 +1,4 @@
-"""What Datadog's event stream and service checks say of executions, and how it is made to fit."""
+"""Datadog's events and service checks of executions, cut to the sizes that Datadog accepts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ CHECK = "amorsize.execution"
 """The service check."""
 
 KINDS = ("error", "worker_death", "start", "completed")
-"""What there are events for."""
+"""The kinds of events."""
 
 TITLE_CHARACTERS = 100
 TEXT_CHARACTERS = 4000
-"""What the HTTP API shows of an event."""
+"""The most that the HTTP API shows of an event."""
 
 _NAME_CHARACTERS = 200
 _MESSAGE_CHARACTERS = 300
@@ -33,8 +33,8 @@ class Event:
 
     Attributes:
         title: one line.
-        facts: markdown that is always told.
-        traceback: what is told of it is its end.
+        facts: markdown that is kept first.
+        traceback: its end is kept, as far as there is room.
         alert_type: ``error``, ``warning``, ``success`` or ``info``.
         aggregation_key: events of one execution are shown together.
         tags: as ``name:value``.
@@ -53,8 +53,8 @@ class Event:
         """Write the markdown.
 
         Args:
-            room: how large it may be.
-            size: of a text, in whatever ``room`` is in.
+            room: the largest size.
+            size: measures a text, in the unit of ``room``.
         """
         bare = f"{_OPEN}{cut(self.facts, room - size(_OPEN + _CLOSE), size)}{_CLOSE}"
         before, after = f"\n\n{_FENCE}\n", f"\n{_FENCE}"
@@ -70,7 +70,7 @@ class Check:
     """One result of the service check.
 
     Attributes:
-        ok: whether the execution did what it was to do.
+        ok: whether the execution succeeded.
         tags: as ``name:value``.
         timestamp: seconds since the epoch.
         message: how it ended.
@@ -83,12 +83,12 @@ class Check:
 
 
 def datagram_size(text: str) -> int:
-    """Say how many bytes a text has in a datagram, where a line break has two."""
+    """Count the bytes of a text in a datagram, where a line break has two."""
     return len(text.encode()) + text.count("\n")
 
 
 def cut(text: str, room: int, size: Callable[[str], int] = len, *, keep_end: bool = False) -> str:
-    """Keep as many whole characters of a text, from its beginning or its end, as there is room.
+    """Cut a text to as many whole characters, from its beginning or its end, as there is room for.
 
     >>> cut("straße", 5), cut("straße", 5, datagram_size), cut("a\\nb", 2, keep_end=True)
     ('straß', 'stra', '\\nb')
@@ -106,12 +106,12 @@ def cut(text: str, room: int, size: Callable[[str], int] = len, *, keep_end: boo
 
 
 class EventBuilder:
-    """Makes the events of an execution. Tell it of all its contexts, one at a time.
+    """Builds the events of one execution from its contexts, one at a time.
 
     Args:
-        kinds: which of ``KINDS`` are wanted.
-        tags: those of an event, as ``name:value``.
-        most: events about failures in one execution; a million bad items are no news.
+        kinds: those of ``KINDS`` that are wanted.
+        tags: of each event, as ``name:value``.
+        most: failures with events; a million bad items do not flood the stream.
     """
 
     def __init__(self, kinds: Sequence[str], tags: Sequence[str], *, most: int = 10) -> None:
@@ -121,14 +121,14 @@ class EventBuilder:
         self._failures = 0
         self._failed_items = 0
 
-    def begun(self, context: HookContext) -> Event | None:
-        """Tell of its beginning."""
+    def started(self, context: HookContext) -> Event | None:
+        """Build the event of its start."""
         if "start" not in self._kinds:
             return None
         return self._event(context, "started", "info")
 
     def failed(self, context: HookContext) -> Event | None:
-        """Tell of a failure, or of a worker's death."""
+        """Build the event of a failure, or of a worker's death."""
         metadata = context.metadata
         lost = metadata.get("failed_items") or 0
         self._failed_items += lost
@@ -157,7 +157,7 @@ class EventBuilder:
         return self._event(context, f"failed: {kind}", "error", facts)
 
     def ended(self, context: HookContext, status: str) -> Event | None:
-        """Tell of its end."""
+        """Build the event of its end."""
         if "completed" not in self._kinds:
             return None
         facts = {
@@ -182,7 +182,7 @@ class EventBuilder:
         metadata = context.metadata
         function = _one_line(metadata.get("function"), _NAME_CHARACTERS)
         total = "an unknown number" if context.total_items is None else str(context.total_items)
-        told = {
+        facts = {
             "function": function,
             "executor": f"{metadata.get('executor_type')}, {context.n_jobs} at a time",
             "execution": str(metadata.get("execution_id")),
@@ -193,7 +193,7 @@ class EventBuilder:
         name = function if len(function) <= room else f"{function[: room - 1]}…"
         return Event(
             title=f"{name} {said}"[:TITLE_CHARACTERS],
-            facts="\n".join(f"- {key}: {_quoted(value)}" for key, value in told.items()),
+            facts="\n".join(f"- {key}: {_quoted(value)}" for key, value in facts.items()),
             traceback=_encodable(context.error_traceback or "")
             .rstrip()
             .replace(_FENCE, "'''")
@@ -206,7 +206,7 @@ class EventBuilder:
 
 
 def make_check(context: HookContext, status: str, tags: Sequence[str]) -> Check | None:
-    """Make the result of the service check; none for an execution that was called off."""
+    """Make the result of the service check; none for a cancelled execution."""
     if status == "cancelled":
         return None
     kind = "" if context.error is None else f" ({_kind_of(context.error)})"
@@ -215,13 +215,13 @@ def make_check(context: HookContext, status: str, tags: Sequence[str]) -> Check 
         ok=status == "ok",
         tags=tuple(tags),
         timestamp=int(context.timestamp),
-        # What follows a bar would be read as a further field.
+        # Datadog reads the text after a bar as a further field.
         message=cut(f"{function}: {status}{kind}".replace("|", "/"), 200, datagram_size),
     )
 
 
 def is_cancellation(error: Any) -> bool:
-    """Whether somebody ended the execution, as opposed to something that went wrong."""
+    """Whether the execution was cancelled, and did not fail."""
     if isinstance(error, ExecutionCancelledError):
         return True
     return isinstance(error, BaseException) and not isinstance(error, Exception)  # Ctrl-C, SIGTERM
@@ -246,12 +246,12 @@ def _one_line(value: object, characters: int) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Write a text as code, so that markdown leaves it alone."""
+    """Write a text as code, which markdown does not format."""
     text = text.replace("`", "'").replace("%%%", "%%")
     return f"`{text}`" if text else "none"
 
 
 def _encodable(text: str) -> str:
-    """Spell out what has no place in a text: halves of characters, and colours of a terminal."""
+    """Spell out lone surrogates and control characters, such as a terminal's colours."""
     text = text.encode("utf-8", "backslashreplace").decode().replace("\r\n", "\n")
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

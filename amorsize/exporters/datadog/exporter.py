@@ -3,7 +3,7 @@
 ::
 
     hooks ─┬─> TotalsExporter ── observations ──┐
-           └─> EventBuilder ── events, checks ───┴─> Sender's thread ─┬─> Datagrams ──> agent
+           └─> EventBuilder ── events, checks ──┴─> Sender's thread ─┬─> Datagrams ──> agent
                                  snapshot(): counts, gauges ─────────┤
                                                                      └─> Api (events, checks)
 """
@@ -52,10 +52,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 GAUGE_SECONDS = 10.0
-"""An agent makes one point of a gauge in this time, and none where it was told nothing."""
+"""The interval of an agent, which makes a point of each gauge that it received in it."""
 
 LINGER_SECONDS = 1.0
-"""How long messages wait for others, to go out together."""
+"""How long messages wait to be sent together."""
 
 TAG_BYTES = 200
 """Datadog cuts tags at 200 characters. In bytes, so that a line never outgrows a datagram."""
@@ -76,17 +76,18 @@ def enable_datadog(settings: DatadogSettings) -> DatadogExporter:
     ``DD_ENV``, ``DD_SERVICE``, ``DD_VERSION``, ``DD_TAGS`` and ``DATADOG_TAGS`` become tags.
 
     Args:
-        host: where the agent listens for UDP.
+        host: the agent's, for UDP.
         port: its port; None for 8125.
         socket_path: the agent's Unix socket, instead of the two; ``unix://``,
             ``unixgram://`` or ``unixstream://`` may stand before it.
-        tags: further tags of all that is sent, mostly as ``name:value``.
-        events: what makes an event: ``"error"`` (failures, timeouts, cancellations),
+        tags: further tags of all messages, mostly as ``name:value``.
+        events: the kinds of events to send: ``"error"`` (failures, timeouts, cancellations),
             ``"worker_death"``, ``"start"``, ``"completed"``.
-        service_check: whether the check ``amorsize.execution`` tells how each execution ended:
-            OK; CRITICAL after an error or a timeout; nothing after a cancellation.
-        client: a ``DogStatsd`` client to use as it is, instead of one of the exporter's own.
-        api_key: for the HTTP API; None for what ``DD_API_KEY`` says.
+        service_check: whether to send the check ``amorsize.execution`` at the end of each
+            execution: OK; CRITICAL after an error or a timeout; nothing after a cancellation.
+        client: a ``DogStatsd`` client, used as it is and not closed; None for one of the
+            exporter's own.
+        api_key: for the HTTP API; None for that of ``DD_API_KEY``.
         api_host: the URL of the HTTP API; None for that of the site in ``DD_SITE``, or of
             datadoghq.com.
 
@@ -108,7 +109,7 @@ def enable_datadog(settings: DatadogSettings) -> DatadogExporter:
 
 
 class DatadogExporter(TotalsExporter):
-    """Sends what :func:`enable_datadog` says; arguments and errors are the same.
+    """Sends to Datadog. Arguments and errors are those of :func:`enable_datadog`.
 
     Make one yourself to ``attach()`` it to a manager of your own.
     """
@@ -141,15 +142,15 @@ class DatadogExporter(TotalsExporter):
         self._tags = tags
         super().__init__()
         self._changes = Changes()
-        self._stories: dict[Any, EventBuilder] = {}
-        self._batch: object = None  # what the datagrams that wait were written for
+        self._builders: dict[Any, EventBuilder] = {}
+        self._batch: object = None  # the first item of the batch that the waiting datagrams hold
         self._dropped = 0
         self._sender: Sender[Any]
         self._interval: Interval | None = None
         if self._api is not None:
             self._sender = self.new_sender(self._api.send, batch_items=1)
         else:
-            # An agent's restart takes a while. A client of the caller's does not say what it sent.
+            # An agent's restart takes a while. A caller's client reports nothing.
             attempts = 20 if self._client is None else 1
             self._sender = self.new_sender(
                 self._send, linger_seconds=LINGER_SECONDS, attempts=attempts
@@ -158,14 +159,14 @@ class DatadogExporter(TotalsExporter):
 
     def pre_execute(self, context: HookContext) -> None:
         super().pre_execute(context)
-        self._tell(self._story(context).begun(context))
+        self._put(self._builder_of(context).started(context))
         if self._interval is not None:
             self._interval.wake()
             self._sender.put(_Wake())
 
     def on_error(self, context: HookContext) -> None:
         super().on_error(context)
-        self._tell(self._story(context).failed(context))
+        self._put(self._builder_of(context).failed(context))
 
     def on_worker_start(self, context: HookContext) -> None:
         super().on_worker_start(context)
@@ -174,19 +175,19 @@ class DatadogExporter(TotalsExporter):
     def post_execute(self, context: HookContext) -> None:
         super().post_execute(context)
         status = status_of(context)
-        story = self._story(context)
-        self._stories.pop(context.metadata.get("execution_id"), None)
-        self._tell(story.ended(context, status))
+        builder = self._builder_of(context)
+        self._builders.pop(context.metadata.get("execution_id"), None)
+        self._put(builder.ended(context, status))
         if self._checks:
-            self._tell(make_check(context, status, story.tags))
+            self._put(make_check(context, status, builder.tags))
         if status == "cancelled":
             self.flush(CANCELLED_SECONDS)
 
     def flush(self, timeout: float = 1.0) -> bool:
-        """Send the present numbers, and what waits, within ``timeout`` seconds.
+        """Send the present numbers, and all waiting messages, within ``timeout`` seconds.
 
         Returns:
-            Whether it was sent. An agent on UDP does not say what it got.
+            Whether they were sent. An agent on UDP confirms nothing.
         """
         self._wake()
         return super().flush(timeout)
@@ -218,7 +219,7 @@ class DatadogExporter(TotalsExporter):
     def _renew(self) -> None:
         self._sender.put(_Wake(all_gauges=True))
 
-    def _tell(self, message: Event | Check | None) -> None:
+    def _put(self, message: Event | Check | None) -> None:
         if message is not None:
             self._sender.put(message)
 
@@ -234,18 +235,18 @@ class DatadogExporter(TotalsExporter):
     def _run_tags(self, labels: Labels) -> list[str]:
         return [*_label_tags(("function", "executor"), labels), *self._tags]
 
-    def _story(self, context: HookContext) -> EventBuilder:
+    def _builder_of(self, context: HookContext) -> EventBuilder:
         execution_id = context.metadata.get("execution_id")
-        story = self._stories.get(execution_id)
-        if story is None:
+        builder = self._builders.get(execution_id)
+        if builder is None:
             function = self._function_label(context.metadata.get("function"))
             executor = closed_label("executor", context.metadata.get("executor_type"))
-            story = EventBuilder(self._kinds, self._run_tags((function, executor)))
-            self._stories[execution_id] = story
-        return story
+            builder = EventBuilder(self._kinds, self._run_tags((function, executor)))
+            self._builders[execution_id] = builder
+        return builder
 
     def _send(self, batch: list[Any]) -> None:
-        """Send a batch, which may be one that could not be sent before."""
+        """Send a batch, perhaps not for the first time."""
         if self._client is not None:
             before = self._client.packets_dropped
             self._write(self._client, batch, [_CLIENT_TEXT_BYTES] * len(batch))
@@ -265,12 +266,12 @@ class DatadogExporter(TotalsExporter):
         datagrams.send()
 
     def _write(self, client: DogStatsd, batch: list[Any], rooms: list[int]) -> None:
-        """Write a batch and, with it, what changed.
+        """Write a batch, and the changes of the totals.
 
         Args:
             client: writes it.
-            batch: what was put.
-            rooms: how many bytes the text of each event may have.
+            batch: the items that were put.
+            rooms: the most bytes of each event's text.
         """
         all_gauges = False
         for item, room in zip(batch, rooms, strict=True):
@@ -278,7 +279,7 @@ class DatadogExporter(TotalsExporter):
                 case _Wake():
                     all_gauges = all_gauges or item.all_gauges
                 case Event():
-                    # The length is written, too: four digits where it was one.
+                    # The message holds the length, too: four digits where it was one.
                     _write_event(item, item.text(room - 3, datagram_size), client)
                 case Check():
                     _write_check(item, client)
@@ -290,7 +291,7 @@ class DatadogExporter(TotalsExporter):
                     )
         series = self.snapshot()
         if not series.get(LAST_ACTIVITY):
-            series = {}  # nothing ran yet, and there is nothing to say
+            series = {}  # nothing has run yet
         for metric, labels, grown in self._changes.growth(series):
             client.count(metric.dotted, grown, tags=self._tags_of(metric, labels), sample_rate=1)
         for metric, labels, value in self._changes.gauges(series, changed=not all_gauges):
@@ -303,14 +304,14 @@ class DatadogExporter(TotalsExporter):
 
 @dataclass(eq=False, slots=True)
 class _Wake:
-    """Has the sender look for changes; all gauges are told again where it says so."""
+    """Has the sender look for changes; ``all_gauges`` sends unchanged gauges, too."""
 
     all_gauges: bool = False
 
 
 @dataclass(eq=False, slots=True)
 class _Share:
-    """What a chunk adds to one of the user's histograms."""
+    """A chunk's observations for one of the user's histograms."""
 
     name: str
     tags: list[str]
@@ -342,7 +343,7 @@ def _write_share(item: _Share, client: DogStatsd) -> None:
     name = f"{DOTTED_NAMESPACE}{item.name}"
     client.count(f"{name}.count", item.share["calls"], tags=item.tags, sample_rate=1)
     client.count(f"{name}.sum", item.share["sum"], tags=item.tags, sample_rate=1)
-    # As distributions: the least of the chunks' least values is right over any time and tags.
+    # As distributions: the minimum of the chunks' minima is right over any time and tags.
     client.distribution(f"{name}.min", item.share["min"], tags=item.tags, sample_rate=1)
     client.distribution(f"{name}.max", item.share["max"], tags=item.tags, sample_rate=1)
 
@@ -353,7 +354,7 @@ def _label_tags(names: Labels, values: Labels) -> tuple[str, ...]:
 
 
 def _tag(tag: str) -> str:
-    """Write a tag so that Datadog takes it: one that it would cut still differs from others."""
+    """Write a tag that Datadog accepts: a tag that it would cut still differs from others."""
     tag = NOT_IN_TAGS.sub("_", tag)  # as the client does, in events and checks since 0.56
     if datagram_size(tag) <= TAG_BYTES:
         return tag

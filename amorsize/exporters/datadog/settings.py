@@ -67,7 +67,7 @@ class DatadogSettings:
 
     @property
     def agent(self) -> dict[str, Any]:
-        """What was passed of where the agent is, as ``DogStatsd`` takes it."""
+        """The agent's address as it was passed, by the keywords of ``DogStatsd``."""
         path = None if self.socket_path is None else os.fspath(self.socket_path)
         where = {"host": self.host, "port": self.port, "socket_path": path}
         return {name: value for name, value in where.items() if value is not None}
@@ -97,7 +97,7 @@ class DatadogSettings:
 
 
 def checked_tags(tags: object) -> tuple[str, ...]:
-    """Check tags; return them without the characters that Datadog does not take."""
+    """Check tags; return them without the characters that Datadog does not accept."""
     if isinstance(tags, (str, Mapping)) or not isinstance(tags, Iterable):
         raise InvalidTypeError(f"tags must be several strings like 'team:data'; got {tags!r}")
     checked = tuple(tags)

@@ -39,13 +39,13 @@ from amorsize.workers import trace_link
 from amorsize.workers.trace_link import TraceLink
 
 MAX_USER_SPANS = 256
-"""Spans of the user's code that travel home with a chunk."""
+"""Spans of the user's code that are sent back with a chunk."""
 
 _AT_ONCE = 1000
-"""Spans that are handed on without a look back: half of a batch processor's queue."""
+"""Spans that are written at once: half of a batch processor's queue."""
 
 _DRAINED_SECONDS = 10.0
-"""Twice the time after which a batch processor sends what it has."""
+"""Twice the time after which a batch processor sends its spans."""
 
 _MAX_LATER = 5000
 """Chunks whose spans wait for processors to have room, beside those of one whole execution."""
@@ -59,7 +59,7 @@ larger than a few MB."""
 
 @dataclass(slots=True)
 class _Trace:
-    """An execution in progress, as its spans are to tell it."""
+    """The trace of an execution in progress."""
 
     span: Span
     link: TraceLink
@@ -77,8 +77,8 @@ class ExecutionTraces:
 
     Args:
         writer: makes them.
-        max_chunk_spans: spans of chunks, an execution.
-        capture: whether spans come home from worker processes.
+        max_chunk_spans: the most spans of chunks per execution.
+        capture: whether worker processes send spans back.
         new_sender: makes the background thread on which spans wait for processors to have room.
     """
 
@@ -97,7 +97,7 @@ class ExecutionTraces:
         self._lock = threading.RLock()  # a signal handler may end a stream over its holder
         self._credit = _AT_ONCE
         self._credit_since = time.monotonic()
-        # What an execution keeps for its end is released in one go.
+        # The end of an execution releases all of its waiting chunks at once.
         capacity = _MAX_LATER + max_chunk_spans
         self._later = new_sender(self._write_later, capacity=capacity, batch_items=1, attempts=1)
 
@@ -134,7 +134,7 @@ class ExecutionTraces:
         self._traces.pop(execution_id, None)
 
     def planned(self, context: HookContext) -> None:
-        """The plan is made: its span ends."""
+        """Write the span of the plan."""
         trace = self._trace_of(context)
         if trace is None:
             return
@@ -145,7 +145,7 @@ class ExecutionTraces:
         }
         if context.total_items is not None:
             plan["amorsize.items.total"] = context.total_items
-            # What leaves live takes the spans of the user's code along in this process, too.
+            # In this process a chunk's live place decides on the spans of the user's code, too.
             expected_chunks = math.ceil(context.total_items / max(1, context.chunksize))
             trace.link.widen(trace.budget.widen(expected_chunks))
         trace.span.set_attributes(plan)
@@ -165,13 +165,13 @@ class ExecutionTraces:
         )
 
     def worker_started(self, context: HookContext) -> None:
-        """Remember who works."""
+        """Remember a worker's identity."""
         trace = self._trace_of(context)
         if trace is not None:
             trace.workers[context.worker_id] = _identity(context.worker_id, context.metadata)
 
     def chunk_completed(self, context: HookContext) -> None:
-        """A chunk has results."""
+        """Record a completed chunk."""
         trace = self._trace_of(context)
         if trace is None:
             return
@@ -182,7 +182,7 @@ class ExecutionTraces:
             trace.span.add_event("chunksize corrected", {"amorsize.chunksize": corrected})
 
     def failed(self, context: HookContext) -> None:
-        """Something failed: a chunk, a worker, the execution."""
+        """Record a failure of a chunk, a worker or the execution."""
         trace = self._trace_of(context)
         if trace is None:
             return
@@ -193,7 +193,7 @@ class ExecutionTraces:
         elif context.metadata.get("chunk_completes"):
             trace.failures[context.chunk_id] = failure
         else:
-            if "started_at" not in context.metadata:  # it never came back: its worker died
+            if "started_at" not in context.metadata:  # its worker died, and returned nothing
                 trace.span.add_event(
                     _event_name(context),
                     {"amorsize.chunk.id": context.chunk_id, "exception.message": failure[1]},
@@ -201,7 +201,7 @@ class ExecutionTraces:
             self._take_chunk(trace, context, failure)
 
     def worker_ended(self, context: HookContext) -> None:
-        """A worker is done; an end before the execution's is an event of its span."""
+        """Record the end of a worker; before the execution's end it is an event of its span."""
         trace = self._trace_of(context)
         if trace is None or context.metadata.get("exit_reason") == "finished":
             return
@@ -213,21 +213,21 @@ class ExecutionTraces:
         trace.span.add_event("worker ended", attributes)
 
     def ended(self, context: HookContext, status: str) -> None:
-        """An execution is over."""
+        """End the span of an execution."""
         trace = self._traces.pop(context.metadata.get("execution_id"), None)
         if trace is not None:
             self._end_trace(trace, context, status)
 
     def end_all(self) -> None:
-        """End the spans of executions in progress: nothing more will be told of them."""
+        """End the spans of executions in progress: no more events will come."""
         for execution_id in list(self._traces):
             trace = self._traces.pop(execution_id, None)
             if trace is not None:
                 self._end_span(trace, time.time_ns())
 
     def around(self, context: HookContext) -> Context | None:
-        """Return what is current where an event happened, for exemplars: the chunk's span, or the
-        execution's; None where nothing of it is kept."""
+        """Return the context in which an event happened, for exemplars: the chunk's span, or the
+        execution's; None where neither is sampled."""
         trace = self._traces.get(context.metadata.get("execution_id"))
         if trace is None or not trace.link.sampled:
             return None
@@ -258,10 +258,10 @@ class ExecutionTraces:
         start = min(max(start, trace.began), now)  # other machines have other clocks
         ran = "started_at" in metadata
         end = min(start + int(context.chunk_time * 1e9), now) if ran else now
-        carried = metadata.get("trace", {})
-        # What ran in this process asked before it began; nobody did for what ran elsewhere.
-        live = carried["live"] if "live" in carried else trace.link.grant()
-        if not live and failure is None and trace.budget.turn_away(end - start, carried):
+        returned = metadata.get("trace", {})
+        # A chunk of this process asked for a place before it ran; one from elsewhere asks now.
+        live = returned["live"] if "live" in returned else trace.link.grant()
+        if not live and failure is None and trace.budget.turn_away(end - start, returned):
             return
         attributes = trace.common | {
             "amorsize.chunk.id": context.chunk_id,
@@ -277,12 +277,12 @@ class ExecutionTraces:
         attributes |= trace.workers.get(context.worker_id) or _identity_here()
         if failure is not None:
             attributes[ATTRIBUTES["error_type"]] = failure[0]
-        record = ChunkRecord(context.chunk_id or 0, start, end, attributes, failure, carried)
+        record = ChunkRecord(context.chunk_id or 0, start, end, attributes, failure, returned)
         if trace.budget.admit(record, live=live):
             self._release(trace, record)
 
     def _release(self, trace: _Trace, record: ChunkRecord) -> None:
-        """Write a chunk now, where processors surely have room, or in the background."""
+        """Write a chunk now, where processors surely have room, or else in the background."""
         spans = 1 + len(record.spans())
         now = time.monotonic()
         with self._lock:
@@ -329,14 +329,14 @@ class ExecutionTraces:
             failure = _failure_of(context)
             kind, message = failure[:2]
             span.set_attribute(ATTRIBUTES["error_type"], kind)
-            if status != "cancelled":  # who cancels knows, and nothing is wrong
+            if status != "cancelled":  # the caller knows, and nothing failed
                 name, timestamp, attributes = exception_event(*failure, ended)
                 span.add_event(name, attributes, timestamp)
                 span.set_status(Status(StatusCode.ERROR, f"{kind}: {message}"))
         self._end_span(trace, ended)
 
     def _end_span(self, trace: _Trace, ended: int) -> None:
-        """Release the chunks that were waiting for this, and end the execution's span."""
+        """Release the waiting chunks, and end the execution's span."""
         span, budget = trace.span, trace.budget
         try:
             for_each(budget.rest(), lambda record: self._release(trace, record))
@@ -367,7 +367,7 @@ def _identity(worker_id: int | None, metadata: dict[str, Any]) -> dict[str, Any]
 
 
 def _identity_here() -> dict[str, Any]:
-    """Name this process and thread, which ran the sample."""
+    """Name this process and thread, which ran the sampled items."""
     return {
         "process.pid": os.getpid(),
         "host.name": socket.gethostname(),
@@ -383,7 +383,7 @@ def _failure_of(context: HookContext) -> tuple[str, str, str]:
 
 
 def _event_name(context: HookContext) -> str:
-    """Say what happened, in a few words that are always the same."""
+    """Name an event in a few constant words."""
     kind = type(context.error).__name__
     names = {
         "WorkerDiedError": "worker died",

@@ -7,7 +7,7 @@
 
     trace_link.begin() ──> the execution's span ──> TraceLink ──> every chunk, wherever it runs
 
-Where the application has no provider, :mod:`amorsize.exporters.opentelemetry.otlp` makes one.
+For an application without providers, :mod:`amorsize.exporters.opentelemetry.otlp` makes them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
-"""Of the semantic conventions whose names are used."""
+"""Of the semantic conventions that name attributes."""
 
 
 _SCOPE = ("amorsize", __version__, SCHEMA_URL, None)
@@ -51,25 +51,25 @@ def enable_opentelemetry(settings: OpenTelemetrySettings) -> OpenTelemetryExport
     """Trace every ``execute()``, and measure it, with OpenTelemetry.
 
     The providers that the application has set are used as they are, also when it sets them after
-    this call: they are looked up at the first execution. Where there is none then, one is made
-    that sends OTLP as the ``OTEL_*`` variables say, and is set for the whole program.
+    this call: they are looked up at the first execution. A missing provider is then made and set
+    for the whole program; it sends OTLP as the ``OTEL_*`` variables configure.
 
     Args:
-        tracer_provider: what makes spans; None for the program's.
-        meter_provider: what makes metrics; None for the program's.
+        tracer_provider: makes spans; None for the program's.
+        meter_provider: makes metrics; None for the program's.
         traces: whether to make spans.
         metrics: whether to make metrics.
-        max_chunk_spans: spans of chunks, an execution. Of more chunks, the failed and the slowest
-            are kept.
-        instrument_workers: bring the spans home that the function's code opens in worker
-            processes; False to pass them the trace's context, and no more.
+        max_chunk_spans: the most spans of chunks per execution. Of more chunks, the failed and
+            the slowest are kept.
+        instrument_workers: whether worker processes send back the spans that the function's code
+            opens; False passes them the trace's context, and no more.
 
     Returns:
         The exporter; its ``close()`` ends it. Called again with the same arguments, the same one.
 
     Raises:
-        InvalidTypeError, InvalidValueError: an argument is wrong; the first execution raises them
-            into the log for ``OTEL_*`` variables.
+        InvalidTypeError, InvalidValueError: an argument is wrong. Wrong ``OTEL_*`` variables are
+            logged at the first execution.
         MissingExtraError: OpenTelemetry's API or SDK is not installed.
         ExporterError: it is enabled already with other arguments.
 
@@ -114,10 +114,10 @@ class OpenTelemetryExporter(TotalsExporter):
         if settings.traces:
             trace_link.add_source(self)
 
-    # --- the beginning of a trace, before the first item runs ----
+    # --- the start of a trace, before the first item runs ----
 
     def begin(self, managers: Sequence[Any], execution_id: str, function: str) -> TraceLink | None:
-        """Begin an execution's span; None where this exporter is not told of that execution."""
+        """Begin an execution's span; None where this exporter does not observe that execution."""
         if not self.active or not any(manager in managers for manager in self.managers):
             return None
         self._resolve()
@@ -173,11 +173,11 @@ class OpenTelemetryExporter(TotalsExporter):
     # --- providers ----
 
     def _resolve(self) -> None:
-        """Find the application's providers, or make our own: once, at the first execution."""
+        """Find the application's providers, or make some: once, at the first execution."""
         with self._resolving:
             if self._resolved:
                 return
-            self._resolved = True  # also when it fails: the next execution would fail likewise
+            self._resolved = True  # also when it fails: the next execution would fail, too
             settings = self._settings
             self._application_has_any = _application_has_any(
                 settings.tracer_provider, settings.meter_provider
@@ -239,18 +239,18 @@ class OpenTelemetryExporter(TotalsExporter):
         self._instruments = instruments_of(provider.get_meter(*_SCOPE), self.snapshot)
 
     def _may_make(self, signal: str) -> bool:
-        """Say whether a provider may be made for a signal.
+        """Whether a provider may be made for a signal.
 
-        An application that has set up one signal is asked before the other is sent anywhere.
+        An application that has set up one signal has to ask for the other by a variable.
         """
         return not self._application_has_any or _asks_for_otlp(signal)
 
     def flush(self, timeout: float = 1.0) -> bool:
-        """Hand on every span; deliver spans and a reading of the metrics by providers of our own.
+        """Write every span; deliver the spans and a reading of the metrics of amorsize's providers.
 
         Returns:
-            Whether all was delivered within ``timeout`` seconds. The application's own providers
-            deliver by themselves.
+            Whether everything was delivered within ``timeout`` seconds. The application's own
+            providers deliver by themselves.
         """
         if self._own_metrics is not None:
             self._own_metrics.collect()
@@ -284,7 +284,7 @@ def _require_package() -> None:
 
 
 def _application_has_any(tracer_provider: Any, meter_provider: Any) -> bool:
-    """Whether the application has set up traces or metrics; what we made before does not count."""
+    """Whether the application has set up traces or metrics. amorsize's providers do not count."""
     from opentelemetry import metrics, trace
 
     tracer_provider = tracer_provider or trace.get_tracer_provider()
@@ -294,7 +294,7 @@ def _application_has_any(tracer_provider: Any, meter_provider: Any) -> bool:
 
 
 def _is_closed(provider: Any) -> bool:
-    """Whether it is one of ours whose exporter was closed, or the parent's of a forked child."""
+    """Whether it is amorsize's, of a closed exporter or of the parent of a forked child."""
     return getattr(provider, "amorsize_closed", False) is True
 
 
@@ -303,7 +303,7 @@ def _is_meter_proxy(provider: Any) -> bool:
 
 
 def _asks_for_otlp(signal: str) -> bool:
-    """Say whether a variable asks for a signal to be sent: its own, or one for all signals."""
+    """Whether a variable asks for a signal to be sent: its own, or one for all signals."""
     signals = ("TRACES", "METRICS", "LOGS")
     of_others = tuple(f"OTEL_EXPORTER_OTLP_{other}_" for other in signals if other != signal)
     return f"OTEL_{signal}_EXPORTER" in os.environ or any(

@@ -1,7 +1,7 @@
 """The metric table as OpenTelemetry's instruments.
 
-Counters and gauges are asked for by whoever collects; only durations are recorded as they come,
-because each may carry the trace that it was measured in.
+Counters and gauges are read at each collection; only durations are recorded as they come, because
+each may have an exemplar: the trace in which it was measured.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _MADE = "amorsize_instruments"
 
 
 def instruments_of(meter: Meter, snapshot: Callable[[], Series]) -> Instruments:
-    """Return the instruments of a meter, which tell ``snapshot`` from now on.
+    """Return the instruments of a meter, which read ``snapshot`` from now on.
 
-    They are made once a meter: none can be taken back, and of a second one with the same name
-    the SDK asks nothing. An exporter that is enabled anew goes on with those of the closed one.
+    They are made once per meter: an instrument cannot be removed, and the SDK never reads a second
+    one of the same name. An exporter that is enabled again takes over those of the closed one.
     """
     made = getattr(meter, _MADE, None)
     if isinstance(made, Instruments):
-        made.tell(snapshot)
+        made.read_from(snapshot)
         return made
     made = Instruments(meter, snapshot)
     try:
@@ -48,7 +48,7 @@ class Instruments:
 
     Args:
         meter: makes them.
-        snapshot: the totals of this moment; empty where nothing may be told any more.
+        snapshot: the totals of this moment; empty once the exporter is closed.
     """
 
     def __init__(self, meter: Meter, snapshot: Callable[[], Series]) -> None:
@@ -56,7 +56,7 @@ class Instruments:
         self._snapshot = snapshot
         self._lock = threading.Lock()
         self._series: Series = {}
-        self._asked: set[tuple[Metric, str]] = set()
+        self._read_rows: set[tuple[Metric, str]] = set()
         self._rows: dict[str, Metric] = {}
         self._histograms: dict[Metric, Histogram] = {}
         for row in METRICS:
@@ -70,11 +70,11 @@ class Instruments:
             else:
                 self._observe(row)
 
-    def tell(self, snapshot: Callable[[], Series]) -> None:
-        """Tell other totals from now on."""
-        self._lock = threading.Lock()  # in a forked child, a thread of the parent's may hold it
+    def read_from(self, snapshot: Callable[[], Series]) -> None:
+        """Read other totals from now on."""
+        self._lock = threading.Lock()  # a thread of a forked child's parent may hold the old one
         self._snapshot = snapshot
-        self._asked = set()
+        self._read_rows = set()
 
     def record(
         self, row: Metric, labels: Labels, seconds: float, context: Context | None = None
@@ -103,8 +103,8 @@ class Instruments:
         create(row.dotted, [partial(self._read, row)], row.unit, row.help)
 
     def _observe_histogram(self, row: Metric) -> None:
-        # Observations come added up in buckets, and no instrument takes those: their count and
-        # their sum are told, which averages and rates need, and the count of each bucket.
+        # Observations arrive summed in buckets, and no instrument accepts those. Three instruments
+        # report their count and sum, which averages and rates need, and the count of each bucket.
         meter, name = self._meter, row.dotted
         meter.create_observable_counter(
             f"{name}.count", [partial(self._read_histogram, row, "count")], "", row.help
@@ -122,12 +122,12 @@ class Instruments:
                 yield Observation(value, attributes_of(row, labels))
 
     def _read_histogram(
-        self, row: Metric, what: str, options: CallbackOptions
+        self, row: Metric, figure: str, options: CallbackOptions
     ) -> Iterable[Observation]:
-        for labels, value in self._values(row, what).items():
+        for labels, value in self._values(row, figure).items():
             if isinstance(value, series.Histogram):
-                figure = sum(value.counts) if what == "count" else value.total
-                yield Observation(figure, attributes_of(row, labels))
+                number = sum(value.counts) if figure == "count" else value.total
+                yield Observation(number, attributes_of(row, labels))
 
     def _read_buckets(self, row: Metric, options: CallbackOptions) -> Iterable[Observation]:
         bounds = [f"{bound:g}" for bound in row.buckets] + ["+Inf"]
@@ -138,16 +138,16 @@ class Instruments:
                     reached += count
                     yield Observation(reached, {**attributes_of(row, labels), "le": bound})
 
-    def _values(self, row: Metric, what: str) -> Mapping[Labels, series.Value]:
-        # Instruments are asked one after the other, and share one snapshot of the totals: until
-        # one is asked again, which is the next collection.
+    def _values(self, row: Metric, figure: str) -> Mapping[Labels, series.Value]:
+        # Instruments are read one after the other, and share one snapshot of the totals until one
+        # is read again: that is the next collection.
         with self._lock:
-            if not self._asked or (row, what) in self._asked:
-                self._asked.clear()
+            if not self._read_rows or (row, figure) in self._read_rows:
+                self._read_rows.clear()
                 series = self._snapshot()
-                # The user's rows are made anew for each snapshot: they are known by name.
+                # The user's rows are new objects in each snapshot: their names identify them.
                 self._series = {self._rows.get(each.dotted, each): series[each] for each in series}
-            self._asked.add((row, what))
+            self._read_rows.add((row, figure))
             return self._series.get(row, {})
 
 

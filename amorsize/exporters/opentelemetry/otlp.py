@@ -1,7 +1,7 @@
-"""Providers of our own, for programs that have set up none: OTLP, as the ``OTEL_*`` variables say.
+"""amorsize's providers, for programs without any: OTLP, as the ``OTEL_*`` variables configure.
 
-What they make leaves by the same background senders as that of all other exporters: bounded,
-counted, retried, and never waited for. Nothing here has a say in an application's own providers.
+Their spans and readings leave by background senders, like those of all other exporters: bounded,
+counted, retried, and never waited for. Nothing here affects an application's own providers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MAX_WAITING_READINGS = 10
 
 
 def resource() -> Resource:
-    """Describe this program: ``OTEL_SERVICE_NAME``, or else the name that it was started by."""
+    """Describe this program: by ``OTEL_SERVICE_NAME``, or else by the name of its file."""
     found = Resource.create()
     if str(found.attributes.get(SERVICE_NAME, "")).startswith("unknown_service"):
         program = os.path.basename(sys.argv[0] if sys.argv else "").removesuffix(".py")
@@ -49,7 +49,7 @@ def resource() -> Resource:
 
 
 class OwnTracing:
-    """A tracer provider whose spans leave by our senders.
+    """A tracer provider whose spans leave by background senders.
 
     Args:
         new_sender: an exporter's ``new_sender``.
@@ -77,7 +77,7 @@ class OwnTracing:
         self.provider.to_senders.senders = senders
 
     def close(self) -> None:
-        """Stop the exporters; what is being sent is cut off."""
+        """Stop the exporters; a batch that is being sent is cut off."""
         self.abandon()
         for exporter in self._exporters:
             exporter.shutdown()
@@ -88,7 +88,7 @@ class OwnTracing:
 
 
 class OwnMetrics:
-    """A meter provider whose readings leave by our senders; otherwise as :class:`OwnTracing`."""
+    """A meter provider whose readings leave by background senders; see :class:`OwnTracing`."""
 
     def __init__(self, new_sender: NewSender) -> None:
         exporters = _make_exporters("metrics")
@@ -110,7 +110,7 @@ class OwnMetrics:
         self.provider.force_flush()
 
     def close(self) -> None:
-        """Stop reading, and the exporters; what is being sent is cut off."""
+        """Stop reading, and the exporters; a batch that is being sent is cut off."""
         self.abandon()
         self.provider.shutdown()
         for exporter in self._exporters:
@@ -122,7 +122,7 @@ class OwnMetrics:
 
 
 class _Export:
-    """Sends a batch, and raises what the exporter only logs."""
+    """Sends a batch, and raises the failure that the exporter only logs."""
 
     def __init__(self, exporter: Any, success: object) -> None:
         self._exporter = exporter
@@ -132,13 +132,13 @@ class _Export:
         # Instrumented HTTP clients make no spans of the sending of spans.
         suppressed = otel_context.set_value(otel_context._SUPPRESS_INSTRUMENTATION_KEY, True)
         token = otel_context.attach(suppressed)
-        _said.text = ""
+        _first_logged.text = ""
         try:
             result = self._exporter.export(batch)
         finally:
             otel_context.detach(token)
         if result is not self._success:
-            raise ConnectionError(_said.text or "the exporter reported a failure")
+            raise ConnectionError(_first_logged.text or "the exporter reported a failure")
 
 
 class _ExportEach(_Export):
@@ -153,7 +153,7 @@ class _ExportEach(_Export):
 
 
 class _ToSenders(SpanProcessor):
-    """Hands spans that end to senders; None once they are closed."""
+    """Passes spans that end to senders; None once they are closed."""
 
     senders: tuple[Sender[ReadableSpan], ...] | None = None
 
@@ -186,7 +186,7 @@ class _OwnMeterProvider(MeterProvider):
 
 
 class _MetricsToSender(MetricExporter):
-    """Hands readings to a sender, in the shape that the exporter behind it wants."""
+    """Passes readings to a sender, in the shape that its exporter wants."""
 
     def __init__(self, exporter: Any, sender: Sender[MetricsData]) -> None:
         super().__init__(
@@ -205,7 +205,7 @@ class _MetricsToSender(MetricExporter):
         return True  # the exporter's own flush() waits for senders
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
-        pass  # the sender is closed by who made it
+        pass  # the owner of the sender closes it
 
 
 def _make_exporters(signal: str) -> Sequence[Any]:
@@ -263,17 +263,17 @@ def _milliseconds(variable: str, default: int) -> float:
     return int(given or default) / 1000
 
 
-_said = threading.local()
-"""What an exporter's library first logged on this thread: the cause, before retries."""
+_first_logged = threading.local()
+"""The first log record of an exporter's library on this thread: the cause, before retries."""
 
 
 class _OwnThreads(logging.Filter):
-    """Keeps libraries from logging each attempt of ours: the sender says it once."""
+    """Keeps libraries from logging each attempt of a sender, which logs the failure once."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not threading.current_thread().name.startswith("amorsize-"):
             return True
-        _said.text = getattr(_said, "text", "") or record.getMessage()
+        _first_logged.text = getattr(_first_logged, "text", "") or record.getMessage()
         return False
 
 

@@ -1,4 +1,4 @@
-"""Which chunk spans of an execution are kept, when there are more than anybody can look at."""
+"""The budget of chunk spans: which are kept where an execution has too many."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_WAITING_SPANS = 10_000
-"""Spans of the user's code that wait with their chunks, an execution."""
+"""Spans of the user's code that wait with their chunks, per execution."""
 
 
 @dataclass(slots=True)
 class ChunkRecord:
-    """A chunk that is over, as its span will tell it.
+    """A finished chunk, for its span.
 
     Attributes:
         chunk_id: as in the events.
         start, end: ns since the epoch.
         attributes: of the span.
         failure: ``(type, message, traceback)``; None for a chunk that went well.
-        carried: what its :class:`amorsize.workers.otel_context.ChunkTrace` brought home.
+        returned: the outcome of its :class:`amorsize.workers.otel_context.ChunkTrace`.
     """
 
     chunk_id: int
@@ -28,28 +28,28 @@ class ChunkRecord:
     end: int
     attributes: dict[str, Any]
     failure: tuple[str, str, str] | None
-    carried: dict[str, Any]
+    returned: dict[str, Any]
 
     def spans(self) -> list[tuple[Any, ...]]:
-        """Spans that the user's code opened in it."""
-        spans: list[tuple[Any, ...]] = self.carried.get("spans", [])
+        """Return the spans that the user's code opened in it."""
+        spans: list[tuple[Any, ...]] = self.returned.get("spans", [])
         return spans
 
 
 class SpanBudget:
-    """Keeps at most so many chunk spans: the first half live, then the failed and the slowest.
+    """Keeps a number of chunk spans: the first half live, then the failed and the slowest.
 
-    A failed chunk is released at once. Slow ones wait until the end of the execution, when it is
-    known that no others were slower.
+    A failed chunk is released at once. Slow chunks wait until the end of the execution: only then
+    it is known that no others were slower.
 
     Args:
-        max_chunk_spans: how many in all.
+        max_chunk_spans: the number of spans in all.
 
     Attributes:
-        live: how many may be released live; who grants those places keeps count of them.
+        live: the chunks that may be released live; the caller that grants these places counts them.
         total: chunks seen.
-        untraced: chunks left out so far.
-        dropped_spans: spans of the user's code left out so far.
+        untraced: chunks left out.
+        dropped_spans: spans of the user's code left out.
 
     Example:
         >>> def chunk(number):
@@ -74,10 +74,10 @@ class SpanBudget:
         self.dropped_spans = 0
 
     def widen(self, expected_chunks: int) -> int:
-        """Let all of so many chunks be live, where the budget has room for all of them.
+        """Make all expected chunks live, where the budget has room for all of them.
 
         Returns:
-            How many more than before.
+            The number of additional live chunks.
         """
         more = expected_chunks - self.live
         if not 0 < more <= self._late_left:
@@ -87,14 +87,14 @@ class SpanBudget:
         return more
 
     def admit(self, record: ChunkRecord, *, live: bool) -> bool:
-        """Take in a chunk; say whether it is to be released now.
+        """Accept a chunk; return whether to release it now.
 
         Args:
             record: the chunk.
             live: whether it was granted a place among the first half.
         """
         self.total += 1
-        self.dropped_spans += record.carried.get("dropped", 0)
+        self.dropped_spans += record.returned.get("dropped", 0)
         if live:
             return True
         if record.failure is not None and self._late_left > 0:
@@ -108,14 +108,17 @@ class SpanBudget:
             self._strip()
         return False
 
-    def turn_away(self, duration: int, carried: dict[str, Any]) -> bool:
-        """Say whether a chunk that went well, and is not live, has no chance; count it if so.
+    def turn_away(self, duration: int, returned: dict[str, Any]) -> bool:
+        """Refuse, and count, a successful chunk without a live place that is too fast to be kept.
 
-        Of many thousand chunks most are neither early nor slow: no record is made of them.
+        Of many thousand chunks most are neither early nor slow: they need no record.
 
         Args:
             duration: in ns.
-            carried: what it brought home.
+            returned: the outcome of its ``ChunkTrace``.
+
+        Returns:
+            Whether it was refused.
         """
         if len(self._slowest) < self._late_left:
             return False
@@ -123,11 +126,11 @@ class SpanBudget:
             return False
         self.total += 1
         self.untraced += 1
-        self.dropped_spans += carried.get("dropped", 0) + len(carried.get("spans", ()))
+        self.dropped_spans += returned.get("dropped", 0) + len(returned.get("spans", ()))
         return True
 
     def rest(self) -> list[ChunkRecord]:
-        """Return the slowest chunks that still wait, and forget them."""
+        """Return the waiting chunks, and forget them."""
         records = [record for _, _, record in sorted(self._slowest)]
         self._slowest.clear()
         self._waiting_spans = 0
@@ -140,12 +143,12 @@ class SpanBudget:
             self._drop_spans(fastest)
 
     def _strip(self) -> None:
-        """Drop the spans inside of the fastest chunks, so that memory stays flat."""
+        """Drop the spans inside the fastest chunks, so that memory stays flat."""
         for _, _, record in sorted(self._slowest):
             if self._waiting_spans <= MAX_WAITING_SPANS:
                 break
             self._drop_spans(record)
-            record.carried.pop("spans", None)
+            record.returned.pop("spans", None)
 
     def _drop_spans(self, record: ChunkRecord) -> None:
         dropped = len(record.spans())

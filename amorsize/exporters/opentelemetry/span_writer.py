@@ -1,8 +1,8 @@
-"""Makes spans after the fact, through the application's own tracer provider.
+"""Writes spans after the fact, through the application's own tracer provider.
 
 Its sampler, limits, resource and processors apply as to any span. So that spans keep the ids that
-workers gave them, a copy of the provider's tracer hands these out; a provider that has no such
-place gives ids of its own, and what is written after a parent then follows it.
+workers gave them, a copy of the provider's tracer generates these ids; a provider without a
+replaceable id generator gives ids of its own, and children then refer to their parent's new id.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ Event = tuple[str, int, Mapping[str, Any]]
 class SpanWriter:
     """Writes spans that have ended; safe to use from several threads, and from signal handlers.
 
-    What samplers and processors of the application's raise, writing raises, too.
+    Exceptions of the application's samplers and processors pass through.
 
     Args:
         provider: the application's tracer provider.
-        scope: what our own spans are made under, as ``get_tracer()`` takes it.
+        scope: the arguments of ``get_tracer()`` for amorsize's own spans.
 
     Attributes:
         provider: as given.
-        exact: whether spans get the ids that they are to have.
+        exact: whether spans get the ids that are asked for.
         tracer: for spans that are made as they happen.
     """
 
@@ -60,23 +60,23 @@ class SpanWriter:
     def write_chunk(
         self, record: ChunkRecord, execution: SpanContext, context: Context | None
     ) -> int:
-        """Write a chunk's span and those inside of it; return how many were written.
+        """Write a chunk's span and the spans inside it; return how many were written.
 
         Args:
             record: the chunk.
             execution: the execution's span, its parent.
-            context: what span processors are told of the parent (baggage).
+            context: the parent's, for span processors (baggage).
         """
         spans = record.spans()
         own_id = chunk_span_id(execution.span_id, record.chunk_id)
         start, end = record.start, record.end
-        began, ended = record.carried.get("times", (start, end))
+        began, ended = record.returned.get("times", (start, end))
         start, end = min(start, began), max(end, ended)
         for span in spans:
             if span[4] == own_id:  # a chunk lasts as long as what happens in it
                 start, end = min(start, span[5]), max(end, span[6])
-        events: list[Event] = list(record.carried.get("events", ()))
-        status: tuple[int, str | None] = record.carried.get("status", (0, None))
+        events: list[Event] = list(record.returned.get("events", ()))
+        status: tuple[int, str | None] = record.returned.get("status", (0, None))
         if record.failure is not None:
             kind, message, text = record.failure
             events.append(exception_event(kind, message, text, end))
@@ -90,15 +90,14 @@ class SpanWriter:
                 parent=execution,
                 start=start,
                 end=end,
-                attributes=record.carried.get("attributes", {}) | record.attributes,
+                attributes=record.returned.get("attributes", {}) | record.attributes,
                 events=events,
                 status=status,
                 context=context,
             )
         finally:
-            # Outer spans end last, and are the first to be too many: what is inside stays in the
-            # tree.
-            adopting = known.get(own_id) if record.carried.get("dropped") else None
+            # Outer spans end last, and are the first to be dropped: inner spans stay in the tree.
+            adopting = known.get(own_id) if record.returned.get("dropped") else None
             # Parents begin first and end last; where clocks are coarse, when their children do.
             parents_first = spans[::-1]
             parents_first.sort(key=lambda span: span[5])
@@ -165,7 +164,7 @@ class SpanWriter:
         links: Sequence[Link] = (),
         scope: Scope | None = None,
     ) -> SpanContext:
-        """Write one span; return the context that it has in fact.
+        """Write one span; return its actual context.
 
         Args:
             start, end: ns since the epoch. An end before the start is set to it.
@@ -177,7 +176,7 @@ class SpanWriter:
         )
         tracer = self._tracer(scope or self._scope)
         ids = self._ids
-        before = ids.trace_id, ids.span_id  # a signal handler may write a span amid another
+        before = ids.trace_id, ids.span_id  # a signal handler may write a span during this one
         ids.trace_id, ids.span_id = trace_id, span_id
         try:
             span = tracer.start_span(encodable(name), around, kind, attributes, links, start)
@@ -189,8 +188,8 @@ class SpanWriter:
             code, description = status
             if code:
                 is_error = code == StatusCode.ERROR.value
-                said = encodable(description) if is_error and description else None
-                span.set_status(Status(StatusCode(code), said))
+                text = encodable(description) if is_error and description else None
+                span.set_status(Status(StatusCode(code), text))
         span.end(max(start, end))
         return span.get_span_context()
 
@@ -206,7 +205,7 @@ class SpanWriter:
 
 
 def for_each(items: Iterable[ItemT], write: Callable[[ItemT], object]) -> None:
-    """Write each, whatever becomes of the others; then raise the first failure, if any."""
+    """Write each item, also after a failure; then raise the first failure, if any."""
     failure: Exception | None = None
     for item in items:
         try:
@@ -233,14 +232,14 @@ def exception_event(kind: str, message: str, text: str, timestamp: int) -> Event
 
 
 def _with_ids(tracer: Any, ids: _PresetIds) -> Any:
-    # Not by copy.copy(): as pickle does, it would ask get_tracer() for the tracer of that name.
+    # Not copy.copy(): like pickle, it would call get_tracer() for the tracer of that name.
     copied = object.__new__(type(tracer))
     vars(copied).update(vars(tracer), id_generator=ids)
     return copied
 
 
 class _PresetIds(threading.local):
-    """An SDK's id generator, by duck typing, that gives the ids it was told on this thread."""
+    """An SDK's id generator, by duck typing, that returns the ids preset on this thread."""
 
     trace_id = 0
     span_id = 0

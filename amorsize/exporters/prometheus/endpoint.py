@@ -1,6 +1,6 @@
-"""What a scraper asks, and what it is answered: paths, methods, formats, passwords.
+"""The HTTP endpoint: paths, methods, formats, passwords.
 
-One function decides; WSGI and ASGI are two ways to ask it.
+One function answers; WSGI and ASGI are two ways to call it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _GZIP_LEVEL = 1
 
 
 class Answer(NamedTuple):
-    """What is sent back."""
+    """An HTTP response."""
 
     status: HTTPStatus
     headers: list[tuple[str, str]]
@@ -48,9 +48,9 @@ class Endpoint:
 
     Args:
         render: makes the page.
-        failed: called when that failed.
-        paths: where the page is.
-        credentials: user and password that the page wants; None for everybody.
+        failed: called when rendering failed.
+        paths: of the page.
+        credentials: user and password that the page asks for; None for everybody.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Endpoint:
                 headers.get("accept", ""), parse_qs(query).get("name[]", [])
             )
         except Exception:
-            # The run must not suffer, and the scraper must see that something is wrong.
+            # The run must not fail, and the scraper must see the failure.
             logger.exception("A scrape failed")
             self._failed()
             body = b"See the log of the program\n"

@@ -6,8 +6,8 @@
                                         ├─ Delivery ──> Pushgateway
                                         └─ Delivery ──> text file
 
-The totals are our own and not prometheus_client's metric objects, so that all of it also works
-where the application runs prometheus_client in its multiprocess mode.
+The totals are not prometheus_client's metric objects, so the exporter also works where the
+application runs prometheus_client in its multiprocess mode.
 """
 
 from __future__ import annotations
@@ -38,28 +38,29 @@ def enable_prometheus(settings: PrometheusSettings) -> PrometheusExporter:
     """Serve the metrics of every ``execute()`` on ``http://addr:port/metrics``, or push them.
 
     Args:
-        port: the port to listen on; 0 for any free one. None for what the environment variable
-            ``AMORSIZE_PROMETHEUS_PORT`` says, or else 9464; with ``pushgateway`` or ``textfile``
-            nothing listens unless a port is passed here.
+        port: the port to listen on; 0 for any free one. None for that of the environment
+            variable ``AMORSIZE_PROMETHEUS_PORT``, or else 9464; with ``pushgateway`` or
+            ``textfile`` nothing listens unless a port is passed here.
         addr: the address to listen on, IPv4, IPv6 or a host name; the default can be reached
             from this machine only.
-        registry: the registry to add the metrics to and to serve. None for one of their own;
+        registry: the registry to add the metrics to, and to serve; None for a new one.
             ``prometheus_client.REGISTRY`` serves the application's own metrics beside them.
-        listen: False where nothing is to listen, because the application serves the registry, or
-            :meth:`PrometheusExporter.wsgi_app`, itself. None to decide by the other arguments.
-        certfile: a certificate in PEM format: what listens speaks TLS.
+        listen: False to listen nowhere, because the application itself serves the registry or
+            :meth:`PrometheusExporter.wsgi_app`. None to decide by the other arguments.
+        certfile: a certificate in PEM format, for TLS.
         keyfile: its private key; None when it is in ``certfile``.
-        client_cafile: the authorities that sign clients' certificates; None asks for none.
+        client_cafile: the authorities that sign clients' certificates; None asks for no
+            certificates.
         client_auth_required: False also admits clients without a certificate. None, with
             ``client_cafile``, is True.
-        user: who may read the metrics, by HTTP basic authentication; None for everybody.
+        user: the user who may read the metrics, by HTTP basic authentication; None for everybody.
         password: that user's.
-        file_sd: a directory that Prometheus watches (``file_sd_configs``). An entry in it names
-            this program's address for as long as it lives.
-        pushgateway: the URL of a Pushgateway, which gets the metrics at the end of every run, at
-            an interval while one runs, and when the program exits.
+        file_sd: a directory that Prometheus watches (``file_sd_configs``). This program's entry
+            in it names its address until it exits.
+        pushgateway: the URL of a Pushgateway, which receives the metrics at the end of every run,
+            at an interval while one runs, and when the program exits.
         job: the name under which the Pushgateway keeps them; also a label in the ``textfile``.
-        grouping_key: further labels that tell this program's metrics from others', likewise.
+        grouping_key: further labels that distinguish this program's metrics, likewise.
         push_interval: seconds between two pushes, or writes, while an execution runs; None for
             pushes at the ends only.
         pushgateway_user: for HTTP basic authentication at the Pushgateway.
@@ -67,14 +68,14 @@ def enable_prometheus(settings: PrometheusSettings) -> PrometheusExporter:
         pushgateway_token: a bearer token, instead of the two.
         pushgateway_cafile: the authorities that sign the Pushgateway's certificate; None for
             those that the system trusts.
-        pushgateway_certfile: a certificate for the Pushgateway to know this program by.
+        pushgateway_certfile: a certificate by which the Pushgateway knows this program.
         pushgateway_keyfile: its private key; None when it is in ``pushgateway_certfile``.
         textfile: a file for the node exporter's textfile collector, ending in ``.prom``, written
-            when a Pushgateway would be pushed to.
+            whenever the metrics would be pushed.
 
     Returns:
-        The exporter: its ``port`` and ``url`` say where, its ``close()`` ends it. Called again
-        with the same arguments, the same one.
+        The exporter, with its ``port`` and ``url``; its ``close()`` ends it. Called again with
+        the same arguments, the same one.
 
     Raises:
         InvalidTypeError, InvalidValueError: an argument, or the environment variable, is wrong.
@@ -98,8 +99,8 @@ class PrometheusExporter(TotalsExporter):
     ``attach()`` it to a manager of your own. Arguments and errors are the same.
 
     Attributes:
-        port: the port that it listens on; 0 where nothing does.
-        url: where the metrics are; empty where nothing listens.
+        port: the port that it listens on; 0 for none.
+        url: of the metrics; empty where nothing listens.
     """
 
     name = "prometheus"
@@ -167,8 +168,8 @@ class PrometheusExporter(TotalsExporter):
     def wsgi_app(self) -> WSGIApplication:
         """Make a WSGI application that answers ``/metrics``, ``/`` and ``/-/healthy``.
 
-        For a server that the application has already: mount it at ``/metrics``. It asks for no
-        password; who may read is for that server to say.
+        For a server of the application's: mount it at ``/metrics``. It asks for no password; that
+        server decides who may read.
         """
         return self._mounted().wsgi
 

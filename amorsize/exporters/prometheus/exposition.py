@@ -1,7 +1,7 @@
 """Prometheus' text formats, written fast.
 
 A page is mostly the same from scrape to scrape: names, labels and bounds stay, numbers change.
-So the text of each series is made once, with gaps, and a scrape fills in the numbers. For 100
+So the text of each series is made once, as a template, and a scrape fills in the numbers. For 100
 functions that takes a tenth of the time of prometheus_client's encoder, which has to serve any
 collector.
 
@@ -64,14 +64,14 @@ class TextEncoder:
 
 
 def number_text(value: float) -> str:
-    """Write a number as both formats have it."""
+    """Write a number, alike in both formats."""
     if isinstance(value, int) or math.isfinite(value):
         return repr(value)
     return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"
 
 
 def exemplar_text(exemplar: Exemplar) -> str:
-    """Write an exemplar, to stand behind the value of its bucket."""
+    """Write an exemplar, to follow the value of its bucket."""
     labels = ",".join(f'{name}="{_escape(value)}"' for name, value in exemplar.labels.items())
     return f" # {{{labels}}} {number_text(exemplar.value)} {number_text(exemplar.timestamp)}"
 

@@ -1,4 +1,4 @@
-"""Prometheus' file service discovery: each program that lives has a file that names its port.
+"""Prometheus' file service discovery: each running program has a file that names its port.
 
 ::
 
@@ -6,9 +6,8 @@
       - job_name: batch
         file_sd_configs: [{files: ["/run/amorsize/*.json"]}]
 
-A program that was killed leaves its file behind. The next one that comes removes it: the file
-records the process by its id and the time at which it started, and the host (and container) in
-which that id means anything.
+A program that was killed leaves its file behind, and the next program removes it: the file
+identifies the process by its id and start time, and by the host (and container) of that id.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ logger = logging.getLogger(__name__)
 PREFIX = "amorsize-"
 
 _CLOCK_SECONDS = 5.0
-"""A process seems to start at another time when the clock was adjusted, but not so far off."""
+"""An adjusted clock shifts the start time of a process, but not so far."""
 
 _PID = "__meta_amorsize_pid"
 _STARTED = "__meta_amorsize_started"
@@ -51,7 +50,7 @@ class Entry:
         self.path = directory / f"{PREFIX}{_host_name()}-{os.getpid()}-{port}.json"
         labels = {
             "__scheme__": scheme,
-            # Labels of this kind can be relabelled, and are dropped if they are not.
+            # Prometheus drops such labels unless they are relabelled.
             _PID: str(os.getpid()),
             _STARTED: f"{_started(os.getpid()) or 0.0:.2f}",
             _HOST: _host(),
@@ -61,12 +60,12 @@ class Entry:
         write_atomically(self.path, content.encode())
 
     def remove(self) -> None:
-        """Take the entry back."""
+        """Remove the entry."""
         self.path.unlink(missing_ok=True)
 
 
 def remove_stale(directory: Path) -> None:
-    """Remove the entries of processes of this host that are no more."""
+    """Remove the entries of processes of this host that have ended."""
     for path in directory.glob(f"{PREFIX}*.json"):
         try:
             if _is_stale(json.loads(path.read_text(encoding="utf-8"))):
@@ -84,7 +83,7 @@ def _is_stale(content: Any) -> bool:
 
 
 def _started(pid: int) -> float | None:
-    """When a process started, in seconds since the epoch; None when there is none."""
+    """Return when a process started, in seconds since the epoch; None where it has ended."""
     import psutil
 
     try:

@@ -1,4 +1,4 @@
-"""The server of the Prometheus exporter: what it listens on, and how Prometheus finds it."""
+"""The listener of the Prometheus exporter: its address, and its file_sd entry."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Listener:
-    """Serves an application where the settings say, from now until :meth:`close`.
+    """Serves an application at the settings' address, from now until :meth:`close`.
 
     Attributes:
         port: that it listens on.
@@ -37,7 +37,7 @@ class Listener:
         self.url = f"{self._scheme}://{self._target}/metrics"
 
     def start(self) -> None:
-        """Begin to answer, and to be found."""
+        """Begin to answer, and write the file_sd entry."""
         if self._directory is not None:
             try:
                 self._entry = Entry(self._directory, self._target, self._scheme)
@@ -49,7 +49,7 @@ class Listener:
         self._server.start()
 
     def close(self) -> None:
-        """Take the entry back, and free the port."""
+        """Remove the entry, and free the port."""
         try:
             if self._entry is not None:
                 self._entry.remove()
@@ -75,14 +75,14 @@ def _bind(settings: ListenSettings, app: WSGIApplication) -> ScrapeServer:
         in_use = PortInUseError(
             f"port {port} on {addr} is taken by {holder_of(port)}. Pass another port to "
             f"enable_prometheus(), or set {PORT_VARIABLE}; port=0 takes any free one, which the "
-            "exporter's .port then tells, and which Prometheus finds with file_sd=."
+            "exporter's .port holds it then, and Prometheus finds it with file_sd=."
         )
         in_use.errno = error.errno
         raise in_use from None
 
 
 def _reachable(addr: str) -> str:
-    """The host of a URL for ``addr``, from this machine."""
+    """Return the host of a URL for ``addr``, from this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(addr, addr)
     return f"[{host}]" if ":" in host else host
 
@@ -91,8 +91,8 @@ def holder_of(port: int) -> str:
     """Describe the process that listens on a TCP port of this machine.
 
     Returns:
-        Such as ``process 4711 (python3)``; "another program" where the system does not tell, as
-        it may for processes of other users.
+        Such as ``process 4711 (python3)``; "another program" where the system hides it, as it
+        may for processes of other users.
     """
     import psutil
 

@@ -1,4 +1,4 @@
-"""The page of /metrics: our numbers, and those of the application beside them.
+"""The page of /metrics: amorsize's numbers, and the application's beside them.
 
 ::
 
@@ -6,8 +6,8 @@
         └────> Collector ──> registry ──> its own endpoints  ├──> render()
                                 └──> prometheus_client's encoder, of all others
 
-A prometheus_client registry can collect us like anything else. Where we render the page
-ourselves, our collector hides for that moment, and the fast encoder writes its part.
+A prometheus_client registry collects amorsize's numbers like any others. While this module renders
+the page itself, the collector is hidden, and the fast encoder writes its part.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Page:
     """Renders a registry to which it adds the numbers of an exporter.
 
     Args:
-        registry: the application's; None for nothing beside our own numbers.
-        snapshot: reads our numbers at this moment; empty once there are no more.
-        labels: further labels of our series in :meth:`text`, where they are asked for.
+        registry: the application's; None for amorsize's numbers alone.
+        snapshot: reads amorsize's numbers at this moment; empty once the exporter is closed.
+        labels: further labels of amorsize's series in a labelled :meth:`text`.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Page:
     ) -> None:
         from prometheus_client import CollectorRegistry
 
-        self._lent = registry is not None
+        self._has_others = registry is not None
         self._registry = CollectorRegistry() if registry is None else registry
         self._snapshot = snapshot
         self._collector = _Collector(snapshot)
@@ -54,7 +54,7 @@ class Page:
         self._labelling_encoder = TextEncoder(labels) if labels else self._encoder
 
     def open(self) -> None:
-        """Add our numbers to the registry.
+        """Add amorsize's numbers to the registry.
 
         Raises:
             ValueError: it holds metrics of these names.
@@ -62,11 +62,11 @@ class Page:
         self._registry.register(self._collector)
 
     def close(self) -> None:
-        """Take our numbers out of the registry."""
+        """Remove amorsize's numbers from the registry."""
         self._registry.unregister(self._collector)
 
     def text(self, *, labelled: bool = False) -> bytes:
-        """Render everything as Prometheus text, for those who do not ask for a format."""
+        """Render everything as Prometheus text."""
         encoder = self._labelling_encoder if labelled else self._encoder
         return self._render(encoder, self._library_encoder("")[0], openmetrics=False)
 
@@ -74,8 +74,8 @@ class Page:
         """Render everything, for a scraper.
 
         Args:
-            accept: the formats that it takes, as in the header of that name.
-            names: of the only metrics that it wants; all when empty.
+            accept: the value of its ``Accept`` header.
+            names: the metrics that it wants; empty for all.
 
         Returns:
             The content type, and the page.
@@ -91,7 +91,7 @@ class Page:
     ) -> bytes:
         series = self._snapshot()
         page = encoder.encode(series, openmetrics=openmetrics).encode() if series else b""
-        if self._lent:
+        if self._has_others:
             with self._collector.hidden():
                 return page + encode(self._registry)
         return page + b"# EOF\n" if openmetrics else page
@@ -106,7 +106,7 @@ class Page:
 
 
 class _Collector:
-    """Shows our numbers to a prometheus_client registry."""
+    """Shows amorsize's numbers to a prometheus_client registry."""
 
     def __init__(self, snapshot: Callable[[], Series]) -> None:
         self._snapshot = snapshot
@@ -165,13 +165,13 @@ def _family(metric: Metric, series: Mapping[tuple[str, ...], Value]) -> MetricFa
 
 
 def _buckets(bounds: list[str], histogram: Histogram) -> list[Any]:
-    """Count each bucket and all below, with its exemplar where it has one."""
+    """Count the observations up to each bound, with the bucket's exemplar where it has one."""
     from prometheus_client.samples import Exemplar
 
     exemplars = histogram.exemplars or {}
     buckets: list[Any] = []
     for position, count in enumerate(accumulate(histogram.counts)):
         exemplar = exemplars.get(position)
-        lent = None if exemplar is None else Exemplar(dict(exemplar.labels), *exemplar[1:])
-        buckets.append((bounds[position], count, lent))
+        shown = None if exemplar is None else Exemplar(dict(exemplar.labels), *exemplar[1:])
+        buckets.append((bounds[position], count, shown))
     return buckets

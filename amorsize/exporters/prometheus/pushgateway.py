@@ -41,7 +41,7 @@ class Pushgateway:
         return f"<Pushgateway {self._url}>"
 
     def push(self, page: bytes) -> None:
-        """Push a page. Raises what :meth:`HttpClient.post` raises."""
+        """Push a page. Its errors are those of :meth:`HttpClient.post`."""
         self._client.post(self._url, page, self._headers)
 
 

@@ -1,12 +1,12 @@
-"""A small WSGI server for scrapes that no client can stop, with TLS where it is asked for.
+"""A small WSGI server for scrapes that no client can block, with or without TLS.
 
-A client may say nothing, drip bytes, send noise, hang up or come two hundred times at once: it
+A client may be silent, drip bytes, send noise, hang up or connect two hundred times at once: it
 holds at most one daemon thread, for at most a few seconds, and nothing is printed. The servers
 of the standard library and of prometheus_client wait for such a client without a bound.
 
 ::
 
-    accept loop ──> one daemon thread a connection ──> handshake ──> app(environ, start_response)
+    accept loop ──> one daemon thread per connection ──> handshake ──> app(environ, start_response)
         │
         └── ends connections whose request is not in by its deadline,
             and the oldest of them when there are too many
@@ -36,10 +36,10 @@ MAX_CONNECTIONS = 32
 """Connections at a time; a Prometheus server needs one."""
 
 STALL_SECONDS = 5.0
-"""A client may keep us waiting so long for its next bytes, or for taking the whole answer."""
+"""The longest wait for a client's next bytes, or for it to read the whole answer."""
 
 REQUEST_SECONDS = 10.0
-"""A request must be in after so long, however steadily its bytes drip."""
+"""The longest time in which a request has to arrive, however steadily its bytes drip."""
 
 
 class ScrapeServer(WSGIServer):
@@ -49,10 +49,10 @@ class ScrapeServer(WSGIServer):
 
     Args:
         addr: the address to listen on, IPv4 or IPv6, or a host name.
-        port: the port, 0 for any free one; ``server_port`` says which it is.
+        port: the port, 0 for any free one; ``server_port`` is the actual port.
         app: the application, called from several threads.
         tls: encrypts connections; None for plain HTTP.
-        request_seconds: a request, and the handshake before it, must be in after so long.
+        request_seconds: the longest time for a request, with the handshake before it.
 
     Raises:
         OSError: the address cannot be listened on.
@@ -97,7 +97,7 @@ class ScrapeServer(WSGIServer):
         self._thread.start()
 
     def close(self) -> None:
-        """Stop answering and free the port. Requests that are in are still answered."""
+        """Stop answering and free the port. Requests that have arrived are still answered."""
         self._waker.send(b"\0")
         if self._thread.ident is not None:
             self._thread.join()
@@ -116,7 +116,7 @@ class ScrapeServer(WSGIServer):
                 os.close(descriptor)
 
     def request_is_in(self, connection: socket.socket) -> None:
-        """Called by a connection's own thread: from here on only our own work takes time."""
+        """Called by a connection's own thread when the request has arrived."""
         with self._lock:
             if self._incoming.pop(connection, None) is not None:
                 self._answering.add(connection)
@@ -146,13 +146,13 @@ class ScrapeServer(WSGIServer):
         try:
             connection, address = self.socket.accept()
         except BlockingIOError:
-            return  # gone before we came
+            return  # the client has hung up already
         except OSError:
             time.sleep(0.05)  # no descriptor left, most likely: do not spin until there is one
             return
         if self._tls is not None:
             try:
-                # The handshake waits for the client: it is for the connection's own thread.
+                # The handshake waits for the client: the connection's own thread does it.
                 connection = self._tls.wrap_socket(
                     connection, server_side=True, do_handshake_on_connect=False
                 )
@@ -172,16 +172,16 @@ class ScrapeServer(WSGIServer):
             self._forget(connection)
 
     def _hang_up(self, connection: socket.socket) -> None:
-        """Make a connection's thread see its end. Call it with the lock held."""
+        """Shut a connection down, for its thread to end. Call it with the lock held."""
         del self._incoming[connection]
         with suppress(OSError):
-            # Not SSLSocket's shutdown, which takes its state from under the thread that reads.
+            # Not SSLSocket's shutdown, which removes the state that the reading thread uses.
             socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def _answer(self, connection: socket.socket, address: Any) -> None:
         try:
             self.finish_request(connection, address)
-        except Exception as error:  # hung up, timed out, or sent what cannot be understood
+        except Exception as error:  # hung up, timed out, or sent noise
             logger.debug("A request from %s was not answered: %r", address, error)
         finally:
             self._forget(connection)

@@ -82,7 +82,7 @@ class ListenSettings:
             raise InvalidValueError(
                 "addr must not be empty; pass '0.0.0.0' to listen on all interfaces"
             )
-        _ = self.tls, self.credentials, self.file_sd_directory  # these check what they are made of
+        _ = self.tls, self.credentials, self.file_sd_directory  # each raises where it is wrong
 
     @property
     def listens(self) -> bool:
@@ -190,7 +190,7 @@ class DeliverySettings:
                     "pushgateway needs job, the name under which it keeps the numbers; "
                     'pass job="nightly", say'
                 )
-            _ = self.gateway_authorization, self.gateway_tls  # these check what they are made of
+            _ = self.gateway_authorization, self.gateway_tls  # each raises where it is wrong
         if not self.delivers:
             refuse_without("pushgateway or textfile", job=self.job, grouping_key=self.grouping_key)
         _ = self.group, self.textfile_path

@@ -10,7 +10,7 @@ _KEPT = b"amorsize_last_success_timestamp_seconds"
 
 
 class TextFile:
-    """A text file that is written again and again.
+    """A text file that is replaced as a whole.
 
     Times of last successes that the file holds from an earlier program stay in it until this
     program has its own: an alert on a job that did not succeed in time must not fall silent
@@ -45,10 +45,10 @@ class TextFile:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file by another one, so that a reader sees the old one or the new one, whole.
+    """Replace a file, so that a reader sees the old one or the new one, whole.
 
-    The new one is made beside it under a hidden name without the suffix, which no reader looks
-    for, and can be read by everybody: the node exporter and Prometheus are other users.
+    The new file is made beside it under a hidden name without the suffix, which readers ignore.
+    Everybody can read it: the node exporter and Prometheus are other users.
     """
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix="~", dir=path.parent)
     try:

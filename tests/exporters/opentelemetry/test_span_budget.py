@@ -21,8 +21,8 @@ def chunk(
     spans: int = 0,
     dropped: int = 0,
 ) -> ChunkRecord:
-    carried = {"spans": [()] * spans, "dropped": dropped}
-    return ChunkRecord(chunk_id, 100, 100 + duration, {}, FAILURE if failed else None, carried)
+    returned = {"spans": [()] * spans, "dropped": dropped}
+    return ChunkRecord(chunk_id, 100, 100 + duration, {}, FAILURE if failed else None, returned)
 
 
 def link(live: int) -> TraceLink:
@@ -37,7 +37,7 @@ def release(records: list[ChunkRecord], most: int) -> tuple[list[ChunkRecord], S
     for record in records:
         live = places.grant()
         duration = record.end - record.start
-        if not live and record.failure is None and budget.turn_away(duration, record.carried):
+        if not live and record.failure is None and budget.turn_away(duration, record.returned):
             continue
         if budget.admit(record, live=live):
             released.append(record)
@@ -68,7 +68,7 @@ def test_the_figures_add_up(records: list[ChunkRecord], most: int) -> None:
 @given(records, st.integers(0, 20))
 def test_spans_share_the_fate_of_their_chunk(records: list[ChunkRecord], most: int) -> None:
     """Those of a chunk that is left out are counted, beside what its worker had dropped."""
-    before = sum(len(record.spans()) + record.carried["dropped"] for record in records)
+    before = sum(len(record.spans()) + record.returned["dropped"] for record in records)
     released, budget = release(records, most)
     assert budget.dropped_spans == before - sum(len(record.spans()) for record in released)
 

@@ -62,8 +62,8 @@ class Written:
         return span
 
 
-def record(chunk_id: int = 0, *, failure: Any = None, **carried: Any) -> ChunkRecord:
-    return ChunkRecord(chunk_id, 1000, 2000, {"amorsize.chunk.id": chunk_id}, failure, carried)
+def record(chunk_id: int = 0, *, failure: Any = None, **returned: Any) -> ChunkRecord:
+    return ChunkRecord(chunk_id, 1000, 2000, {"amorsize.chunk.id": chunk_id}, failure, returned)
 
 
 def packed(
@@ -147,12 +147,12 @@ def test_a_failed_chunk() -> None:
     """Its attributes win over those that the function set; its event is the last."""
     written = Written()
     failure = ("KeyError", "'x'", "Traceback: KeyError")
-    carried = {
+    returned = {
         "attributes": {"rows": 3, "amorsize.chunk.id": 99},
         "events": [("loaded", 1500, {"bytes": 7})],
         "status": (1, None),
     }
-    count = written.writer.write_chunk(record(4, failure=failure, **carried), EXECUTION, None)
+    count = written.writer.write_chunk(record(4, failure=failure, **returned), EXECUTION, None)
     assert count == 1
     (span,) = written.spans
     assert span.context.span_id == chunk_span_id(0x77, 4)

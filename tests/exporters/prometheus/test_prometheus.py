@@ -421,7 +421,7 @@ def test_a_port_in_use_is_named_with_what_to_do(exporter):
     assert str(raised.value) == (
         f"port {exporter.port} on 127.0.0.1 is taken by this very process. Pass another port to "
         "enable_prometheus(), or set AMORSIZE_PROMETHEUS_PORT; port=0 takes any free one, which "
-        "the exporter's .port then tells, and which Prometheus finds with file_sd=."
+        "the exporter's .port holds it then, and Prometheus finds it with file_sd=."
     )
 
 
