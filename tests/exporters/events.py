@@ -32,18 +32,18 @@ class Run:
         self.completed = 0
         self.workers = 0
 
-    def tell(self, event: HookEvent, metadata: dict[str, Any] | None = None, **fields: Any) -> None:
+    def emit(self, event: HookEvent, metadata: dict[str, Any] | None = None, **fields: Any) -> None:
         fields = {"items_completed": self.completed, "worker_count": self.workers} | fields
         self.manager.trigger(
             HookContext(event, metadata={**self.metadata, **(metadata or {})}, **fields)
         )
 
     def begin(self, total_items: int | None = 10, **fields: Any) -> None:
-        self.tell(HookEvent.PRE_EXECUTE, total_items=total_items, **fields)
+        self.emit(HookEvent.PRE_EXECUTE, total_items=total_items, **fields)
 
     def start_worker(self, worker_id: int = 0) -> None:
         self.workers += 1
-        self.tell(HookEvent.ON_WORKER_START, worker_id=worker_id)
+        self.emit(HookEvent.ON_WORKER_START, worker_id=worker_id)
 
     def complete_chunk(
         self,
@@ -55,7 +55,7 @@ class Run:
         **metadata: Any,
     ) -> None:
         self.completed += size
-        self.tell(
+        self.emit(
             HookEvent.ON_CHUNK_COMPLETE,
             metadata,
             worker_id=worker_id,
@@ -65,13 +65,13 @@ class Run:
         )
 
     def fail(self, error: BaseException, *, failed_items: int = 1) -> None:
-        self.tell(HookEvent.ON_ERROR, {"failed_items": failed_items}, error=error)
+        self.emit(HookEvent.ON_ERROR, {"failed_items": failed_items}, error=error)
 
     def end_worker(
         self, worker_id: int = 0, exit_reason: str = "finished", busy_time: float = 0.0
     ) -> None:
         self.workers -= 1
-        self.tell(
+        self.emit(
             HookEvent.ON_WORKER_END,
             {"exit_reason": exit_reason, "busy_time": busy_time},
             worker_id=worker_id,
@@ -79,7 +79,7 @@ class Run:
 
     def end(self, status: str = "ok", *, elapsed: float = 1.0, **fields: Any) -> None:
         metadata = {"status": status, "planning_time": 0.03, "measured_speedup": 2.5}
-        self.tell(HookEvent.POST_EXECUTE, metadata, elapsed_time=elapsed, **fields)
+        self.emit(HookEvent.POST_EXECUTE, metadata, elapsed_time=elapsed, **fields)
 
 
 def fetch(url: str, accept: str = "text/plain") -> str:

@@ -21,7 +21,7 @@ from amorsize.testing import RecordingHook
 
 
 class HiddenProvider(trace.TracerProvider):
-    """Makes real spans by tracers that say nothing of how: they have no ``id_generator``."""
+    """Makes real spans by tracers without an ``id_generator``."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
@@ -79,7 +79,7 @@ class Traces:
         self.provider.shutdown()
 
     def execute(self, func: Callable[..., Any], data: Iterable[Any], **options: Any) -> list[Any]:
-        """Run, two items a chunk on two workers unless told otherwise."""
+        """Run, by default with two items per chunk on two workers."""
         options = {"n_jobs": 2, "chunksize": 2, "hooks": self.hooks, **options}
         return amorsize.execute(func, data, **options)
 
@@ -146,13 +146,15 @@ class Traces:
             for span in ours
             if span.name.startswith("execute ")
         )
-        told = Counter(c.metadata["execution_id"] for c in self.recorder.of(HookEvent.POST_EXECUTE))
-        assert ended == told
+        reported = Counter(
+            c.metadata["execution_id"] for c in self.recorder.of(HookEvent.POST_EXECUTE)
+        )
+        assert ended == reported
         planned = Counter(
             attribute(span, "amorsize.execution.id") for span in ours if span.name == "plan"
         )
-        assert planned == told
-        assert self._chunks_of(ours) == self._chunks_told()
+        assert planned == reported
+        assert self._chunks_of(ours) == self._chunks_reported()
 
     def _chunks_of(self, spans: list[ReadableSpan]) -> Counter[Any]:
         return Counter(
@@ -161,11 +163,11 @@ class Traces:
             if span.name == "chunk"
         )
 
-    def _chunks_told(self) -> Counter[Any]:
+    def _chunks_reported(self) -> Counter[Any]:
         failed = [c for c in self.recorder.of(HookEvent.ON_ERROR) if c.chunk_id is not None]
-        told = [c for c in failed if not c.metadata.get("chunk_completes")]
-        told += self.recorder.of(HookEvent.ON_CHUNK_COMPLETE)
-        return Counter((c.metadata["execution_id"], c.chunk_id) for c in told)
+        reported = [c for c in failed if not c.metadata.get("chunk_completes")]
+        reported += self.recorder.of(HookEvent.ON_CHUNK_COMPLETE)
+        return Counter((c.metadata["execution_id"], c.chunk_id) for c in reported)
 
 
 def attribute(span: ReadableSpan, name: str) -> Any:

@@ -54,7 +54,7 @@ def fire(manager: HookManager) -> None:
 
 
 def test_only_overridden_events_are_registered(manager, recorder):
-    """An event that nobody overrides costs nothing."""
+    """A method that is not overridden costs nothing."""
     recorder.attach(manager)
     registered = {event for event in HookEvent if manager.has_hooks(event)}
     assert registered == {HookEvent.PRE_EXECUTE, HookEvent.POST_EXECUTE}
@@ -129,7 +129,7 @@ def test_enabling_twice_with_equal_settings_gives_the_same_object():
         assert recorder.calls == ["pre_execute", "post_execute"]
 
 
-def test_enabling_with_other_settings_says_what_is_enabled_and_what_to_do():
+def test_enabling_with_other_settings_names_them_and_a_remedy():
     """The message names settings without their values, which may be secrets."""
     with (
         enable_once(Recorder, {"port": 1, "password": "hunter2", "addr": "a"}, Recorder),
@@ -142,7 +142,7 @@ def test_enabling_with_other_settings_says_what_is_enabled_and_what_to_do():
     )
 
 
-def test_after_close_it_can_be_enabled_anew():
+def test_after_close_it_can_be_enabled_again():
     """With any settings."""
     enable_once(Recorder, {"port": 1}, Recorder).close()
     with enable_once(Recorder, {"port": 2}, Recorder) as recorder:
@@ -184,8 +184,8 @@ def test_it_is_inert_in_a_forked_child(recorder):
     if child == 0:
         fire(manager)
         recorder.close()
-        anew = enable_once(Recorder, {}, Recorder)
-        good = recorder.calls == ["abandon"] and not recorder.active and anew.active
+        again = enable_once(Recorder, {}, Recorder)
+        good = recorder.calls == ["abandon"] and not recorder.active and again.active
         os._exit(0 if good else 1)
     assert os.waitpid(child, 0)[1] == 0
     fire(manager)
@@ -204,20 +204,20 @@ def test_it_is_inert_in_amorsizes_own_workers(manager, monkeypatch):
 
 def test_one_that_is_attached_to_both_managers_of_a_run_hears_each_event_once(mode: str) -> None:
     """That of the process, and that of the call."""
-    told: list[HookContext] = []
+    reported: list[HookContext] = []
 
     class Listening(Exporter):
         def on_chunk_complete(self, context: HookContext) -> None:
-            told.append(context)
+            reported.append(context)
 
         def post_execute(self, context: HookContext) -> None:
-            told.append(context)
+            reported.append(context)
 
     own = HookManager()
     with Listening().attach().attach(own):
         amorsize.execute(abs, range(6), executor=mode, chunksize=2, hooks=own)
         amorsize.execute(abs, range(2), executor=mode, chunksize=2)
-    assert [context.event.value for context in told] == [
+    assert [context.event.value for context in reported] == [
         *["on_chunk_complete"] * 3,
         "post_execute",
         "on_chunk_complete",

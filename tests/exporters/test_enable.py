@@ -69,7 +69,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., st
 
 
 def listening() -> list[Any]:
-    """The exporters that the default manager tells of runs."""
+    """The exporters that observe runs by the default manager."""
     entries = get_default_manager()._hooks[HookEvent.POST_EXECUTE].entries
     hooks: list[Any] = [entry.callback for entry in entries]
     return [hook.__wrapped__.__self__ for hook in hooks if hasattr(hook, "__wrapped__")]
@@ -91,7 +91,7 @@ PLAIN = """
 
 
 def test_by_name_or_by_function_it_is_the_same():
-    """One exporter, whoever asks for it how."""
+    """One exporter for both ways."""
     exporter = amorsize.enable("prometheus", port=0)
     assert isinstance(exporter, PrometheusExporter)
     assert amorsize.enable_prometheus(port=0) is exporter
@@ -125,7 +125,7 @@ def test_an_unknown_setting_lists_the_known_ones():
     assert listening() == []
 
 
-def test_a_missing_extra_is_told_as_it_is(monkeypatch):
+def test_a_missing_extra_is_reported_as_it_is(monkeypatch):
     """With the command that installs it."""
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'amorsize\[prometheus\]'"):
@@ -164,7 +164,7 @@ BROKEN = """
         ("returns_nothing", r"returned NoneType when it was enabled; it must return an"),
     ],
 )
-def test_an_entry_point_that_is_none_says_what_is_wrong(package, target, message):
+def test_a_wrong_entry_point_is_an_error_that_names_the_mistake(package, target, message):
     """And whose it is."""
     package(BROKEN, f"broken={target}")
     with pytest.raises(ExporterError, match=message):
@@ -203,8 +203,8 @@ def test_the_snippets_of_the_page_enable_prometheus(snippet):
 
 
 @pytest.mark.parametrize("run", [amorsize.execute, lambda *a: list(amorsize.stream(*a))])
-def test_the_first_run_enables_what_the_environment_names(package, monkeypatch, run):
-    """All of it, whatever the spaces, and the run itself is told of."""
+def test_the_first_run_enables_the_exporters_of_the_environment(package, monkeypatch, run):
+    """All of them, with any spaces, and the run itself is observed."""
     package(PLAIN, "plain=Plain")
     monkeypatch.setenv("AMORSIZE_EXPORTERS", " prometheus ,plain,, plain")
     assert listening() == []
@@ -229,7 +229,7 @@ def test_the_environment_is_read_once(monkeypatch):
     assert listening() == []
 
 
-def test_what_was_closed_stays_closed(monkeypatch):
+def test_a_closed_exporter_stays_closed(monkeypatch):
     """A second run does not bring it back."""
     monkeypatch.setenv("AMORSIZE_EXPORTERS", "prometheus")
     amorsize.execute(abs, [1])
@@ -304,7 +304,7 @@ def test_an_exporter_that_fails_to_begin_does_not_fail_the_run(package, monkeypa
     assert [exporter.name for exporter in listening()] == ["plain"]
 
 
-def test_what_the_program_enabled_itself_stays(monkeypatch):
+def test_an_exporter_that_the_program_enabled_stays(monkeypatch):
     """Its settings are stronger than the environment's, which is no error."""
     exporter = amorsize.enable_prometheus(addr="localhost", port=0)
     monkeypatch.setenv("AMORSIZE_EXPORTERS", "prometheus")
@@ -481,9 +481,9 @@ def test_the_packages_exporter_is_used_from_the_environment(webhook, backend):
         WEBHOOK_URL=url,
         PYTHONPATH=str(webhook),
     )
-    told = [(item["function"], item["status"], item["items"]) for item in backend.received]
-    assert told[0] == ("good", "ok", 5)
-    assert [each[:2] for each in told] == [("good", "ok"), ("bad", "error")]
+    reported = [(item["function"], item["status"], item["items"]) for item in backend.received]
+    assert reported[0] == ("good", "ok", 5)
+    assert [each[:2] for each in reported] == [("good", "ok"), ("bad", "error")]
     assert backend.received[0]["seconds"] > 0
 
 

@@ -27,7 +27,7 @@ def test_no_backend_knows_another(backend: str) -> None:
         assert not others, f"{path.relative_to(ROOM)} imports from {others}"
 
 
-def test_what_is_shared_knows_no_backend() -> None:
+def test_shared_modules_import_no_backend() -> None:
     """The registry finds them by name, and imports none."""
     for path in ROOM.glob("*.py"):
         imports = re.findall(

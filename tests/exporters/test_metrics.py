@@ -125,7 +125,7 @@ def test_names_beyond_the_limit_become_other():
     assert label("function-0") == "function-0"
 
 
-def test_what_is_not_a_name_becomes_other():
+def test_a_value_without_a_name_becomes_other():
     """A context without metadata still counts, under a label that says so."""
     label = BoundedLabel(1)
     assert [label(None), label(""), label(7)] == ["other"] * 3

@@ -20,7 +20,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def tell(
+def emit(
     hooks: HookManager,
     event: HookEvent,
     done: int = 0,
@@ -48,10 +48,10 @@ def tell(
 
 
 def tell_run(hooks: HookManager, *, total: int | None = 10, status: str = "ok") -> None:
-    tell(hooks, HookEvent.PRE_EXECUTE, total=total)
+    emit(hooks, HookEvent.PRE_EXECUTE, total=total)
     for done in range(1, 11):
-        tell(hooks, HookEvent.ON_CHUNK_COMPLETE, done, total=total)
-    tell(hooks, HookEvent.POST_EXECUTE, 10, total=total, status=status)
+        emit(hooks, HookEvent.ON_CHUNK_COMPLETE, done, total=total)
+    emit(hooks, HookEvent.POST_EXECUTE, 10, total=total, status=status)
 
 
 @pytest.fixture
@@ -97,9 +97,9 @@ def test_the_time_runs_from_the_call_of_execute(hooks):
     """Sampled items count at once, so the seconds that they took must count too."""
     file = Terminal()
     with ProgressBar(file=file).attach(hooks):
-        tell(hooks, HookEvent.PRE_EXECUTE, elapsed=60.0)
-        tell(hooks, HookEvent.ON_CHUNK_COMPLETE, 10, elapsed=60.0)
-        tell(hooks, HookEvent.POST_EXECUTE, 10, elapsed=60.0, status="ok")
+        emit(hooks, HookEvent.PRE_EXECUTE, elapsed=60.0)
+        emit(hooks, HookEvent.ON_CHUNK_COMPLETE, 10, elapsed=60.0)
+        emit(hooks, HookEvent.POST_EXECUTE, 10, elapsed=60.0, status="ok")
     assert "01:00<00:00" in file.getvalue()
 
 
@@ -128,10 +128,10 @@ def test_no_terminal_gets_a_line_every_ten_seconds(hooks):
     """A long run shows in its log that it lives."""
     file = io.StringIO()
     with ProgressBar(file=file).attach(hooks):
-        tell(hooks, HookEvent.PRE_EXECUTE)
+        emit(hooks, HookEvent.PRE_EXECUTE)
         for second in range(2, 28):
-            tell(hooks, HookEvent.ON_CHUNK_COMPLETE, second // 3, elapsed=second)
-        tell(hooks, HookEvent.POST_EXECUTE, 10, elapsed=28, status="ok")
+            emit(hooks, HookEvent.ON_CHUNK_COMPLETE, second // 3, elapsed=second)
+        emit(hooks, HookEvent.POST_EXECUTE, 10, elapsed=28, status="ok")
     counts = [line.partition("| ")[2].split()[0] for line in file.getvalue().splitlines()]
     assert counts == ["3/10", "7/10", "10/10"]
 
@@ -141,14 +141,14 @@ def test_no_terminal_gets_a_line_every_ten_seconds(hooks):
     ("status", "verdict"),
     [("ok", "1 error"), ("error", "failed"), ("cancelled", "cancelled"), ("timeout", "timeout")],
 )
-def test_a_run_says_how_it_ended(hooks, make_file, status, verdict):
+def test_the_last_line_names_the_end_of_a_run(hooks, make_file, status, verdict):
     """The bar stays where the run stopped; one that went on in spite of errors counts them."""
     file = make_file()
     with ProgressBar(file=file).attach(hooks):
-        tell(hooks, HookEvent.PRE_EXECUTE)
-        tell(hooks, HookEvent.ON_CHUNK_COMPLETE, 4)
-        tell(hooks, HookEvent.ON_ERROR, 4)
-        tell(hooks, HookEvent.POST_EXECUTE, 4, status=status)
+        emit(hooks, HookEvent.PRE_EXECUTE)
+        emit(hooks, HookEvent.ON_CHUNK_COMPLETE, 4)
+        emit(hooks, HookEvent.ON_ERROR, 4)
+        emit(hooks, HookEvent.POST_EXECUTE, 4, status=status)
     last = file.getvalue().rstrip("\n").split("\r")[-1]
     assert "4/10" in last
     assert last.endswith(f"item/s, {verdict}]")
@@ -162,9 +162,9 @@ def test_an_exception_leaves_nothing_open(hooks, make_file):
 
     def run() -> None:
         with progress.attach(hooks):
-            tell(hooks, HookEvent.PRE_EXECUTE)
-            tell(hooks, HookEvent.ON_ERROR)
-            tell(hooks, HookEvent.ON_ERROR)
+            emit(hooks, HookEvent.PRE_EXECUTE)
+            emit(hooks, HookEvent.ON_ERROR)
+            emit(hooks, HookEvent.ON_ERROR)
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -178,15 +178,15 @@ def test_an_exception_leaves_nothing_open(hooks, make_file):
 
 
 def test_two_executions_at_once_have_a_bar_each(hooks):
-    """Executions are told apart by their id."""
+    """Their ids distinguish executions."""
     file = io.StringIO()
     with ProgressBar(file=file).attach(hooks):
         for run in "ab":
-            tell(hooks, HookEvent.PRE_EXECUTE, run=run, name=f"work-{run}", engine=None)
-        tell(hooks, HookEvent.ON_CHUNK_COMPLETE, 3, run="a")
-        tell(hooks, HookEvent.ON_CHUNK_COMPLETE, 5, run="b")
+            emit(hooks, HookEvent.PRE_EXECUTE, run=run, name=f"work-{run}", engine=None)
+        emit(hooks, HookEvent.ON_CHUNK_COMPLETE, 3, run="a")
+        emit(hooks, HookEvent.ON_CHUNK_COMPLETE, 5, run="b")
         for run, done in ("b", 5), ("a", 3):
-            tell(hooks, HookEvent.POST_EXECUTE, done, run=run, status="error")
+            emit(hooks, HookEvent.POST_EXECUTE, done, run=run, status="error")
     first, second = file.getvalue().splitlines()
     assert first.startswith("work-b:")
     assert "5/10" in first
@@ -198,9 +198,9 @@ def test_events_of_a_run_that_began_before_are_passed_over(hooks):
     """Who attaches in the middle of a run sees the next one."""
     file = io.StringIO()
     with ProgressBar(file=file).attach(hooks):
-        tell(hooks, HookEvent.ON_CHUNK_COMPLETE, 3)
-        tell(hooks, HookEvent.ON_ERROR, 3)
-        tell(hooks, HookEvent.POST_EXECUTE, 3, status="error")
+        emit(hooks, HookEvent.ON_CHUNK_COMPLETE, 3)
+        emit(hooks, HookEvent.ON_ERROR, 3)
+        emit(hooks, HookEvent.POST_EXECUTE, 3, status="error")
     assert file.getvalue() == ""
 
 
@@ -208,7 +208,7 @@ def test_no_thread_is_started(hooks):
     """tqdm's monitor would outlive the bar."""
     before = threading.active_count()
     with ProgressBar(file=Terminal()).attach(hooks):
-        tell(hooks, HookEvent.PRE_EXECUTE)
+        emit(hooks, HookEvent.PRE_EXECUTE)
         assert threading.active_count() == before
 
 

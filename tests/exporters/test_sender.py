@@ -103,7 +103,7 @@ def test_items_arrive_in_order(backend):
 
 
 def test_nothing_starts_before_the_first_item():
-    """An exporter that is never told anything costs no thread."""
+    """An exporter without items costs no thread."""
     sender = Sender(fail, name="lazy")
     assert sender.flush()
     assert "amorsize-lazy" not in [thread.name for thread in threading.enumerate()]
@@ -122,7 +122,7 @@ def test_its_one_thread_is_a_daemon_and_ends_with_close():
     assert not threads[0].is_alive()
 
 
-def test_a_batch_is_no_larger_than_told():
+def test_a_batch_is_no_larger_than_its_bound():
     """However much waits."""
     sizes = []
     gated = Gated()
@@ -169,7 +169,7 @@ def test_lingering_fills_a_batch():
 
 
 def test_a_dead_backend_fails_after_the_last_attempt():
-    """Its error is told, and the sender goes on to the next batch."""
+    """Its error is logged, and the sender goes on to the next batch."""
     with (
         dead_port() as port,
         closing(Sender(post_to(port), attempts=3, **FakeTime().arguments())) as sender,
@@ -204,7 +204,7 @@ def test_waits_are_shortened_at_random():
 
 
 def test_attempts_are_bounded_in_time():
-    """No attempt begins later than told, however many are left."""
+    """No attempt begins later than its bound, however many are left."""
     clock = FakeTime()
     bounds = {"attempts": 99, "backoff_seconds": 1, "retry_seconds": 5}
     with closing(Sender(fail, **bounds, **clock.arguments())) as sender:
@@ -214,7 +214,7 @@ def test_attempts_are_bounded_in_time():
     assert sender.stats().errors == 3
 
 
-def test_what_is_refused_is_not_sent_again(backend):
+def test_a_refused_batch_is_not_sent_again(backend):
     """The rest is."""
     backend.statuses = [400]
     with closing(Sender(post_to(backend.port))) as sender:
@@ -261,7 +261,7 @@ def test_flush_does_not_wait_for_the_next_attempt(backend):
     assert backend.received == [1]
 
 
-def test_a_slow_backend_lets_nobody_wait(backend):
+def test_a_slow_backend_keeps_no_producer_waiting(backend):
     """put() returns at once, flush() at its bound; what was sent arrives in the end."""
     backend.gate.clear()
     with closing(Sender(post_to(backend.port))) as sender:
@@ -305,7 +305,7 @@ def test_an_overflow_drops_the_oldest_and_counts_exactly():
     assert (stats.sent, stats.dropped) == (6, 15)
 
 
-def test_flush_says_when_something_was_lost():
+def test_flush_returns_whether_items_were_lost():
     """What was dropped while it waited was not delivered."""
     gated = Gated()
     results = []
@@ -349,7 +349,7 @@ def test_nothing_is_miscounted_by_many_threads():
 
 
 @pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt(), MemoryError()])
-def test_whatever_send_raises_the_thread_lives_on(error):
+def test_the_thread_survives_any_exception_of_send(error):
     """A backend's library may raise anything."""
     errors = [error]
     received: list[int] = []
@@ -368,7 +368,7 @@ def test_whatever_send_raises_the_thread_lives_on(error):
 # --- closing, forks, threads ----
 
 
-def test_closing_drops_what_is_left_and_ends():
+def test_closing_drops_the_rest_and_ends():
     """A second close, and anything put later, does nothing."""
     sender = Sender(fail, backoff_seconds=3600, max_backoff_seconds=3600, retry_seconds=9999)
     sender.put(1)
@@ -380,7 +380,7 @@ def test_closing_drops_what_is_left_and_ends():
     assert (stats.dropped, stats.waiting) == (1, 0)
 
 
-def test_a_signal_handler_may_close_what_the_main_thread_uses():
+def test_a_signal_handler_may_close_a_sender_that_the_main_thread_uses():
     """SIGTERM closes exporters from a handler, wherever the main thread is."""
     sender = Sender(list)
     before = signal.signal(signal.SIGUSR1, lambda *_: sender.close(BOUND))
@@ -569,7 +569,7 @@ def run(exporter: Exporter, times: int = 1) -> None:
 
 
 def test_an_exporters_flush_and_close_deliver(backend):
-    """What it was told reaches its backend."""
+    """Its items reach the backend."""
     with Poster(backend.port) as exporter:
         run(exporter)
         assert exporter.flush(BOUND)
@@ -591,7 +591,7 @@ def test_a_bad_backend_costs_a_run_nothing_and_is_counted(backend):
             assert exporter.counts() == (20, stats.errors)
 
 
-def test_what_close_cuts_off_is_said_once(backend, caplog):
+def test_items_that_close_cuts_off_are_logged_once(backend, caplog):
     """Nothing has failed yet where a backend hangs, and yet it is lost: not in silence."""
     backend.gate.clear()
     with Poster(backend.port) as exporter:
@@ -695,6 +695,6 @@ def test_at_exit_everything_is_delivered_or_left_within_two_seconds(backend):
             cwd=Path(__file__).parents[2],
         )
     assert backend.received == [2]
-    assert ran.stderr.count("did not close within 2 seconds and is left behind") == 5
+    assert ran.stderr.count("did not close within 2 seconds and is abandoned") == 5
     # Two seconds and what a busy machine adds: far from the minutes that they would take.
     assert float(ran.stdout) < BOUND

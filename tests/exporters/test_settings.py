@@ -62,8 +62,8 @@ def test_no_text_of_settings_holds_a_secret(enable: Any) -> None:
     }
 
 
-def test_settings_show_what_they_are_and_no_secret() -> None:
-    """In a log, in a debugger, in the text of whatever holds them."""
+def test_the_text_of_settings_shows_no_secret() -> None:
+    """In a log, in a debugger, in the text of an object that holds them."""
     settings = PrometheusSettings(
         port=0,
         user="me",
@@ -84,7 +84,7 @@ def test_settings_cannot_be_changed() -> None:
         ListenSettings(port=0).addr = "0.0.0.0"  # type: ignore[misc]
 
 
-def test_settings_say_where_the_exporter_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_resolve_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment is read when they are made."""
     monkeypatch.setenv("AMORSIZE_PROMETHEUS_PORT", "1234")
     assert (PrometheusSettings().port, PrometheusSettings().listen) == (1234, True)

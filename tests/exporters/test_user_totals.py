@@ -57,7 +57,7 @@ def job(x: int) -> int:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_scrape_shows_what_the_function_counted(
+def test_a_scrape_shows_the_function_s_counts(
     mode: str, exporter: PrometheusExporter, manager: HookManager
 ) -> None:
     """Over HTTP, after real work on every engine, against an independent count."""
@@ -136,7 +136,7 @@ def test_functions_are_bounded_as_in_the_table(
 def test_names_past_the_limit_are_counted(
     exporter: PrometheusExporter, manager: HookManager
 ) -> None:
-    """The page says how many calls are missing on it."""
+    """The page counts the calls that are missing on it."""
 
     def explode(x: int) -> None:
         amorsize.count(f"user_{x}")
@@ -177,7 +177,7 @@ def test_totals_add_up_by_name_and_labels(numbers: UserNumbers) -> None:
 
 
 def test_the_newest_gauge_wins_over_workers(numbers: UserNumbers) -> None:
-    """By its own clock, whatever the order in which chunks come home."""
+    """By its own clock, whatever the order in which chunks return."""
     for value, time in ((1, 100.0), (2, 300.0), (3, 200.0)):
         metadata = {"user_metrics": {"level": share("gauge", value=value, time=time)}}
         numbers.add(LABELS, metadata)

@@ -1,4 +1,4 @@
-"""The CloudWatch exporter: what is told, when, and within which limits."""
+"""The CloudWatch exporter: its data, their times, and the limits of calls."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from amorsize.exporters.cloudwatch.exporter import CloudWatchExporter
 from amorsize.exporters.metrics import METRICS, Kind
 from amorsize.hooks import HookEvent, HookManager
 
-from ..datadog.test_datadog import NASTY, PYTHON, tell
+from ..datadog.test_datadog import NASTY, PYTHON, emit_run
 from ..events import Run
 from .client import Client, answer
 from .test_cloudwatch_emf import parse, values
@@ -61,7 +61,7 @@ def sends(client: Client, manager: HookManager) -> Iterator[Callable[..., CloudW
         exporter.close()
 
 
-# --- what is told ----
+# --- the data ----
 
 
 def test_every_row_arrives_under_its_name_and_unit(
@@ -71,7 +71,7 @@ def test_every_row_arrives_under_its_name_and_unit(
     manager.register(HookEvent.PRE_EXECUTE, lambda context: 1 / 0)
     exporter = sends(namespace="Ours", dimensions={"Stage": "test"})
     exporter._lost += 1
-    tell(manager)
+    emit_run(manager)
     assert exporter.flush(PATIENCE)
     silent = {metrics.USER_METRICS_DROPPED, metrics.EXPORTER_ERRORS}  # nothing happened to them
     expected = {
@@ -79,7 +79,7 @@ def test_every_row_arrives_under_its_name_and_unit(
         for row in METRICS
         if row not in silent
     }
-    told = {
+    reported = {
         (
             each["MetricName"],
             each["Unit"],
@@ -87,7 +87,7 @@ def test_every_row_arrives_under_its_name_and_unit(
         )
         for each in client.data
     }
-    assert told == expected
+    assert reported == expected
     assert {call["Namespace"] for call in client.calls} == {"Ours"}
     for datum in client.data:
         assert datum["Dimensions"][-1] == {"Name": "Stage", "Value": "test"}
@@ -101,9 +101,9 @@ def test_the_numbers_are_those_of_the_events(
 ) -> None:
     """Whatever the moments are at which they are sent."""
     exporter = sends()
-    tell(manager)
+    emit_run(manager)
     assert exporter.flush(PATIENCE)
-    tell(manager, elapsed=3.0)
+    emit_run(manager, elapsed=3.0)
     assert exporter.flush(PATIENCE)
     run = {"Function": "parse", "Executor": "process"}
     assert client.total("Executions", **run, Status="ok") == 2
@@ -160,23 +160,23 @@ def test_no_duration_is_lost(
     assert exporter.flush(PATIENCE)
     assert client.samples("ChunkDuration") == 10_000
     assert len(client.of("ChunkDuration")) > 1
-    told = sorted(
+    reported = sorted(
         value
         for datum in client.of("ChunkDuration")
         for value, count in zip(datum["Values"], datum["Counts"], strict=True)
         for _ in range(int(count))
     )
-    for value, duration in zip(told, durations, strict=True):
+    for value, duration in zip(reported, durations, strict=True):
         assert value == pytest.approx(duration, rel=0.005)
 
 
 def test_a_thousand_series_are_several_calls(
     manager: HookManager, client: Client, sends: Callable[..., CloudWatchExporter]
 ) -> None:
-    """Each within the limits; nothing is told twice, nothing is left out."""
+    """Each within the limits; nothing is sent twice, nothing is left out."""
     exporter = sends(dimensions={f"{'d' * 240}{n}": "v" * 1024 for n in range(27)})
     for number in range(100):
-        tell(manager, function=f"ü{number}" * 300)
+        emit_run(manager, function=f"ü{number}" * 300)
     assert exporter.flush(PATIENCE)
     assert len(client.calls) > 2
     assert client.total("Executions") == 100
@@ -189,7 +189,7 @@ def test_a_thousand_small_series_fill_a_call(
     """To the last of its thousand data."""
     exporter = sends()
     for number in range(100):
-        tell(manager, function=f"f{number}")
+        emit_run(manager, function=f"f{number}")
     assert exporter.flush(PATIENCE)
     assert max(len(call["MetricData"]) for call in client.calls) == 1000
     assert client.total("ItemsProcessed") == 1000
@@ -200,8 +200,8 @@ def test_names_that_cloudwatch_refuses_are_spelt_out(
 ) -> None:
     """It takes printable ASCII."""
     exporter = sends()
-    tell(manager, function=NASTY)
-    tell(manager, function="\t ")
+    emit_run(manager, function=NASTY)
+    emit_run(manager, function="\t ")
     assert exporter.flush(PATIENCE)
     functions = {
         each["Value"]
@@ -243,7 +243,7 @@ def test_whatever_a_function_and_its_error_are_called(
             assert values(lines, "ItemsProcessed") == [3]
 
 
-def test_what_cloudwatch_refuses_is_left_out_and_counted(
+def test_values_that_cloudwatch_refuses_are_left_out_and_counted(
     manager: HookManager, client: Client, sends: Callable[..., CloudWatchExporter]
 ) -> None:
     """One bad number would cost all that comes with it."""
@@ -269,7 +269,7 @@ def test_it_is_sent_at_the_end_of_a_run(
 ) -> None:
     """Without anybody asking for it."""
     sends()
-    tell(manager)
+    emit_run(manager)
     client.wait_for(lambda client: client.total("Executions") == 1)
     [execution] = client.of("Executions")
     assert {each["Name"]: each["Value"] for each in execution["Dimensions"]}["Status"] == "ok"
@@ -298,7 +298,7 @@ def test_it_is_sent_at_the_interval_while_a_run_is_in_progress(
 # --- failures ----
 
 
-def test_what_may_pass_is_tried_again_and_nothing_is_told_twice(
+def test_a_passing_failure_is_tried_again_and_nothing_is_sent_twice(
     manager: HookManager, client: Client, sends: Callable[..., CloudWatchExporter]
 ) -> None:
     """Beyond what boto3 tries itself."""
@@ -308,7 +308,7 @@ def test_what_may_pass_is_tried_again_and_nothing_is_told_twice(
         answer(500, "InternalServiceFault"),
     ]
     exporter = sends()
-    tell(manager)
+    emit_run(manager)
     for _ in range(3):
         assert client.asked.acquire(timeout=PATIENCE)
         exporter._senders[0].nudge()
@@ -332,15 +332,15 @@ def test_a_refusal_is_counted(
     sends: Callable[..., CloudWatchExporter],
     refusal: Exception,
 ) -> None:
-    """What was refused is gone; what comes later is told."""
+    """Refused data are gone; later data are sent."""
     client.failures = [refusal]
     exporter = sends()
-    tell(manager)
+    emit_run(manager)
     assert not exporter.flush(PATIENCE)
     lost = exporter.counts()[0]
     assert lost >= 20
     assert "RefusedError" in str(exporter._senders[0].stats().last_error)
-    tell(manager)
+    emit_run(manager)
     assert exporter.flush(PATIENCE)
     assert client.total("ItemsProcessed") == 10
     assert client.total("ExporterDropped", Exporter="cloudwatch") == lost
@@ -358,10 +358,10 @@ def test_a_long_outage_costs_the_oldest_requests(
     client.failures = [answer(500, "InternalServiceFault") for _ in range(4)]
     exporter = sends()
     for _ in range(4):
-        tell(manager)
+        emit_run(manager)
         assert not exporter.flush(PATIENCE)
     assert exporter.counts()[0] > 20
-    tell(manager)
+    emit_run(manager)
     assert exporter.flush(PATIENCE)
     # The present one and the one before it: five runs, of which three are lost.
     assert client.total("ItemsProcessed") == 20
@@ -378,7 +378,7 @@ def test_runs_during_an_outage_ask_once(
     exporter = sends()
     for _ in range(3):
         for _ in range(3):
-            tell(manager)
+            emit_run(manager)
         exporter._senders[0].nudge()
         assert client.asked.acquire(timeout=PATIENCE)
     assert exporter._senders[0].stats().dropped == 0
@@ -387,15 +387,15 @@ def test_runs_during_an_outage_ask_once(
     assert "cannot keep up" not in caplog.text
 
 
-def test_a_client_that_hangs_holds_nobody_up(
+def test_a_client_that_hangs_holds_no_run_up(
     manager: HookManager, client: Client, sends: Callable[..., CloudWatchExporter]
 ) -> None:
     """What it did not take is counted, and what was not even offered to it."""
     client.gate.clear()
     exporter = sends()
-    tell(manager)
+    emit_run(manager)
     assert client.asked.acquire(timeout=PATIENCE)
-    tell(manager)
+    emit_run(manager)
     exporter.close()
     offered = len(
         {
@@ -408,10 +408,10 @@ def test_a_client_that_hangs_holds_nobody_up(
     assert manager.get_stats()["error_counts"] == {}
 
 
-def test_a_client_that_is_lent_is_not_closed(manager: HookManager, client: Client) -> None:
+def test_a_client_of_the_caller_is_not_closed(manager: HookManager, client: Client) -> None:
     """It has no close() to be called at all."""
     with CloudWatchExporter(client=client).attach(manager):
-        tell(manager)
+        emit_run(manager)
     assert not hasattr(client, "close")
     assert client.total("Executions") == 1
 
@@ -449,14 +449,16 @@ def test_enabling_twice(client: Client) -> None:
             enable_cloudwatch(client=client, namespace="Ours")
 
 
-def test_without_boto3_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_boto3_the_error_names_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """And what it is for."""
     monkeypatch.setitem(sys.modules, "boto3", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'amorsize\[cloudwatch\]'"):
         enable_cloudwatch(region="eu-central-1")
 
 
-def test_without_a_region_the_error_says_where_to_set_it(no_region: None) -> None:
+def test_without_a_region_the_error_names_the_variable_that_sets_it(no_region: None) -> None:
     """Rather than a guess."""
     with pytest.raises(InvalidValueError, match="no AWS region is set; pass region="):
         enable_cloudwatch()

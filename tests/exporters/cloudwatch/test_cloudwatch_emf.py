@@ -17,7 +17,7 @@ import amorsize
 from amorsize.exporters.cloudwatch.exporter import CloudWatchExporter
 from amorsize.hooks import HookManager
 
-from ..datadog.test_datadog import NASTY, tell
+from ..datadog.test_datadog import NASTY, emit_run
 from ..events import Run
 
 UNIT = (
@@ -126,12 +126,12 @@ def values(documents: list[dict[str, Any]], name: str, **dimensions: str) -> lis
     return found
 
 
-def test_the_schema_refuses_what_cloudwatch_refuses() -> None:
+def test_the_schema_refuses_the_lines_that_cloudwatch_refuses() -> None:
     """A test that cannot fail shows nothing."""
     stream = io.StringIO()
     manager = HookManager()
     with CloudWatchExporter(emf=stream).attach(manager):
-        tell(manager)
+        emit_run(manager)
     good = stream.getvalue().splitlines()[0]
     parse(good + "\n")
     for before, after in [
@@ -159,8 +159,8 @@ def test_lines_hold_the_numbers_of_the_events() -> None:
         return item
 
     with CloudWatchExporter(emf=stream, dimensions={"Stage": "test"}).attach(manager) as exporter:
-        tell(manager)
-        tell(manager, function=NASTY)
+        emit_run(manager)
+        emit_run(manager, function=NASTY)
         amorsize.execute(work, range(10), executor="serial", chunksize=4, hooks=manager)
     documents = parse(stream.getvalue())
     run = {"Function": "parse", "Executor": "process", "Stage": "test"}
@@ -204,8 +204,10 @@ def test_many_metrics_are_several_lines() -> None:
 
     with CloudWatchExporter(emf=stream).attach(manager):
         amorsize.execute(work, range(50), executor="serial", chunksize=1, hooks=manager)
-    told = [name for line in parse(stream.getvalue()) for name in line if name.startswith("User.")]
-    assert len(told) == len(set(told)) == 4 * 50
+    reported = [
+        name for line in parse(stream.getvalue()) for name in line if name.startswith("User.")
+    ]
+    assert len(reported) == len(set(reported)) == 4 * 50
 
 
 def test_a_line_is_written_before_execute_returns() -> None:
@@ -237,7 +239,7 @@ def test_boto3_is_not_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(values(parse(stream.getvalue()), "ItemsProcessed")) == 2
 
 
-def test_a_stream_that_hangs_holds_nobody_up_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_hangs_holds_no_run_up_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """What could not be written is counted."""
     from amorsize.exporters.cloudwatch import exporter as cloudwatch
 
@@ -256,10 +258,10 @@ def test_a_stream_that_hangs_holds_nobody_up_for_long(monkeypatch: pytest.Monkey
     manager = HookManager()
     with CloudWatchExporter(emf=stream).attach(manager) as exporter:
         monkeypatch.setattr(exporter, "flush", lambda s: waits.append(s) or flush(exporter, s))
-        tell(manager)
+        emit_run(manager)
         assert asked.wait(PATIENCE)
         for _ in range(5):
-            tell(manager)
+            emit_run(manager)
         assert waits == [0.05]
     assert exporter.counts()[0] > 20
     gate.set()
@@ -272,7 +274,7 @@ def test_a_stream_that_is_closed_is_a_failure_and_not_the_runs() -> None:
     manager = HookManager()
     with CloudWatchExporter(emf=stream).attach(manager) as exporter:
         stream.close()
-        tell(manager)
+        emit_run(manager)
     dropped, errors = exporter.counts()
     assert dropped > 20
     assert errors >= 1

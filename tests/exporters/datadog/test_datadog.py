@@ -76,7 +76,7 @@ def sends(agent: Agent, manager: HookManager) -> Iterator[Callable[..., DatadogE
         exporter.close()
 
 
-def tell(manager: HookManager, function: str = "parse", **fields: Any) -> Run:
+def emit_run(manager: HookManager, function: str = "parse", **fields: Any) -> Run:
     """A whole run: two chunks, one failure, a death, and its end."""
     run = Run(manager, function=function, execution_id=f"run of {function}"[:40])
     run.begin(total_items=10)
@@ -98,7 +98,7 @@ def test_every_row_arrives_under_its_name_and_kind(
     """Counts, gauges and distributions, with the labels of the row as tags."""
     manager.register(HookEvent.PRE_EXECUTE, lambda context: 1 / 0)
     exporter = sends()
-    tell(manager)
+    emit_run(manager)
     exporter._dropped += 1
     assert exporter.flush(PATIENCE)
     agent.wait_for(lambda agent: agent.checks)
@@ -116,9 +116,9 @@ def test_the_numbers_are_those_of_the_events(
 ) -> None:
     """Whatever the moments are at which they are sent."""
     exporter = sends()
-    tell(manager)
+    emit_run(manager)
     assert exporter.flush(PATIENCE)
-    tell(manager, elapsed=3.0)
+    emit_run(manager, elapsed=3.0)
     assert exporter.flush(PATIENCE)
     agent.wait_for(lambda agent: len(agent.checks) == 2)
     run = ("function:parse", "executor:process")
@@ -139,7 +139,7 @@ def test_the_numbers_are_those_of_the_events(
     assert exporter.counts() == (0, 0)
 
 
-def test_gauges_tell_of_the_runs_in_progress(
+def test_gauges_are_sums_over_the_runs_in_progress(
     manager: HookManager, agent: Agent, sends: Callable[..., DatadogExporter]
 ) -> None:
     """Sums over executions of a function, and again while nothing happens."""
@@ -167,7 +167,7 @@ def test_gauges_are_renewed_during_a_long_chunk(
     agent: Agent,
     sends: Callable[..., DatadogExporter],
 ) -> None:
-    """An agent forgets a gauge that it is not told again."""
+    """An agent forgets a gauge that is not sent again."""
     monkeypatch.setattr(module, "GAUGE_SECONDS", 0.02)
     monkeypatch.setattr(module, "LINGER_SECONDS", 0.0)
     sends()
@@ -224,7 +224,7 @@ def test_the_numbers_of_a_failed_chunk_arrive(
     merge(share, {**empty_metric("histogram"), "calls": 1, "sum": 5, "min": 5, "max": 5})
     run = Run(manager)
     run.begin()
-    run.tell(
+    run.emit(
         HookEvent.ON_ERROR,
         {"user_metrics": {"size": share}, "failed_items": 1},
         error=ValueError(),
@@ -246,7 +246,7 @@ def test_names_that_break_formats_break_none(
     run = Run(manager, function=NASTY)
     run.begin()
     run.fail(error)
-    run.tell(
+    run.emit(
         HookEvent.ON_ERROR,
         {"failed_items": 1, "exit_code": -9},
         error=error,
@@ -254,8 +254,8 @@ def test_names_that_break_formats_break_none(
         error_traceback=f"```\n{NASTY}%%%|m:x\\n" * 2000,
     )
     run.end("error", error=error, error_message=NASTY)
-    tell(manager, function="ü" * 1000)
-    tell(manager, function="ü" * 1001)
+    emit_run(manager, function="ü" * 1000)
+    emit_run(manager, function="ü" * 1001)
     assert exporter.flush(PATIENCE)
     agent.wait_for(lambda agent: len(agent.checks) == 3)
     assert {tag for each in agent.checks for tag in each.tags if tag.startswith("a_")} == {
@@ -288,7 +288,7 @@ def test_whatever_a_function_and_its_error_are_called(
             run = Run(manager, function=function)
             run.begin()
             run.complete_chunk(3)
-            run.tell(
+            run.emit(
                 HookEvent.ON_ERROR,
                 {"failed_items": 1},
                 error=error,
@@ -314,7 +314,7 @@ def test_an_event_is_cut_to_its_datagram_in_whole_characters(
             with DatadogExporter(host=None if unix else "127.0.0.1", **where).attach(manager):
                 run = Run(manager)
                 run.begin()
-                run.tell(
+                run.emit(
                     HookEvent.ON_ERROR,
                     {"failed_items": 1},
                     error=ValueError("x"),
@@ -341,7 +341,7 @@ def events_of(
     run = Run(manager, execution_id="f" * 32)
     run.begin(total_items=10)
     run.complete_chunk(4)
-    run.tell(
+    run.emit(
         HookEvent.ON_ERROR,
         {"failed_items": 2, "chunk_start": 4},
         error=ValueError("no `number`"),
@@ -349,7 +349,7 @@ def events_of(
         error_traceback="Traceback:\nValueError: no `number`\n",
         total_items=10,
     )
-    run.tell(
+    run.emit(
         HookEvent.ON_ERROR,
         {"failed_items": 1, "exit_code": -9, "item_index": 7},
         error=WorkerDiedError(pid=1, exit_code=-9),
@@ -429,17 +429,17 @@ def test_how_a_run_ended(
     alert: str,
     check: int | None,
 ) -> None:
-    """A run that somebody called off did neither fail nor succeed."""
+    """A cancelled run neither failed nor succeeded."""
     exporter = sends(events=["completed"])
-    tell(manager, status=status)
+    emit_run(manager, status=status)
     assert exporter.flush(PATIENCE)
     agent.wait_for(lambda agent: agent.total("amorsize.executions", f"status:{status}") == 1)
     agent.wait_for(lambda agent: agent.events)
     (event,) = agent.events
     assert (event.title, event.fields["t"]) == (f"parse {said}", alert)
-    told = [(each.name, each.status, each.message) for each in agent.checks]
+    reported = [(each.name, each.status, each.message) for each in agent.checks]
     expected = [("amorsize.execution", check, f"parse: {status}")]
-    assert told == ([] if check is None else expected)
+    assert reported == ([] if check is None else expected)
 
 
 def test_ctrl_c_is_a_warning(
@@ -493,7 +493,7 @@ def test_unix_sockets(tmp_path: Path, manager: HookManager) -> None:
         with Agent(path, stream=stream) as agent:
             with DatadogExporter(socket_path=f"{scheme}{path}").attach(manager) as exporter:
                 for number in range(40):
-                    tell(manager, function=f"f{number}")
+                    emit_run(manager, function=f"f{number}")
                 assert exporter.flush(PATIENCE)
             agent.wait_for(lambda agent: agent.total("amorsize.executions") == 40)
             longest = max(map(len, agent.datagrams))
@@ -507,7 +507,7 @@ def test_unix_sockets(tmp_path: Path, manager: HookManager) -> None:
         {"DD_DOGSTATSD_URL": "udp://127.0.0.1:PORT", "DD_AGENT_HOST": "nowhere.invalid"},
     ],
 )
-def test_the_environment_says_where_the_agent_is(
+def test_the_environment_names_the_agent(
     monkeypatch: pytest.MonkeyPatch, manager: HookManager, agent: Agent, variables: dict[str, str]
 ) -> None:
     """As it does for all of Datadog's libraries; an API key does not matter then."""
@@ -516,11 +516,11 @@ def test_the_environment_says_where_the_agent_is(
         monkeypatch.setenv(name, value.replace("PORT", str(agent.port)))
     with DatadogExporter().attach(manager) as exporter:
         assert repr(exporter) == f"<DatadogExporter (127.0.0.1:{agent.port})>"
-        tell(manager)
+        emit_run(manager)
     agent.wait_for(lambda agent: agent.total("amorsize.executions") == 1)
 
 
-def test_tags_of_the_environment_are_told_once(
+def test_tags_of_the_environment_are_sent_once(
     monkeypatch: pytest.MonkeyPatch,
     manager: HookManager,
     agent: Agent,
@@ -533,7 +533,7 @@ def test_tags_of_the_environment_are_told_once(
     monkeypatch.setenv("DATADOG_TAGS", "a:b,shared:x")
     monkeypatch.setenv("DD_TAGS", "c:d shared:x,team:data")
     exporter = sends(tags=["team:data"])
-    tell(manager)
+    emit_run(manager)
     assert exporter.flush(PATIENCE)
     agent.wait_for(lambda agent: agent.checks and agent.events)
     common = {"env:staging", "service:etl", "version:1.2", "a:b", "c:d", "shared:x", "team:data"}
@@ -548,18 +548,18 @@ def test_the_librarys_own_client_is_left_alone(
     """It belongs to the application."""
     before = dict(vars(datadog.statsd))
     exporter = sends(tags=["a:b"])
-    tell(manager)
+    emit_run(manager)
     exporter.close()
     assert dict(vars(datadog.statsd)) == before
 
 
-def test_a_client_that_is_lent_is_used_as_it_is(manager: HookManager, agent: Agent) -> None:
+def test_a_client_of_the_caller_is_used_as_it_is(manager: HookManager, agent: Agent) -> None:
     """With its own tags and namespace, and it is open afterwards."""
     client = DogStatsd(
         host="127.0.0.1",
         port=agent.port,
         namespace="ours",
-        constant_tags=["lent:yes"],
+        constant_tags=["ours:yes"],
         disable_telemetry=True,
         default_sample_rate=0.01,
     )
@@ -567,20 +567,20 @@ def test_a_client_that_is_lent_is_used_as_it_is(manager: HookManager, agent: Age
         manager
     ) as exporter:
         assert repr(exporter) == "<DatadogExporter (a client that was passed)>"
-        tell(manager)
-    agent.wait_for(lambda agent: agent.total("ours.amorsize.executions", "lent:yes", "a:b") == 1)
+        emit_run(manager)
+    agent.wait_for(lambda agent: agent.total("ours.amorsize.executions", "ours:yes", "a:b") == 1)
     agent.wait_for(lambda agent: agent.events and agent.checks)
     client.increment("still.open", sample_rate=1)
     agent.wait_for(lambda agent: agent.total("ours.still.open") == 1)
     client.stop()
 
 
-def test_what_a_lent_client_drops_is_counted(tmp_path: Path, manager: HookManager) -> None:
+def test_losses_of_a_caller_s_client_are_counted(tmp_path: Path, manager: HookManager) -> None:
     """As far as it counts it itself."""
     client = DogStatsd(socket_path=str(tmp_path / "nothing"), telemetry_min_flush_interval=1000)
     logging.getLogger("datadog.dogstatsd").setLevel(logging.CRITICAL)
     with DatadogExporter(client=client).attach(manager) as exporter:
-        tell(manager)
+        emit_run(manager)
         exporter.flush(PATIENCE)
         assert exporter.counts()[0] == client.packets_dropped > 0
     client.stop()
@@ -599,8 +599,8 @@ def test_a_dead_agent_costs_its_messages_and_nothing_else(
     """All of them are counted, and the log says it once."""
     where: dict[str, Any] = {"socket_path": tmp_path / "no"} if unix else {"port": free_port()}
     exporter = DatadogExporter(**where).attach(manager)
-    tell(manager)
-    tell(manager)
+    emit_run(manager)
+    emit_run(manager)
     exporter.close()
     stats = exporter._sender.stats()
     dropped, errors = exporter.counts()
@@ -629,15 +629,15 @@ def test_an_agent_that_comes_back_misses_nothing(tmp_path: Path, manager: HookMa
     path = tmp_path / "dsd.socket"
     exporter = DatadogExporter(socket_path=path).attach(manager)
     with Agent(path) as agent:
-        tell(manager, function="before")
+        emit_run(manager, function="before")
         assert exporter.flush(PATIENCE)
         agent.wait_for(lambda agent: agent.total("amorsize.executions") == 1)
     path.unlink()
-    tell(manager, function="meanwhile")
+    emit_run(manager, function="meanwhile")
     wait_until(lambda: exporter.flush(0.2) or exporter.counts()[1], "an attempt that failed")
     with Agent(path) as agent:
         assert exporter.flush(PATIENCE)
-        tell(manager, function="after")
+        emit_run(manager, function="after")
         exporter.close()
         agent.wait_for(lambda agent: agent.total("amorsize.executions") == 2)
         assert agent.total("amorsize.items.processed", "function:meanwhile") == 10
@@ -645,12 +645,12 @@ def test_an_agent_that_comes_back_misses_nothing(tmp_path: Path, manager: HookMa
     assert exporter.counts()[0] == 0
 
 
-def test_an_agent_that_hangs_holds_nobody_up(tmp_path: Path, manager: HookManager) -> None:
+def test_an_agent_that_hangs_holds_no_run_up(tmp_path: Path, manager: HookManager) -> None:
     """Its socket is full: all that was for it is counted."""
     path = tmp_path / "dsd.socket"
     with hanging_agent(path):
         exporter = DatadogExporter(socket_path=path).attach(manager)
-        tell(manager)
+        emit_run(manager)
         assert not exporter.flush(0.1)
         exporter.close()
     stats = exporter._sender.stats()
@@ -676,22 +676,22 @@ client = Client()
 exporters = [amorsize.enable_datadog(), amorsize.enable_cloudwatch(client=client)]
 work("before")
 assert all([each.flush(30) for each in exporters])
-told = len(client.processes)
+reported = len(client.processes)
 child = os.fork()
 if child == 0:
     work("child")
     for each in exporters:
         each.flush(0.1)
         each.close()
-    os._exit(len(client.processes) - told)
+    os._exit(len(client.processes) - reported)
 assert os.waitpid(child, 0)[1] == 0
 work("after")
 assert all([each.flush(30) for each in exporters])
-assert set(client.processes) == {os.getpid()} and len(client.processes) > told
+assert set(client.processes) == {os.getpid()} and len(client.processes) > reported
 """
 
 
-def test_a_forked_child_says_nothing(agent: Agent) -> None:
+def test_a_forked_child_sends_nothing(agent: Agent) -> None:
     """Neither of the exporters that send; nor does it end what the parent goes on using."""
     variables = {"DD_AGENT_HOST": "127.0.0.1", "DD_DOGSTATSD_PORT": str(agent.port)}
     done = subprocess.run(
@@ -726,7 +726,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_child_that_imports_the_program_again_says_nothing(agent: Agent, tmp_path: Path) -> None:
+def test_a_child_that_imports_the_program_again_sends_nothing(agent: Agent, tmp_path: Path) -> None:
     """Neither of the exporters that send makes a client there, or sends anything."""
     script = tmp_path / "program.py"
     script.write_text(CHILD)
@@ -752,7 +752,7 @@ def test_nothing_is_left_when_it_is_closed(
     """No thread, no socket."""
     before = set(threading.enumerate())
     exporter = sends()
-    tell(manager)
+    emit_run(manager)
     assert exporter.flush(PATIENCE)
     used = exporter._datagrams._wire.socket  # type: ignore[union-attr]
     exporter.close()
@@ -792,7 +792,9 @@ def test_enabling_twice(agent: Agent) -> None:
             enable_datadog(host="127.0.0.1", port=agent.port, tags=["a"], events=["start"])
 
 
-def test_without_datadog_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_datadog_the_error_names_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """And what it is for."""
     monkeypatch.setitem(sys.modules, "datadog.dogstatsd", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'amorsize\[datadog\]'"):

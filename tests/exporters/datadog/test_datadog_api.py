@@ -19,7 +19,7 @@ from amorsize.hooks import HookEvent, HookManager
 
 from ..backends import dead_port
 from ..events import Run
-from .test_datadog import tell
+from .test_datadog import emit_run
 
 KEY = "hunter2hunter2"
 
@@ -86,7 +86,7 @@ def test_events_and_checks_are_posted(
         api_key=KEY, api_host=datadog.url, tags=["team:data"], events=["error", "completed"]
     )
     with exporter.attach(manager):
-        tell(manager)
+        emit_run(manager)
         assert exporter.flush(PATIENCE)
     tags = ["function:parse", "executor:process", "team:data", "a:b", "env:staging"]  # each once
     assert [post[:3] for post in datadog.posts] == [
@@ -116,13 +116,13 @@ def test_events_and_checks_are_posted(
     assert exporter.counts() == (0, 0)
 
 
-def test_a_text_is_cut_to_what_the_api_shows(manager: HookManager, datadog: Datadog) -> None:
+def test_a_text_is_cut_to_the_limit_of_the_api(manager: HookManager, datadog: Datadog) -> None:
     """In characters."""
     with DatadogExporter(api_key=KEY, api_host=datadog.url).attach(manager):
         run = Run(manager)
         run.begin()
         error = ValueError("é" * 9000)
-        run.tell(HookEvent.ON_ERROR, error=error, error_traceback="👍" * 9000 + "end")
+        run.emit(HookEvent.ON_ERROR, error=error, error_traceback="👍" * 9000 + "end")
         run.end("error", error=error)
     text = datadog.posts[0][3]["text"]
     assert len(text) == 4000
@@ -140,7 +140,7 @@ def test_the_key_and_the_site_may_come_from_the_environment(
         assert repr(exporter) == "<DatadogExporter (https://api.datadoghq.eu)>"
     assert "Datadog gets events and service checks, and no metrics" in caplog.text
     with DatadogExporter(api_host=datadog.url).attach(manager):
-        tell(manager, status="error")
+        emit_run(manager, status="error")
     assert [post[1] for post in datadog.posts] == [KEY, KEY]
 
 
@@ -148,7 +148,7 @@ def test_an_answer_that_may_pass_is_tried_again(manager: HookManager, datadog: D
     """And nothing is posted twice."""
     datadog.statuses = [503, 429]
     with DatadogExporter(api_key=KEY, api_host=datadog.url).attach(manager) as exporter:
-        tell(manager)
+        emit_run(manager)
         for _ in range(2):
             assert datadog.answered.acquire(timeout=PATIENCE)
             exporter._sender.nudge()
@@ -158,14 +158,14 @@ def test_an_answer_that_may_pass_is_tried_again(manager: HookManager, datadog: D
 
 
 @pytest.mark.parametrize("status", [403, 302])
-def test_a_refusal_is_counted_and_the_key_is_not_told(
+def test_a_refusal_is_counted_and_the_key_is_not_shown(
     manager: HookManager, datadog: Datadog, caplog: pytest.LogCaptureFixture, status: int
 ) -> None:
-    """Neither to the log nor, by a redirection, to somebody else."""
+    """Neither in the log nor, by a redirection, to another host."""
     caplog.set_level(logging.DEBUG)
     datadog.statuses = [status, status]
     with DatadogExporter(api_key=KEY, api_host=datadog.url).attach(manager) as exporter:
-        tell(manager)
+        emit_run(manager)
         assert not exporter.flush(PATIENCE)
         assert exporter.counts() == (2, 2)
         assert f"RefusedError: Datadog answered {status}" in caplog.text
@@ -174,7 +174,7 @@ def test_a_refusal_is_counted_and_the_key_is_not_told(
     assert {post[0] for post in datadog.posts} == {"/api/v1/events", "/api/v1/check_run"}
 
 
-def test_a_dead_api_costs_what_it_was_to_get(
+def test_a_dead_api_loses_the_messages_and_nothing_else(
     manager: HookManager, caplog: pytest.LogCaptureFixture
 ) -> None:
     """All of it is counted."""
@@ -182,7 +182,7 @@ def test_a_dead_api_costs_what_it_was_to_get(
     with dead_port() as port:
         url = f"http://127.0.0.1:{port}"
         exporter = DatadogExporter(api_key=KEY, api_host=url).attach(manager)
-        tell(manager)
+        emit_run(manager)
         exporter.close()
     dropped, errors = exporter.counts()
     assert dropped == 2
@@ -212,7 +212,7 @@ def test_a_wrong_setting_is_refused(
     assert KEY not in str(refused.value)
 
 
-def test_enabling_twice_with_another_key_does_not_tell_either() -> None:
+def test_enabling_twice_with_another_key_shows_neither() -> None:
     """The message names the setting."""
     with (
         enable_datadog(api_key=KEY, api_host="http://127.0.0.1:9"),

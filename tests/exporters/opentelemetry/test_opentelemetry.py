@@ -188,14 +188,14 @@ def test_attributes_of_the_plan(traces: Traces, mode: str) -> None:
 
 
 def test_attributes_of_a_chunk(traces: Traces, mode: str) -> None:
-    """As the events say, and who ran it."""
+    """As in the events, with its worker."""
     traces.execute(abs, range(5), executor=mode)
     starts = {c.worker_id: c for c in traces.recorder.of(HookEvent.ON_WORKER_START)}
-    told = sorted(
+    reported = sorted(
         traces.recorder.of(HookEvent.ON_CHUNK_COMPLETE), key=lambda event: event.chunk_id or 0
     )
     assert len(traces.chunks) == 3
-    for chunk, event in zip(traces.chunks, told, strict=True):
+    for chunk, event in zip(traces.chunks, reported, strict=True):
         worker = starts[event.worker_id].metadata
         assert attributes(chunk) == {
             "amorsize.execution.id": event.metadata["execution_id"],
@@ -269,14 +269,14 @@ def test_each_execution_has_a_trace_of_its_own_without_a_caller(traces: Traces, 
 def test_corrections_of_the_chunk_size_are_events(traces: Traces) -> None:
     """With the size that was corrected to, as ON_CHUNK_COMPLETE has it."""
     traces.execute(abs, range(3000), executor="serial", chunksize=None)
-    told = [
+    reported = [
         event.metadata["corrected_chunksize"]
         for event in traces.recorder.of(HookEvent.ON_CHUNK_COMPLETE)
         if "corrected_chunksize" in event.metadata
     ]
     found = traces.events(traces.execution, "chunksize corrected")
     assert found
-    assert found == [{"amorsize.chunksize": size} for size in told]
+    assert found == [{"amorsize.chunksize": size} for size in reported]
 
 
 def test_an_empty_input_has_an_execution_without_chunks(traces: Traces, mode: str) -> None:
@@ -333,7 +333,7 @@ def test_a_failure_is_on_its_chunk_and_on_the_execution(
 def test_with_return_exceptions_only_the_chunk_fails(
     traces: Traces, mode: str, api: str, position: int
 ) -> None:
-    """One span for it, though ON_ERROR and ON_CHUNK_COMPLETE both tell of it."""
+    """One span for it, though ON_ERROR and ON_CHUNK_COMPLETE both report it."""
     run(traces, api, fail_at(position), range(8), executor=mode, return_exceptions=True)
     traces.check()
     assert len(traces.chunks) == 4
@@ -374,7 +374,7 @@ def test_an_input_that_raises_fails_the_execution_alone(
 
 @pytest.mark.parametrize("return_exceptions", [True, False])
 def test_an_item_that_does_not_pickle(traces: Traces, return_exceptions: bool) -> None:
-    """Its chunk never left, and has a span that says why."""
+    """Its chunk was never sent, and its span holds the reason."""
     data = [1, 2, threading.Lock(), 4]
     options: dict[str, Any] = {"executor": "process", "return_exceptions": return_exceptions}
     try:
@@ -392,7 +392,7 @@ def test_an_item_that_does_not_pickle(traces: Traces, return_exceptions: bool) -
 
 @pytest.mark.parametrize("return_exceptions", [True, False])
 def test_a_result_that_does_not_pickle(traces: Traces, return_exceptions: bool) -> None:
-    """What the function opened comes home nevertheless."""
+    """The function's spans are sent back nevertheless."""
     tracer = traces.user
 
     def work(x: int) -> Any:
@@ -442,8 +442,8 @@ def test_a_worker_that_dies_leaves_the_span_of_its_chunk(
     assert abs((failed.start_time or 0) / 1e9 - event.metadata["dispatched_at"]) < 1e-3
     execution = traces.execution
     assert_failed(execution, "WorkerDiedError", str(died.value), "WorkerDiedError")
-    (told,) = traces.events(execution, "worker died")
-    assert told == {
+    (reported,) = traces.events(execution, "worker died")
+    assert reported == {
         "amorsize.chunk.id": attribute(failed, "amorsize.chunk.id"),
         "exception.message": str(died.value),
     }
@@ -465,7 +465,7 @@ def test_a_worker_that_dies_leaves_the_span_of_its_chunk(
 
 
 def test_deaths_with_return_exceptions(traces: Traces) -> None:
-    """Every attempt has a span, and those of the second say of what they are a repetition."""
+    """Every attempt has a span, and those of the second refer to the first."""
     results = traces.execute(killed_at_four, range(8), executor="process", return_exceptions=True)
     assert [type(result).__name__ for result in results].count("WorkerDiedError") == 1
     traces.check()
@@ -480,7 +480,7 @@ def test_deaths_with_return_exceptions(traces: Traces) -> None:
 
 
 def test_spans_of_chunks_before_a_death_are_not_lost(traces: Traces) -> None:
-    """They came home with their chunks."""
+    """They were sent back with their chunks."""
     tracer = traces.user
 
     def work(x: int) -> None:
@@ -539,13 +539,13 @@ def test_a_time_limit_of_the_execution(traces: Traces, mode: str) -> None:
     execution = traces.execution
     assert attribute(execution, "amorsize.status") == "timeout"
     assert_failed(execution, "ExecutionTimeoutError", str(late.value), "ExecutionTimeoutError")
-    (told,) = traces.events(execution, "execution timed out")
-    assert told["exception.type"] == "ExecutionTimeoutError"
+    (reported,) = traces.events(execution, "execution timed out")
+    assert reported["exception.type"] == "ExecutionTimeoutError"
     assert {chunk.status.status_code for chunk in traces.chunks} <= {StatusCode.UNSET}
 
 
 def test_a_stream_that_is_closed_early(traces: Traces, mode: str) -> None:
-    """Nothing is wrong with an execution that somebody cancels."""
+    """A cancelled execution has not failed."""
     stream = traces.stream(abs, iter(int, 1), executor=mode)
     assert next(stream) == 0
     stream.close()
@@ -555,13 +555,13 @@ def test_a_stream_that_is_closed_early(traces: Traces, mode: str) -> None:
     assert attribute(execution, "amorsize.status") == "cancelled"
     assert execution.status.status_code is StatusCode.UNSET
     assert attribute(execution, "error.type") == "ExecutionCancelledError"
-    (told,) = traces.events(execution, "execution cancelled")
-    assert told["exception.type"] == "ExecutionCancelledError"
+    (reported,) = traces.events(execution, "execution cancelled")
+    assert reported["exception.type"] == "ExecutionCancelledError"
     assert traces.events(execution, "exception") == []
 
 
 def test_a_stream_that_waits_for_its_input_is_closed(traces: Traces) -> None:
-    """The end is told by the consumer's thread, and the span ends with it."""
+    """The consumer's thread emits the end, and the span ends with it."""
     blocked = threading.Event()
 
     def source() -> Iterator[int]:
@@ -601,14 +601,14 @@ def test_an_interrupt_during_the_sample(traces: Traces) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         traces.execute(interrupt, range(8), n_jobs=None, chunksize=None)
-    told = traces.recorder.of(HookEvent.POST_EXECUTE)
-    assert len([span for span in traces.spans if span.name.startswith("execute")]) == len(told)
+    reported = traces.recorder.of(HookEvent.POST_EXECUTE)
+    assert len([span for span in traces.spans if span.name.startswith("execute")]) == len(reported)
     assert traces.exporter._executions is not None
     assert traces.exporter._executions._traces == {}
 
 
-def test_a_run_whose_plan_fails_leaves_nothing_behind(traces: Traces) -> None:
-    """It tells no event, and has no span."""
+def test_a_run_whose_plan_fails_leaves_no_span_open(traces: Traces) -> None:
+    """It emits no event, and has no span."""
 
     class Broken:
         def __iter__(self) -> Iterator[int]:
@@ -644,7 +644,7 @@ def test_chunks_in_progress_when_an_execution_ends_are_no_orphans(traces: Traces
 # --- what the function does to its chunk's span, and spans of its own ----
 
 
-def test_what_the_function_puts_on_the_current_span_is_on_its_chunk(
+def test_attributes_that_the_function_sets_on_the_current_span_are_on_its_chunk(
     traces: Traces, mode: str
 ) -> None:
     """Attributes, events, exceptions and a status."""
@@ -675,7 +675,7 @@ def test_what_the_function_puts_on_the_current_span_is_on_its_chunk(
 
 
 def test_a_failure_prevails_over_the_functions_status(traces: Traces, mode: str) -> None:
-    """The exception ends the chunk, whatever was said before."""
+    """The exception decides on the status of the chunk."""
 
     def work(x: int) -> None:
         trace.get_current_span().set_status(StatusCode.OK)
@@ -796,7 +796,7 @@ def test_runs_inside_of_the_function_belong_to_the_trace(
     assert len({span.context.trace_id for span in spans}) == 1
     leaves = [span for span in spans if span.name == "leaf"]
     assert len(leaves) == 4
-    if mode == "process":  # there is nobody to tell of the inner runs
+    if mode == "process":  # no exporter observes the inner runs
         outer = {chunk.context.span_id for chunk in traces.named("chunk")}
         assert {parent_id(span) for span in leaves} == outer
     else:
@@ -821,7 +821,7 @@ def test_spans_that_end_after_their_chunk_ride_with_the_next(traces: Traces) -> 
         assert parent_id(span) == chunks[x].context.span_id
 
 
-def test_spans_of_a_run_that_nobody_traces_do_not_come_home_with_another(traces: Traces) -> None:
+def test_spans_of_an_untraced_run_are_not_sent_back_with_another(traces: Traces) -> None:
     """Workers stay warm between the two."""
     tracer = traces.user
 
@@ -841,7 +841,7 @@ def test_spans_of_a_run_that_nobody_traces_do_not_come_home_with_another(traces:
 
 @pytest.mark.parametrize("spans_a_chunk", [256, 300])
 def test_user_spans_of_a_chunk_are_bounded_and_counted(traces: Traces, spans_a_chunk: int) -> None:
-    """Those that ended first come home."""
+    """Those that ended first are sent back."""
     tracer = traces.user
 
     def work(x: int) -> None:
@@ -875,10 +875,10 @@ def test_without_instrumented_workers_the_context_alone_crosses(
     assert len(traces.named("work")) == (0 if mode == "process" else 1)
 
 
-# --- what the events tell of it ----
+# --- the trace in events ----
 
 
-def test_events_of_chunks_tell_what_came_home(traces: Traces, mode: str) -> None:
+def test_events_of_chunks_hold_the_spans_that_were_sent_back(traces: Traces, mode: str) -> None:
     """Once a chunk, in the metadata of whichever event ends it."""
     tracer = traces.user
 
@@ -905,8 +905,8 @@ def test_events_of_chunks_tell_what_came_home(traces: Traces, mode: str) -> None
         assert "chunk_completes" not in event.metadata
 
 
-def test_an_error_says_whether_its_chunk_completes(traces: Traces, mode: str) -> None:
-    """What came home is told once, with the chunk's results."""
+def test_an_error_holds_whether_its_chunk_completes(traces: Traces, mode: str) -> None:
+    """Returned spans are reported once, with the chunk's results."""
     traces.execute(fail_at(1), range(4), executor=mode, return_exceptions=True)
     (error,) = traces.recorder.of(HookEvent.ON_ERROR)
     assert error.metadata["chunk_completes"] is True
@@ -915,7 +915,7 @@ def test_an_error_says_whether_its_chunk_completes(traces: Traces, mode: str) ->
     assert error.chunk_id in completed
 
 
-def test_an_error_whose_chunk_is_lost_does_not_say_that_it_completes(traces: Traces) -> None:
+def test_an_error_whose_chunk_is_lost_does_not_claim_that_it_completes(traces: Traces) -> None:
     """A death has no ON_CHUNK_COMPLETE of that chunk."""
     traces.execute(exit_at_four, range(8), executor="process", return_exceptions=True)
     deaths = traces.recorder.of(HookEvent.ON_ERROR)
@@ -929,7 +929,7 @@ def test_an_error_whose_chunk_is_lost_does_not_say_that_it_completes(traces: Tra
         }
 
 
-def test_the_plan_and_the_execution_tell_the_executions_ids(traces: Traces, mode: str) -> None:
+def test_the_plan_and_the_execution_have_the_execution_s_ids(traces: Traces, mode: str) -> None:
     """Those of the span that was exported."""
     traces.execute(abs, range(4), executor=mode)
     execution = traces.execution.context
@@ -970,10 +970,10 @@ def test_hooks_see_the_callers_span(traces: Traces, mode: str, api: str) -> None
 # --- sampling ----
 
 
-def test_what_is_not_sampled_costs_and_exports_nothing(
+def test_an_unsampled_execution_costs_and_exports_nothing(
     make: Callable[..., Traces], mode: str
 ) -> None:
-    """Results are right, events have no ids, and nothing comes home."""
+    """Results are right, events have no ids, and no span is sent back."""
     traces = make(sampler=ALWAYS_OFF)
     tracer = traces.user
 
@@ -1165,7 +1165,7 @@ def test_a_provider_that_hides_its_ids_makes_the_same_tree(
 
 
 def test_limits_of_the_provider_apply(make: Callable[..., Traces], mode: str) -> None:
-    """To our spans, and to those that come home."""
+    """To amorsize's spans, and to those of workers."""
     limits = SpanLimits(max_span_attributes=3, max_attribute_length=4, max_events=1)
     traces = make(limits=limits)
     tracer = traces.user
@@ -1203,7 +1203,7 @@ class Failing(SpanProcessor):
 def test_a_failing_span_processor_fails_no_run(
     traces: Traces, mode: str, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is said in the log; whatever else can be told is told."""
+    """It is logged; everything else is reported."""
     traces.provider.add_span_processor(Failing(name))
     assert traces.execute(abs, range(-4, 0), executor=mode) == [4, 3, 2, 1]
     assert traces.recorder.events[-1] is HookEvent.POST_EXECUTE
@@ -1221,7 +1221,7 @@ class BrokenProvider(trace.TracerProvider):
 def test_a_broken_provider_fails_no_run(
     hooks: HookManager, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is said once."""
+    """It is logged once."""
     with OpenTelemetryExporter(tracer_provider=BrokenProvider(), metrics=False).attach(hooks):
         for _ in range(2):
             assert amorsize.execute(abs, [-1], executor="serial", hooks=hooks) == [1]
@@ -1331,7 +1331,7 @@ def test_closing_ends_the_spans_of_executions_in_progress(traces: Traces) -> Non
 
 
 def test_two_exporters_make_one_trace(traces: Traces, make: Callable[..., Traces]) -> None:
-    """The first is asked; the second has nothing to tell."""
+    """The first is asked; the second has no data."""
     other = make()
     other.exporter.attach(traces.hooks)
     traces.execute(abs, range(4), executor="serial")
@@ -1483,7 +1483,7 @@ def test_spans_in_this_process_are_all_there_where_the_budget_has_room(mode: str
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork()")
-def test_a_forked_child_tells_nothing() -> None:
+def test_a_forked_child_reports_nothing() -> None:
     """It runs, and its spans would otherwise be the parent's a second time."""
     said = run_program(
         """

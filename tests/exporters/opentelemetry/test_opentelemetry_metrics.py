@@ -103,7 +103,7 @@ def values(metric: Any) -> dict[Key, float]:
 
 
 def of_row(row: Metric, series: series.Series) -> dict[Key, Any]:
-    """What the totals of the same events say of a row."""
+    """The totals of the same events for a row."""
     found = series.get(row, {})
     return {
         frozenset(zip((ATTRIBUTES[label] for label in row.labels), labels, strict=True)): value
@@ -118,7 +118,7 @@ def work(x: int) -> int:
 
 
 def run_all(metered: Metered, mode: str) -> None:
-    """Runs of all sorts: every row has something to tell."""
+    """Runs of all sorts: every row has a value."""
     options: dict[str, Any] = {"executor": mode, "n_jobs": 2, "chunksize": 2}
     amorsize.execute(abs, range(10), hooks=metered.hooks, **options)
     amorsize.execute(work, range(10), return_exceptions=True, hooks=metered.hooks, **options)
@@ -202,7 +202,7 @@ def test_attributes_have_the_names_of_the_conventions(metered: Metered) -> None:
 
 
 def test_gauges_of_executions_in_progress(metered: Metered, mode: str) -> None:
-    """They say what goes on while it does, and nought afterwards."""
+    """They count the executions in progress, and are 0 afterwards."""
     seen: list[dict[str, Any]] = []
     metered.hooks.register(HookEvent.ON_CHUNK_COMPLETE, lambda event: seen.append(metered.read()))
     amorsize.execute(abs, range(6), executor=mode, n_jobs=2, chunksize=2, hooks=metered.hooks)
@@ -243,7 +243,7 @@ def test_one_reading_is_of_one_moment(hooks: HookManager) -> None:
     provider.shutdown()
 
 
-def test_what_is_read_by_the_interval_adds_up(make: Callable[..., Metered], mode: str) -> None:
+def test_readings_of_the_interval_add_up(make: Callable[..., Metered], mode: str) -> None:
     """Delta temporality: the shares of all readings together are the totals."""
     metered = make(temporality=DELTA)
     counters = (metrics.EXECUTIONS, metrics.ITEMS_PROCESSED, metrics.ERRORS)
@@ -263,7 +263,7 @@ def test_what_is_read_by_the_interval_adds_up(make: Callable[..., Metered], mode
     assert chunks == sum(sum(each.counts) for each in series[metrics.CHUNK_DURATION].values())
 
 
-def test_after_close_nothing_more_is_told(metered: Metered) -> None:
+def test_after_close_nothing_more_is_reported(metered: Metered) -> None:
     """Counters and gauges are not asked for; durations are not recorded."""
     run_all(metered, "serial")
     before = metered.read()
@@ -278,7 +278,7 @@ def test_after_close_nothing_more_is_told(metered: Metered) -> None:
         )
 
 
-def test_an_exporter_that_is_enabled_anew_tells_all_rows(metered: Metered) -> None:
+def test_an_exporter_that_is_enabled_again_reports_all_rows(metered: Metered) -> None:
     """Instruments cannot be taken back: it goes on with those of the one that was closed."""
 
     def count_up(x: int) -> int:
@@ -288,15 +288,15 @@ def test_an_exporter_that_is_enabled_anew_tells_all_rows(metered: Metered) -> No
     for runs in (1, 2):
         amorsize.execute(count_up, range(4), executor="serial", hooks=metered.hooks)
         rows = metered.read()
-        told = {metric.dotted for metric in METRICS} & set(rows)
+        reported = {metric.dotted for metric in METRICS} & set(rows)
         if runs == 1:
-            first = told
+            first = reported
             metered.exporter.close()
             metered.exporter = OpenTelemetryExporter(
                 meter_provider=metered.provider, traces=False
             ).attach(metered.hooks)
-    assert "amorsize.items.processed" in told
-    assert told == first
+    assert "amorsize.items.processed" in reported
+    assert reported == first
     assert [point.value for point in rows["amorsize.items.processed"].data.data_points] == [4]
     assert [point.value for point in rows["amorsize.user.widgets"].data.data_points] == [4]
 
@@ -309,21 +309,21 @@ def test_metrics_can_be_left_out(make: Callable[..., Metered]) -> None:
 
 
 def test_exemplars_point_to_the_span_of_the_chunk(make: Callable[..., Metered], mode: str) -> None:
-    """And those of executions to the execution's: the ids that the events tell."""
+    """And those of executions to the execution's: the ids of the events."""
     metered = make(
         traces=True, tracer_provider=TracerProvider(shutdown_on_exit=False), max_chunk_spans=1000
     )
     recorder = RecordingHook().attach(metered.hooks)
     amorsize.execute(abs, range(6), executor=mode, n_jobs=2, chunksize=2, hooks=metered.hooks)
     found = metered.read()
-    told = {
+    reported = {
         (context.metadata["trace_id"], context.metadata["span_id"])
         for context in recorder.of(HookEvent.ON_CHUNK_COMPLETE)
     }
     for name in ("amorsize.chunk.duration", "amorsize.chunk.queue"):
         exemplars = [each for p in found[name].data.data_points for each in p.exemplars]
         assert exemplars
-        assert {(f"{each.trace_id:032x}", f"{each.span_id:016x}") for each in exemplars} <= told
+        assert {(f"{each.trace_id:032x}", f"{each.span_id:016x}") for each in exemplars} <= reported
     (post,) = recorder.of(HookEvent.POST_EXECUTE)
     for name in ("amorsize.execution.duration", "amorsize.planning.duration"):
         (exemplar,) = [each for p in found[name].data.data_points for each in p.exemplars]
@@ -331,7 +331,7 @@ def test_exemplars_point_to_the_span_of_the_chunk(make: Callable[..., Metered], 
         assert f"{exemplar.span_id:016x}" == post.metadata["span_id"]
 
 
-def test_what_is_not_sampled_has_no_exemplars(make: Callable[..., Metered]) -> None:
+def test_an_unsampled_execution_has_no_exemplars(make: Callable[..., Metered]) -> None:
     """They would point to nothing."""
     provider = TracerProvider(sampler=ALWAYS_OFF, shutdown_on_exit=False)
     metered = make(traces=True, tracer_provider=provider)
@@ -466,9 +466,9 @@ if pid == 0:
     code = 1
     try:
         amorsize.execute(abs, [1, 2], executor="serial")
-        told = read()
-        code = 2 if "amorsize.items.processed" in told else 3
-        counted = sum(point.count for point in told["amorsize.chunk.duration"])
+        reported = read()
+        code = 2 if "amorsize.items.processed" in reported else 3
+        counted = sum(point.count for point in reported["amorsize.chunk.duration"])
         if code == 3:
             code = 0 if counted == chunks else 4
     finally:
@@ -478,7 +478,7 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork()")
-def test_a_forked_child_tells_no_totals_of_its_parent() -> None:
+def test_a_forked_child_reports_no_totals_of_its_parent() -> None:
     """It would report them a second time. What the SDK adds up itself stays as it was."""
     done = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

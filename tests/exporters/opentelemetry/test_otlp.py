@@ -1,4 +1,4 @@
-"""Providers of our own: what the ``OTEL_*`` variables say, and how what they make leaves."""
+"""amorsize's providers: the ``OTEL_*`` variables, and the delivery of spans and readings."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Broken:
 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Stand in for installed exporters; says which were looked up."""
+    """Replace installed exporters; record which were looked up."""
     asked: list[tuple[str, str]] = []
     Spans.made, Metrics.made = [], []
     known = {
@@ -152,14 +152,14 @@ def names(found: list[tuple[str, str]]) -> list[str]:
         ({"OTEL_TRACES_EXPORTER": "mine,none"}, ["mine"]),
     ],
 )
-def test_variables_say_which_exporters_are_used(
+def test_variables_name_the_exporters(
     monkeypatch: pytest.MonkeyPatch,
     found: list[tuple[str, str]],
     exporter: Exporter,
     variables: dict[str, str],
     expected: list[str],
 ) -> None:
-    """OTLP over HTTP where they say nothing, as the specification has it."""
+    """OTLP over HTTP by default, as in the specification."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     own = OwnTracing(exporter.new_sender)
@@ -347,13 +347,13 @@ def test_a_sampler_of_the_variables_applies(
     assert Spans.made[0].batches == []
 
 
-def test_a_failure_is_tried_again_counted_and_said_once(
+def test_a_failure_is_tried_again_counted_and_logged_once(
     monkeypatch: pytest.MonkeyPatch,
     found: list[tuple[str, str]],
     exporter: Exporter,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """With the words of the library, which is not heard by itself."""
+    """With the library's message, which is not logged by itself."""
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "0")
     own = OwnTracing(exporter.new_sender)
     (kept,) = Spans.made
@@ -367,7 +367,7 @@ def test_a_failure_is_tried_again_counted_and_said_once(
     assert {record.name for record in caplog.records} == {"amorsize.exporters.sender"}
 
 
-def test_libraries_are_still_heard_on_other_threads(
+def test_libraries_still_log_on_other_threads(
     found: list[tuple[str, str]], exporter: Exporter, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The application may use the same exporter itself."""
@@ -486,7 +486,7 @@ def test_one_line_is_enough(receiver: Receiver) -> None:
     assert {headers["api-key"] for headers in receiver.headers} == {"secret"}
 
 
-def test_a_wrong_variable_is_said_once_and_the_run_goes_on() -> None:
+def test_a_wrong_variable_is_logged_once_and_the_run_goes_on() -> None:
     """It is looked at by the first execution, which must not fail for it."""
     done = run_program(
         """
@@ -518,7 +518,7 @@ def test_a_wrong_variable_of_one_signal_leaves_the_other_alone() -> None:
     assert "amorsize.items.processed" in done.stdout
 
 
-def test_nothing_is_sent_that_nobody_asked_for() -> None:
+def test_no_signal_is_sent_unasked() -> None:
     """With both exporters none, everything runs and no thread of the SDK starts."""
     done = run_program(
         """

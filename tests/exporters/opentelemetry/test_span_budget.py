@@ -115,7 +115,7 @@ def test_half_of_the_places_are_live(most: int, live: int) -> None:
     assert SpanBudget(most).live == live
 
 
-def test_what_is_live_is_released_at_once() -> None:
+def test_a_live_chunk_is_released_at_once() -> None:
     """And what failed, while places are left."""
     budget = SpanBudget(4)
     assert budget.admit(chunk(0, 5), live=True)

@@ -189,7 +189,7 @@ def test_the_status_that_the_function_set(
     assert (span.status.status_code, span.status.description) == (code, description)
 
 
-def test_a_chunk_lasts_as_long_as_what_happens_in_it() -> None:
+def test_a_chunk_lasts_as_long_as_its_spans() -> None:
     """Spans of other traces do not count, nor do those of earlier chunks that ended late."""
     written = Written()
     own = chunk_span_id(0x77, 0)
@@ -210,7 +210,7 @@ def test_a_chunk_lasts_as_long_as_what_happens_in_it() -> None:
 
 
 @pytest.mark.parametrize("hidden", [False, True])
-def test_the_tree_is_right_whoever_gives_the_ids(hidden: bool) -> None:
+def test_the_tree_is_right_with_either_source_of_ids(hidden: bool) -> None:
     """Also where children end, and are listed, before their parents."""
     written = Written(hidden=hidden)
     assert written.writer.exact is not hidden

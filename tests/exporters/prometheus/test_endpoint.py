@@ -39,7 +39,7 @@ def basic(user: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
 
 
-def test_healthy_says_so(exporter: PrometheusExporter) -> None:
+def test_healthy_is_answered(exporter: PrometheusExporter) -> None:
     """Without the work of a scrape."""
     status, _, body = get(exporter.url.replace("/metrics", "/-/healthy"))
     assert (status, body) == (200, b"Healthy\n")
@@ -48,7 +48,7 @@ def test_healthy_says_so(exporter: PrometheusExporter) -> None:
 @pytest.mark.parametrize(
     "accept", ["gzip", "deflate, GZIP;q=0.5", "gzip;q=0", "identity", "gzipped"]
 )
-def test_the_page_is_compressed_for_those_who_take_it(
+def test_the_page_is_compressed_for_clients_that_accept_gzip(
     exporter: PrometheusExporter, accept: str
 ) -> None:
     """Prometheus does."""
@@ -147,13 +147,13 @@ def test_the_asgi_app_answers(mounted: PrometheusExporter) -> None:
 
 
 def test_the_asgi_app_stands_alone_under_a_server(mounted: PrometheusExporter) -> None:
-    """Servers tell it when they start and stop; other protocols are not for it."""
+    """Servers announce their start and stop; other protocols are refused."""
     app = mounted.asgi_app()
-    told = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+    reported = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
     sent: list[str] = []
 
     async def receive() -> Any:
-        return next(told)
+        return next(reported)
 
     async def send(message: Any) -> None:
         sent.append(message["type"])
@@ -165,7 +165,7 @@ def test_the_asgi_app_stands_alone_under_a_server(mounted: PrometheusExporter) -
 
 
 def test_a_page_that_fails_is_a_500() -> None:
-    """The failure is told on, and the body says nothing of it."""
+    """The failure is logged and counted, and the body does not describe it."""
     failures: list[bool] = []
 
     def render(accept: str, names: Any) -> tuple[str, bytes]:

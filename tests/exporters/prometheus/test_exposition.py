@@ -48,7 +48,7 @@ def families(text: str, parse: Any) -> dict[str, Any]:
     ],
     ids=["text", "openmetrics"],
 )
-def test_the_page_says_what_prometheus_client_says(manager, accept, library, parse) -> None:
+def test_the_page_is_that_of_prometheus_client(manager, accept, library, parse) -> None:
     """Name for name, label for label, number for number, in both formats."""
     registry = prometheus_client.CollectorRegistry()
     with PrometheusExporter(port=0, registry=registry).attach(manager) as exporter:
@@ -71,7 +71,7 @@ def test_numbers_are_written_as_prometheus_reads_them() -> None:
     assert [number_text(-float("inf")), number_text(float("nan"))] == ["-Inf", "NaN"]
 
 
-def test_exemplars_stand_behind_their_bucket_in_openmetrics_alone() -> None:
+def test_exemplars_follow_their_bucket_in_openmetrics_alone() -> None:
     """The plain format has no place for them."""
     histogram = Histogram(len(CHUNK_DURATION.buckets))
     histogram.counts[2] = 4
@@ -118,9 +118,9 @@ def test_memory_stays_flat_over_a_million_chunks() -> None:
         },
     )
     with PrometheusExporter(listen=False).attach(HookManager()) as exporter:
-        tell = exporter.on_chunk_complete
+        complete_chunk = exporter.on_chunk_complete
         for _ in itertools.repeat(None, 500_000):
-            tell(context)
+            complete_chunk(context)
         exporter._page.render()
         tracemalloc.start()
         try:
@@ -128,10 +128,10 @@ def test_memory_stays_flat_over_a_million_chunks() -> None:
             before = tracemalloc.get_traced_memory()[0]
             tracemalloc.stop()  # it makes everything many times slower
             for _ in itertools.repeat(None, 400_000):
-                tell(context)
+                complete_chunk(context)
             tracemalloc.start()
             for _ in itertools.repeat(None, 100_000):
-                tell(context)
+                complete_chunk(context)
             exporter._page.render()
             after = tracemalloc.get_traced_memory()[0]
         finally:

@@ -56,9 +56,7 @@ def test_an_entry_lives_as_long_as_the_exporter(tmp_path: Path) -> None:
     assert entries(tmp_path) == []
 
 
-def test_an_entry_says_https_where_that_is_spoken(
-    tmp_path: Path, certificates: Certificates
-) -> None:
+def test_an_entry_has_the_scheme_https_with_tls(tmp_path: Path, certificates: Certificates) -> None:
     """Prometheus reads the scheme from it."""
     with PrometheusExporter(port=0, file_sd=tmp_path, certfile=certificates.server):
         ((group,),) = entries(tmp_path)

@@ -40,7 +40,7 @@ def scrape(port: int, context: ssl.SSLContext) -> bytes:
 def secure(
     manager: HookManager, certificates: Certificates, capfd: Any
 ) -> Iterator[PrometheusExporter]:
-    """Survives whatever the test does, without a word on the terminal."""
+    """Survives the test, and prints nothing."""
     with PrometheusExporter(port=0, certfile=certificates.server).attach(manager) as exporter:
         yield exporter
         Run(manager).begin()
@@ -131,7 +131,7 @@ def test_client_certificates(certificates: Certificates, required: bool | None) 
     ) as exporter:
         page = scrape(exporter.port, certificates.client_context(certificates.client))
         assert b"amorsize_build_info" in page
-        # TLS 1.3 tells a client of its refusal only when it reads; it may see a reset, too.
+        # With TLS 1.3 a client sees its refusal only when it reads; it may see a reset, too.
         with pytest.raises((OSError, http.client.HTTPException)):
             scrape(exporter.port, certificates.client_context(certificates.stranger))
         if required is False:
@@ -151,7 +151,7 @@ def test_close_beside_a_silent_tls_client_frees_the_port(certificates: Certifica
     PrometheusExporter(port=exporter.port).close()
 
 
-def test_a_key_with_a_password_is_refused_and_nobody_is_asked(
+def test_a_key_with_a_password_is_refused_without_a_prompt(
     tmp_path: Path, certificates: Certificates
 ) -> None:
     """OpenSSL would ask on the terminal."""
@@ -219,7 +219,7 @@ def test_settings_of_listening_need_something_that_listens() -> None:
         PrometheusExporter(listen=False, user="me", password="hunter2")
 
 
-def test_a_port_of_another_process_is_told_with_its_name() -> None:
+def test_a_port_of_another_process_is_reported_with_its_name() -> None:
     """And not with its command line, which may hold secrets."""
     script = (
         "import socket, sys\n"
@@ -242,7 +242,7 @@ def test_a_port_of_another_process_is_told_with_its_name() -> None:
         holder.communicate()
 
 
-def test_where_the_system_does_not_tell_the_holder_is_another_program(
+def test_where_the_system_hides_the_holder_it_is_another_program(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On macOS, and for processes of other users."""

@@ -81,8 +81,8 @@ def test_two_executions_of_one_function_add_up(manager, exporter):
 
 
 @pytest.mark.parametrize("status", metrics.STATUSES)
-def test_after_any_end_gauges_return_to_zero_and_counters_tell_the_end(manager, exporter, status):
-    """Even where workers were never said to have ended."""
+def test_after_any_end_gauges_return_to_zero_and_counters_count_the_end(manager, exporter, status):
+    """Even where the end of workers was never reported."""
     run = Run(manager)
     run.begin()
     run.start_worker()
@@ -198,7 +198,7 @@ def test_an_input_of_unknown_length_counts_once_its_length_is_known(manager, exp
     run.begin(total_items=None)
     run.complete_chunk(3)
     assert Scrape(exporter.url)("amorsize_items_expected", **RUN) == 0
-    run.tell(HookEvent.ON_CHUNK_COMPLETE, chunk_size=0, total_items=3)
+    run.emit(HookEvent.ON_CHUNK_COMPLETE, chunk_size=0, total_items=3)
     assert Scrape(exporter.url)("amorsize_items_expected", **RUN) == 3
 
 
@@ -265,7 +265,7 @@ def test_hook_errors_are_read_from_the_managers(manager, exporter):
 
 
 def test_exporters_are_independent():
-    """Each counts what its own manager was told, on a port of its own."""
+    """Each counts the events of its own manager, on a port of its own."""
     managers = [HookManager(), HookManager()]
     with (
         PrometheusExporter(port=0).attach(managers[0]) as first,
@@ -307,7 +307,7 @@ def test_all_rows_of_the_table_are_served(manager, exporter):
     assert helps == [f"# HELP {row.prometheus} {row.help}" for row in metrics.METRICS]
 
 
-def test_build_info_tells_the_versions(exporter):
+def test_build_info_has_the_versions(exporter):
     """Of amorsize and of Python."""
     python = ".".join(map(str, sys.version_info[:3]))
     assert Scrape(exporter.url)("amorsize_build_info", python=python) == 1
@@ -326,7 +326,7 @@ def test_openmetrics_is_served_where_it_is_asked_for(manager, exporter):
     assert families["amorsize_items_processed"].samples[0].value == 3
 
 
-def test_a_lent_registry_keeps_what_was_in_it(manager):
+def test_a_registry_of_the_caller_keeps_its_own_metrics(manager):
     """The application's own metrics are served beside, and stay after close()."""
     registry = prometheus_client.CollectorRegistry(auto_describe=True)
     prometheus_client.Counter("orders", "Orders", registry=registry).inc(3)
@@ -413,7 +413,7 @@ def test_a_collector_of_the_application_that_fails_is_seen(caplog):
         assert Scrape(exporter.url)("amorsize_exporter_errors_total", exporter="prometheus") == 1
 
 
-def test_a_port_in_use_is_named_with_what_to_do(exporter):
+def test_a_port_in_use_is_named_with_a_remedy(exporter):
     """As an OSError too, for those who catch that."""
     with pytest.raises(PortInUseError) as raised:
         PrometheusExporter(port=exporter.port)
@@ -448,7 +448,7 @@ def test_close_frees_the_port_at_once(manager):
 @pytest.mark.parametrize(
     ("addr", "host"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]"), ("0.0.0.0", "127.0.0.1")]
 )
-def test_it_listens_where_it_is_told(addr, host):
+def test_it_listens_on_its_address(addr, host):
     """On IPv6 too; the url can be used from this machine."""
     try:
         exporter = PrometheusExporter(port=0, addr=addr)
@@ -520,7 +520,7 @@ def test_enabling_twice(exporter):
         assert second is not first
 
 
-def test_without_prometheus_client_the_error_says_how_to_install_it(monkeypatch):
+def test_without_prometheus_client_the_error_names_the_remedy(monkeypatch):
     """The module itself can be imported."""
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(MissingExtraError, match=r"The Prometheus exporter needs .*amorsize\[prom"):

@@ -168,7 +168,7 @@ def test_tls_and_a_client_certificate(certificates: Certificates) -> None:
 
 
 def test_a_redirection_is_not_followed(gateway: Gateway) -> None:
-    """It would carry the credentials to somebody else."""
+    """It would send the credentials to another host."""
     other = Gateway(status=302, location=f"{gateway.url}/elsewhere")
     try:
         with pytest.raises(RefusedError, match="answered 302"):
@@ -301,7 +301,7 @@ def test_the_text_file_is_whole_at_every_moment(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["x.prom"]
 
 
-def test_a_text_file_that_cannot_be_replaced_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_text_file_that_cannot_be_replaced_leaves_no_temporary_file(tmp_path: Path) -> None:
     """Here because a directory is in the way."""
     (tmp_path / "x.prom" / "full").mkdir(parents=True)
     with pytest.raises(OSError, match=r"x\.prom"):

@@ -114,7 +114,7 @@ def test_a_client_that_does_not_read_is_cut_off(monkeypatch, server):
     ],
     ids=["noise", "tls", "version", "long path", "long header", "many headers"],
 )
-def test_what_is_no_request_is_refused(server, request_bytes, code):
+def test_noise_is_refused(server, request_bytes, code):
     """With its error code, unless the connection was reset while bytes were on their way."""
     answer = send(server, request_bytes)
     assert answer == b"" or f"Error code: {code}".encode() in answer
