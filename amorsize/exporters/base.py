@@ -34,9 +34,9 @@ class Exporter:
     """Sends events to a monitoring system. A base class: override the methods that you need.
 
     There is one method per event. Only overridden methods are registered, so the others cost
-    nothing. They are called like any hook: in ``execute()`` from
-    the caller's thread, in ``stream()`` from its driver thread, one call at a time per execution,
-    but from several threads at once for several executions.
+    nothing. They are called like any hook: in ``execute()`` from the caller's thread, in
+    ``stream()`` from its driver thread, one call at a time per execution, but from several threads
+    at once for several executions.
 
     An exporter is inert in child processes (forked, or started by ``multiprocessing``, or
     amorsize's own workers): it receives nothing there and must open nothing, see :attr:`active`.

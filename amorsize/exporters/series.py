@@ -52,7 +52,7 @@ Value: TypeAlias = float | Histogram
 Series: TypeAlias = dict[Metric, dict[Labels, Value]]
 
 
-class Numbers:
+class Totals:
     """Counters, gauges and histograms by metric and labels. Hold a lock around each call."""
 
     def __init__(self) -> None:

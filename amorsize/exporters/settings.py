@@ -57,7 +57,9 @@ def by_keywords(
         def called(*args: P.args, **keywords: P.kwargs) -> ResultT:
             return function(kind(*args, **keywords))
 
-        called.__dict__.update(settings_class=kind, __signature__=inspect.signature(kind))
+        returned = inspect.signature(function).return_annotation
+        signature = inspect.signature(kind).replace(return_annotation=returned)
+        called.__dict__.update(settings_class=kind, __signature__=signature)
         return called
 
     return decorate
@@ -176,10 +178,10 @@ def check_file(setting: str, path: object) -> str:
         ) from None
 
 
-def check_path(setting: str, what: str, path: object) -> str:
+def check_path(setting: str, kind: str, path: object) -> str:
     """Check that a setting is a path: a string or an ``os.PathLike`` of one."""
     if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes):
-        raise InvalidTypeError(f"{setting} must be the path of a {what}; got {path!r}")
+        raise InvalidTypeError(f"{setting} must be the path of a {kind}; got {path!r}")
     return str(os.fspath(path))
 
 

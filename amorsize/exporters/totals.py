@@ -14,8 +14,8 @@ from amorsize.exporters import metrics
 from amorsize.exporters.base import Exporter, attached_to, exporter_stats
 from amorsize.exporters.exemplars import exemplar_of
 from amorsize.exporters.metrics import BoundedLabel, Metric, closed_label
-from amorsize.exporters.series import Labels, Numbers, Series, number
-from amorsize.exporters.user_totals import UserNumbers
+from amorsize.exporters.series import Labels, Series, Totals, number
+from amorsize.exporters.user_totals import UserTotals
 from amorsize.hooks import HookContext, HookManager
 from amorsize.workers.user_metrics import UserMetrics
 
@@ -55,8 +55,8 @@ class TotalsExporter(Exporter):
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a signal handler may end a stream over its holder
-        self._numbers = Numbers()
-        self._user_numbers = UserNumbers()
+        self._totals = Totals()
+        self._user_totals = UserTotals()
         self._runs: dict[Any, LiveRun] = {}
         self._function_label = BoundedLabel(metrics.LABEL_LIMITS["function"])
         self._error_label = BoundedLabel(metrics.LABEL_LIMITS["error_type"])
@@ -89,7 +89,7 @@ class TotalsExporter(Exporter):
             run = self._run_of(context)
             speedup = number(context.metadata.get("estimated_speedup"))
             if speedup is not None:
-                self._numbers.set(metrics.ESTIMATED_SPEEDUP, run.labels, speedup)
+                self._totals.set(metrics.ESTIMATED_SPEEDUP, run.labels, speedup)
 
     def on_worker_start(self, context: HookContext) -> None:
         with self._lock:
@@ -97,21 +97,21 @@ class TotalsExporter(Exporter):
 
     def on_chunk_complete(self, context: HookContext) -> None:
         # ON_PROGRESS would add nothing: it repeats the numbers of this event.
-        numbers = self._numbers
+        totals = self._totals
         chunk_seconds = number(context.chunk_time) or 0.0
         queue_seconds = number(context.metadata.get("queue_time"))
         exemplar = exemplar_of(chunk_seconds, context)
         with self._lock:
             run = self._run_of(context)
             labels = run.labels
-            self._add_user_numbers(labels, context)
-            numbers.add(metrics.ITEMS_PROCESSED, labels, context.chunk_size or 0)
-            numbers.observe(metrics.CHUNK_DURATION, labels, chunk_seconds, exemplar)
+            self._add_user_totals(labels, context)
+            totals.add(metrics.ITEMS_PROCESSED, labels, context.chunk_size or 0)
+            totals.observe(metrics.CHUNK_DURATION, labels, chunk_seconds, exemplar)
             if queue_seconds is not None:
-                numbers.observe(metrics.CHUNK_QUEUE, labels, queue_seconds)
+                totals.observe(metrics.CHUNK_QUEUE, labels, queue_seconds)
             worker_id = context.worker_id
             if worker_id is not None:
-                numbers.add(metrics.WORKER_BUSY, labels, chunk_seconds)
+                totals.add(metrics.WORKER_BUSY, labels, chunk_seconds)
                 run.busy_seconds[worker_id] = run.busy_seconds.get(worker_id, 0.0) + chunk_seconds
         self._observed(metrics.CHUNK_DURATION, labels, chunk_seconds, context)
         if queue_seconds is not None:
@@ -124,9 +124,9 @@ class TotalsExporter(Exporter):
         failed_items = number(context.metadata.get("failed_items")) or 0
         with self._lock:
             labels = self._run_of(context).labels
-            self._numbers.add(metrics.ERRORS, (*labels, self._error_label(name)), 1)
-            self._numbers.add(metrics.ITEMS_FAILED, labels, failed_items)
-            self._add_user_numbers(labels, context)
+            self._totals.add(metrics.ERRORS, (*labels, self._error_label(name)), 1)
+            self._totals.add(metrics.ITEMS_FAILED, labels, failed_items)
+            self._add_user_totals(labels, context)
         if "user_metrics" in context.metadata:
             self._user_observed(context.metadata["user_metrics"], labels)
 
@@ -135,14 +135,14 @@ class TotalsExporter(Exporter):
             run = self._run_of(context)
             run.workers = context.worker_count
             if context.metadata.get("exit_reason") == "died":
-                self._numbers.add(metrics.WORKER_DEATHS, run.labels, 1)
+                self._totals.add(metrics.WORKER_DEATHS, run.labels, 1)
             # Completed chunks were counted while it ran; the rest was spent in failed chunks.
             counted = run.busy_seconds.pop(context.worker_id, 0.0)
             uncounted = (number(context.metadata.get("busy_time")) or 0.0) - counted
-            self._numbers.add(metrics.WORKER_BUSY, run.labels, max(0.0, uncounted))
+            self._totals.add(metrics.WORKER_BUSY, run.labels, max(0.0, uncounted))
 
     def post_execute(self, context: HookContext) -> None:
-        metadata, numbers = context.metadata, self._numbers
+        metadata, totals = context.metadata, self._totals
         status = status_of(context)
         duration_seconds = number(context.elapsed_time) or 0.0
         planning_seconds = number(metadata.get("planning_time"))
@@ -152,18 +152,18 @@ class TotalsExporter(Exporter):
             self._runs.pop(metadata.get("execution_id"), None)
             function = run.labels[:1]
             labels = (*run.labels, status)
-            numbers.add(metrics.EXECUTIONS, labels, 1)
-            numbers.observe(metrics.EXECUTION_DURATION, labels, duration_seconds, exemplar)
+            totals.add(metrics.EXECUTIONS, labels, 1)
+            totals.observe(metrics.EXECUTION_DURATION, labels, duration_seconds, exemplar)
             if planning_seconds is not None:
-                numbers.observe(metrics.PLANNING_DURATION, function, planning_seconds)
+                totals.observe(metrics.PLANNING_DURATION, function, planning_seconds)
             speedup = number(metadata.get("measured_speedup"))
             if speedup is not None:
-                numbers.set(metrics.MEASURED_SPEEDUP, run.labels, speedup)
-            numbers.set(metrics.LAST_COMPLETION, (*function, status), context.timestamp)
+                totals.set(metrics.MEASURED_SPEEDUP, run.labels, speedup)
+            totals.set(metrics.LAST_COMPLETION, (*function, status), context.timestamp)
             if status == "ok":
-                numbers.set(metrics.LAST_SUCCESS, function, context.timestamp)
-            numbers.set(metrics.LAST_DURATION, function, duration_seconds)
-            numbers.set(metrics.LAST_ITEMS, function, run.completed)
+                totals.set(metrics.LAST_SUCCESS, function, context.timestamp)
+            totals.set(metrics.LAST_DURATION, function, duration_seconds)
+            totals.set(metrics.LAST_ITEMS, function, run.completed)
         self._observed(metrics.EXECUTION_DURATION, labels, duration_seconds, context)
         if planning_seconds is not None:
             self._observed(metrics.PLANNING_DURATION, function, planning_seconds, context)
@@ -179,7 +179,7 @@ class TotalsExporter(Exporter):
         if not self.active:
             return {}
         with self._lock:
-            series = self._numbers.copy() | self._user_numbers.copy()
+            series = self._totals.copy() | self._user_totals.copy()
             running = [(run.labels, run.totals()) for run in self._runs.values()]
         for position, gauge in enumerate(LIVE_GAUGES):
             sums = dict.fromkeys(series.get(metrics.ITEMS_PROCESSED, ()), 0.0)
@@ -193,16 +193,16 @@ class TotalsExporter(Exporter):
         series[metrics.BUILD_INFO] = {(__version__, platform.python_version()): 1}
         return series
 
-    def _add_user_numbers(self, labels: Labels, context: HookContext) -> None:
-        self._user_numbers.add(labels, context.metadata)
+    def _add_user_totals(self, labels: Labels, context: HookContext) -> None:
+        self._user_totals.add(labels, context.metadata)
         dropped = context.metadata.get("user_metrics_dropped")
         if dropped is not None:
-            self._numbers.add(metrics.USER_METRICS_DROPPED, labels, dropped)
+            self._totals.add(metrics.USER_METRICS_DROPPED, labels, dropped)
 
     def _user_rows(self) -> list[Metric]:
         """List the rows of the user metrics so far."""
         with self._lock:
-            return self._user_numbers.rows()
+            return self._user_totals.rows()
 
     def _read_hooks(self) -> Series:
         """Read the statistics of the managers' hooks; once detached, the last ones."""
@@ -244,13 +244,13 @@ class TotalsExporter(Exporter):
             function = self._function_label(context.metadata.get("function"))
             executor = closed_label("executor", context.metadata.get("executor_type"))
             run = self._runs[execution_id] = LiveRun((function, executor))
-            self._numbers.start_at_zero(function=function, executor=executor)
+            self._totals.start_at_zero(function=function, executor=executor)
         if context.total_items is not None:
             run.expected = context.total_items
         if context.items_completed >= run.completed:
             run.completed = context.items_completed
             run.throughput = context.throughput_items_per_sec
-        self._numbers.set(metrics.LAST_ACTIVITY, run.labels, context.timestamp)
+        self._totals.set(metrics.LAST_ACTIVITY, run.labels, context.timestamp)
         return run
 
 

@@ -25,7 +25,7 @@ _HELP = {
 }
 
 
-class UserNumbers:
+class UserTotals:
     """User counters, gauges and histograms by name and labels. Hold a lock around each call."""
 
     def __init__(self) -> None:

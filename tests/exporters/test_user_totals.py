@@ -20,7 +20,7 @@ from amorsize import HookContext, HookEvent, HookManager
 from amorsize.exporters.metrics import LABEL_LIMITS, Kind
 from amorsize.exporters.prometheus.exporter import PrometheusExporter
 from amorsize.exporters.series import Histogram
-from amorsize.exporters.user_totals import UserNumbers
+from amorsize.exporters.user_totals import UserTotals
 from amorsize.workers.user_metrics import BUCKETS, MAX_NAMES, empty_metric
 
 MODES = ("serial", "thread", "process")
@@ -28,8 +28,8 @@ LABELS = ("load", "thread")
 
 
 @pytest.fixture
-def numbers() -> Iterator[UserNumbers]:
-    return UserNumbers()
+def numbers() -> Iterator[UserTotals]:
+    return UserTotals()
 
 
 def scrape(exporter: PrometheusExporter, accept: str = "text/plain") -> str:
@@ -165,7 +165,7 @@ def share(kind: Any, **fields: Any) -> dict[str, Any]:
     return metric | {"calls": 1} | fields
 
 
-def test_totals_add_up_by_name_and_labels(numbers: UserNumbers) -> None:
+def test_totals_add_up_by_name_and_labels(numbers: UserTotals) -> None:
     """Two functions never share a number."""
     counted: Counter[tuple[str, ...]] = Counter()
     for labels, value in ((LABELS, 2), (("store", "thread"), 5), (LABELS, 4)):
@@ -176,7 +176,7 @@ def test_totals_add_up_by_name_and_labels(numbers: UserNumbers) -> None:
     assert series == counted
 
 
-def test_the_newest_gauge_wins_over_workers(numbers: UserNumbers) -> None:
+def test_the_newest_gauge_wins_over_workers(numbers: UserTotals) -> None:
     """By its own clock, whatever the order in which chunks return."""
     for value, time in ((1, 100.0), (2, 300.0), (3, 200.0)):
         metadata = {"user_metrics": {"level": share("gauge", value=value, time=time)}}
@@ -185,7 +185,7 @@ def test_the_newest_gauge_wins_over_workers(numbers: UserNumbers) -> None:
     assert series == {LABELS: 2}
 
 
-def test_the_first_help_text_is_kept(numbers: UserNumbers) -> None:
+def test_the_first_help_text_is_kept(numbers: UserTotals) -> None:
     """Without any, the text says where the number comes from."""
 
     def help_of(text: str | None) -> str:
@@ -197,7 +197,7 @@ def test_the_first_help_text_is_kept(numbers: UserNumbers) -> None:
     assert help_of("Something else") == "Rows that came in"
 
 
-def test_a_copy_does_not_change_afterwards(numbers: UserNumbers) -> None:
+def test_a_copy_does_not_change_afterwards(numbers: UserTotals) -> None:
     """A scrape is rendered while chunks arrive."""
     metadata = {"user_metrics": {"seconds": share("histogram", buckets=[1] * (len(BUCKETS) + 1))}}
     numbers.add(LABELS, metadata)
@@ -210,7 +210,7 @@ def test_a_copy_does_not_change_afterwards(numbers: UserNumbers) -> None:
     assert row.buckets == BUCKETS
 
 
-def test_events_without_numbers_leave_no_trace(numbers: UserNumbers) -> None:
+def test_events_without_numbers_leave_no_trace(numbers: UserTotals) -> None:
     """As those of an application that counts nothing."""
     numbers.add(LABELS, HookContext(HookEvent.ON_CHUNK_COMPLETE).metadata)
     assert numbers.copy() == {}

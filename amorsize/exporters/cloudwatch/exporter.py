@@ -135,7 +135,7 @@ class CloudWatchExporter(TotalsExporter):
     def release(self) -> None:
         self._interval.close()
         with self._lock:
-            series = self._numbers.copy() | self._user_numbers.copy()
+            series = self._totals.copy() | self._user_totals.copy()
             left = self._collector.take(_counters(series))
             self._lost += len(left) + sum(size for _, size in self._waiting)
         if self._owns_client:
