@@ -25,8 +25,9 @@ class DaskCluster:
     def __init__(self, folder: Path, **settings: str) -> None:
         self._folder = folder
         self._file = folder / "scheduler.json"
-        here = str(Path(__file__).parent)
-        self._environment = os.environ | {"PYTHONPATH": here} | settings
+        here = Path(__file__).parent
+        path = os.pathsep.join((str(here), str(here.parent)))  # the package whose tests these are
+        self._environment = os.environ | {"PYTHONPATH": path} | settings
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property

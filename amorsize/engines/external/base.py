@@ -42,17 +42,17 @@ from amorsize.workers.log_records import read_levels
 from amorsize.workers.record import Record, made
 
 _INLINE_BYTES = 16384
-"""A function smaller than this travels with every chunk; a larger one with the first chunks, and
-then with those whose worker says that it lacks it."""
+"""A function smaller than this is sent with every chunk; a larger one with the first chunks, and
+then with those whose worker replies that it lacks it."""
 
 
-class Flight(Record):
-    """A chunk that is out.
+class SubmittedChunk(Record):
+    """A chunk in flight.
 
     Attributes:
         chunk: the chunk.
-        future: what the engine gave for it.
-        place: where it was last said to have begun, or None.
+        future: the executor's future for it.
+        place: where it last started, or None.
         with_task: send the function along, whatever its size.
         refused: why it could not be packed.
     """
@@ -65,33 +65,33 @@ class Flight(Record):
 
 
 class Worker(Record):
-    """A place that has begun a chunk of this execution."""
+    """A worker that has started a chunk of this execution."""
 
     key: int
     place: Place
 
 
-class Landed(Record):
-    """A future is done: with a reply, or with what went wrong instead."""
+class FutureDone(Record):
+    """A future is done: with a reply, or with an error."""
 
-    flight: Flight
+    submitted: SubmittedChunk
     reply: Reply | ChunkOutcome | None = None
     error: BaseException | None = None
     at: float = made(factory=time.time)
 
 
-class Begun(Record):
-    """A note: a chunk has begun there."""
+class ChunkStarted(Record):
+    """A chunk has started at a place."""
 
     place: Place
     chunk_id: int
 
 
-News: TypeAlias = Landed | Begun | None
+Change: TypeAlias = FutureDone | ChunkStarted | None
 
 
-class ForeignBackend(Backend):
-    """An engine of somebody else's, which is never shut down here.
+class ExternalBackend(Backend):
+    """A caller-owned executor, which is never shut down here.
 
     Args:
         n_jobs: chunks that may run at once.
@@ -100,8 +100,8 @@ class ForeignBackend(Backend):
     def __init__(self, n_jobs: int) -> None:
         self.n_jobs = n_jobs
         self.key = os.urandom(16).hex()
-        self.news: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self.flights: dict[int, Flight] = {}
+        self.changes: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.in_flight: dict[int, SubmittedChunk] = {}
         self.workers: dict[Place, Worker] = {}
         self.failed: ExecutionError | None = None
         self._keys = itertools.count()
@@ -114,106 +114,110 @@ class ForeignBackend(Backend):
         self.task = task
 
     def has_room(self) -> bool:
-        return len(self.flights) < self.window(self._short)
+        return len(self.in_flight) < self.window(self._short)
 
     @abstractmethod
     def window(self, short: bool) -> int:
-        """Return how many chunks may be out; ``short`` when they last a few milliseconds."""
+        """Return how many chunks may be in flight; ``short`` when they take a few milliseconds."""
 
     @abstractmethod
-    def send(self, flight: Flight) -> None:
-        """Hand a chunk to the engine; keep in ``flight.future`` what it gives for it."""
+    def send(self, submitted: SubmittedChunk) -> None:
+        """Submit a chunk to the executor; keep its future in ``submitted.future``."""
 
     def submit(self, chunk: Chunk) -> None:
         if self.failed is not None:
             raise self.failed
         chunk.dispatched_at = time.time()
-        flight = self.flights[chunk.id] = Flight(chunk)
+        submitted = self.in_flight[chunk.id] = SubmittedChunk(chunk)
         try:
-            self.send(flight)
+            self.send(submitted)
         except BaseException:
-            del self.flights[chunk.id]
+            del self.in_flight[chunk.id]
             raise
 
     def wait(self, timeout: float | None) -> Sequence[Message]:
-        news: list[Message] = []
+        messages: list[Message] = []
         try:
-            self.take(self.news.get(timeout=timeout), news)
-            while not self.news.empty():
-                self.take(self.news.get_nowait(), news)
+            self.handle(self.changes.get(timeout=timeout), messages)
+            while not self.changes.empty():
+                self.handle(self.changes.get_nowait(), messages)
         except queue.Empty:
             pass
-        if self.failed is not None and not news:
+        if self.failed is not None and not messages:
             raise self.failed
-        return news
+        return messages
 
     def wake(self) -> None:
-        self.news.put(None)
+        self.changes.put(None)
 
-    def take(self, each: Any, news: list[Message]) -> None:
-        """Turn one piece of news into messages."""
-        match each:
-            case Begun(place, chunk_id):
-                flight = self.flights.get(chunk_id)
-                if flight is not None:
-                    self.begun(flight, place, news)
-            case Landed(flight):
-                if self.flights.get(flight.chunk.id) is flight:
-                    self._land(each, news)
+    def handle(self, change: Any, messages: list[Message]) -> None:
+        """Turn one change into messages."""
+        match change:
+            case ChunkStarted(place, chunk_id):
+                submitted = self.in_flight.get(chunk_id)
+                if submitted is not None:
+                    self.chunk_started(submitted, place, messages)
+            case FutureDone(submitted):
+                if self.in_flight.get(submitted.chunk.id) is submitted:
+                    self._take_done(change, messages)
 
-    def begun(self, flight: Flight, place: Place, news: list[Message]) -> None:
-        """Note where a chunk runs; tells of a worker that was not known."""
-        flight.place = place
-        self.worker_at(place, news)
+    def chunk_started(
+        self, submitted: SubmittedChunk, place: Place, messages: list[Message]
+    ) -> None:
+        """Note where a chunk runs; a worker that was not known has started."""
+        submitted.place = place
+        self.worker_at(place, messages)
 
-    def worker_at(self, place: Place, news: list[Message]) -> Worker:
-        """Find who works at a place, and tell of its start at its first appearance."""
+    def worker_at(self, place: Place, messages: list[Message]) -> Worker:
+        """Return the worker at a place; reports its start when it is new."""
         worker = self.workers.get(place)
         if worker is None:
             worker = self.workers[place] = Worker(next(self._keys), place)
-            news.append(
+            messages.append(
                 WorkerStarted(
                     worker.key, place.pid, place.hostname, place.thread_name, place.details
                 )
             )
         return worker
 
-    def pack(self, flight: Flight, notes: str = "") -> PackedChunk:
-        """Pack a chunk; raises TransportError, also kept in the flight."""
-        chunk = flight.chunk
+    def pack(self, submitted: SubmittedChunk, start_pipe: str = "") -> PackedChunk:
+        """Pack a chunk; raises TransportError, also kept in ``submitted.refused``."""
+        chunk = submitted.chunk
         try:
             task = self.pack_task()
             items = protocol.dump_items(chunk)
         except TransportError as error:
-            flight.refused = error
+            submitted.refused = error
             raise
         with self._packing:
-            carries = (
-                flight.with_task
+            with_task = (
+                submitted.with_task
                 or len(task) <= _INLINE_BYTES
                 or self._with_function < max(1, self.n_jobs)
             )
-            self._with_function += carries
+            self._with_function += with_task
         return PackedChunk(
             key=self.key,
             origin=origin(),
-            task=task if carries else None,
+            task=task if with_task else None,
             chunk_id=chunk.id,
             start=chunk.start,
             size=len(chunk.items),
             items=items,
-            notes=notes,
+            start_pipe=start_pipe,
         )
 
     def fail(self, text: str, cause: BaseException | None = None) -> None:
-        """End the run, once what came before is told."""
+        """Fail the run, once all earlier messages are delivered."""
         if self.failed is None:
             self.failed = ExecutionError(text)
             self.failed.__cause__ = cause
 
-    def lost(self, flight: Flight, error: BaseException, news: list[Message]) -> None:
-        """Tell what it means that the engine gives an exception of its own for a chunk."""
-        chunk = flight.chunk
+    def executor_failed(
+        self, submitted: SubmittedChunk, error: BaseException, messages: list[Message]
+    ) -> None:
+        """Handle an exception that the executor itself gave for a chunk."""
+        chunk = submitted.chunk
         self.fail(
             f"the executor failed on chunk {chunk.id} (items {chunk.start} to "
             f"{chunk.start + len(chunk.items) - 1}), outside of the function: "
@@ -221,43 +225,45 @@ class ForeignBackend(Backend):
             error,
         )
 
-    def _land(self, landed: Landed, news: list[Message]) -> None:
-        flight, reply = landed.flight, landed.reply
-        flight.future = None  # which leads back here: nothing is to wait for the cycle collector
-        if flight.refused is not None:
-            self._refuse(flight, flight.refused, news)
-        elif landed.error is not None:
-            self.lost(flight, landed.error, news)
+    def _take_done(self, done: FutureDone, messages: list[Message]) -> None:
+        submitted, reply = done.submitted, done.reply
+        submitted.future = None  # it leads back here: the garbage collector is not to be needed
+        if submitted.refused is not None:
+            self._refuse(submitted, submitted.refused, messages)
+        elif done.error is not None:
+            self.executor_failed(submitted, done.error, messages)
         elif isinstance(reply, ChunkOutcome):  # it never left this process
-            self._take_outcome(landed, reply, news)
+            self._take_outcome(done, reply, messages)
         elif isinstance(reply, tuple):
-            self._take_reply(landed, reply, news)
+            self._take_reply(done, reply, messages)
         else:
             self.fail(
-                f"the executor gave {type(reply).__name__} for chunk {flight.chunk.id}, which is "
-                "not what the submitted call returns: its submit() must call what it is given."
+                f"the executor returned {type(reply).__name__} for chunk {submitted.chunk.id}, "
+                "not the result of the submitted call: its submit() must call its argument."
             )
 
-    def _refuse(self, flight: Flight, error: TransportError, news: list[Message]) -> None:
-        del self.flights[flight.chunk.id]
+    def _refuse(
+        self, submitted: SubmittedChunk, error: TransportError, messages: list[Message]
+    ) -> None:
+        del self.in_flight[submitted.chunk.id]
         if isinstance(error, UnpicklableItemError):
-            news.append(ChunkRefused(flight.chunk, error))
+            messages.append(ChunkRefused(submitted.chunk, error))
         elif self.failed is None:
             self.failed = error
 
-    def _take_reply(self, landed: Landed, reply: Reply, news: list[Message]) -> None:
-        flight = landed.flight
+    def _take_reply(self, done: FutureDone, reply: Reply, messages: list[Message]) -> None:
+        submitted = done.submitted
         match reply:
             case ("outcome", Place() as place, header, payload):
                 outcome = protocol.unpack_outcome(
                     header, payload, pid=place.pid, hostname=place.hostname
                 )
-                flight.place = place
-                self._take_outcome(landed, outcome, news)
+                submitted.place = place
+                self._take_outcome(done, outcome, messages)
             case ("missing", Place()):
-                flight.with_task, flight.place = True, None
+                submitted.with_task, submitted.place = True, None
                 try:
-                    self.send(flight)
+                    self.send(submitted)
                 except ExecutionError as error:
                     self.failed = self.failed or error
             case ("unusable", Place() as place, text):
@@ -267,42 +273,44 @@ class ForeignBackend(Backend):
                     "sys.path and what is installed."
                 )
 
-    def _take_outcome(self, landed: Landed, outcome: ChunkOutcome, news: list[Message]) -> None:
-        flight = landed.flight
-        del self.flights[flight.chunk.id]
+    def _take_outcome(
+        self, done: FutureDone, outcome: ChunkOutcome, messages: list[Message]
+    ) -> None:
+        submitted = done.submitted
+        del self.in_flight[submitted.chunk.id]
         if outcome.results is None and not outcome.failures:
             return self.fail(
-                f"chunk {outcome.chunk_id} was left half way, as if the run were over: was its "
+                f"chunk {outcome.chunk_id} stopped half way, as if the run were over: was its "
                 "directory in the folder for temporary files removed?"
             )
-        assert flight.place is not None
-        worker = self.worker_at(flight.place, news)
+        assert submitted.place is not None
+        worker = self.worker_at(submitted.place, messages)
         self._short = outcome.duration < SHORT_CHUNK_SECONDS
-        _clamp(outcome, flight.chunk.dispatched_at, landed.at)
-        news.append(ChunkDone(worker.key, outcome))
+        _clamp(outcome, submitted.chunk.dispatched_at, done.at)
+        messages.append(ChunkDone(worker.key, outcome))
         return None
 
     def at_work(self) -> set[Place]:
-        """Name the places of the chunks that are out and have begun."""
-        return {each.place for each in self.flights.values() if each.place is not None}
+        """Return the places of the chunks in flight that have started."""
+        return {each.place for each in self.in_flight.values() if each.place is not None}
 
-    def tell_ends(
-        self, news: list[Message], *, reason: str, at_work: str | None = None
+    def end_workers(
+        self, messages: list[Message], *, reason: str, at_work: str | None = None
     ) -> list[Message]:
-        """Tell the ends of all workers; ``at_work`` is another reason for those at work."""
+        """Report the end of all workers; ``at_work`` is another reason for those at work."""
         busy = self.at_work() if at_work else set()
         for place, worker in self.workers.items():
             why = at_work if at_work and place in busy else reason
-            news.append(WorkerEnded(worker.key, why))
+            messages.append(WorkerEnded(worker.key, why))
         self.workers.clear()
-        return news
+        return messages
 
-    def tell_deaths(self, news: list[Message]) -> list[Message]:
-        """Tell that all workers died."""
+    def lose_workers(self, messages: list[Message]) -> list[Message]:
+        """Report that all workers died."""
         for worker in self.workers.values():
-            news.append(WorkerLost(worker.key, worker.place.pid, None, True))
+            messages.append(WorkerLost(worker.key, worker.place.pid, None, True))
         self.workers.clear()
-        return news
+        return messages
 
     def pack_task(self) -> bytes:
         """Pack the function and the settings, once; raises TransportError."""
@@ -315,14 +323,14 @@ class ForeignBackend(Backend):
             return self._packed
 
     def log_levels(self) -> dict[str, int]:
-        """Say which levels loggers are to have where the chunks run."""
+        """Return the levels that loggers are to have where the chunks run."""
         return read_levels()
 
 
-def _clamp(outcome: ChunkOutcome, dispatched_at: float, landed_at: float) -> None:
-    """Move a chunk, and the spans in it, to between dispatch and arrival: clocks differ."""
-    began = outcome.started_at
-    outcome.started_at = max(dispatched_at, min(began, landed_at - outcome.duration))
+def _clamp(outcome: ChunkOutcome, dispatched_at: float, arrived_at: float) -> None:
+    """Move a chunk and its spans to between dispatch and arrival: clocks differ."""
+    started = outcome.started_at
+    outcome.started_at = max(dispatched_at, min(started, arrived_at - outcome.duration))
     trace = outcome.extras.get("trace")
     if trace is not None and outcome.hostname != HOSTNAME:
-        trace_link.shift(trace, round((outcome.started_at - began) * 1e9))
+        trace_link.shift(trace, round((outcome.started_at - started) * 1e9))

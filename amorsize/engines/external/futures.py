@@ -1,4 +1,4 @@
-"""Any ``concurrent.futures.Executor`` as an engine: lent by the caller, never shut down here."""
+"""Any ``concurrent.futures.Executor`` as an engine: caller-owned, never shut down here."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from concurrent.futures import BrokenExecutor, CancelledError
 from typing import Any
 
 from amorsize.engines.base import Message, Task, WorkerEnded, WorkerLost, WorkerStarted
-from amorsize.engines.external.base import Begun, Flight, ForeignBackend, Landed
-from amorsize.engines.external.worker import PackedChunk, Place, here, read_note
+from amorsize.engines.external.base import ChunkStarted, ExternalBackend, FutureDone, SubmittedChunk
+from amorsize.engines.external.worker import PackedChunk, Place, here, read_start
 from amorsize.errors import ExecutorBrokenError
 from amorsize.workers.chunk import HOSTNAME, ChunkOutcome, run_chunk
 from amorsize.workers.item_slots import SLOT_COUNT
 from amorsize.workers.record import values_of
 
 _STOP_GRACE_SECONDS = 0.3
-_GONE_SECONDS = 5.0
-"""How long after its worker's process has gone a chunk may stay out. Process pools of the standard
-library say nothing at all when a worker is killed while it sends a result."""
+_ENDED_SECONDS = 5.0
+"""How long a chunk may stay in flight after its worker's process has ended. Process pools of the
+standard library do not notice a worker that is killed while it sends a result."""
 
 
-class FuturesBackend(ForeignBackend):
+class FuturesBackend(ExternalBackend):
     """Chunks as calls of ``executor.submit``.
 
-    An executor whose workers are threads of this process calls what it is given as it is: nothing
-    is pickled. One that pickles it gets, by ``__reduce__``, a packed chunk in its place.
+    An executor whose workers are threads of this process runs the call as it is: nothing is
+    pickled. For one that pickles the call, ``__reduce__`` puts a packed chunk in its place.
 
     Args:
-        executor: whose ``submit`` returns futures of ``concurrent.futures``.
+        executor: its ``submit`` returns futures of ``concurrent.futures``.
         n_jobs: chunks at work at once, at most.
         workers: how many the executor has, or None when that is not known.
     """
@@ -43,10 +43,12 @@ class FuturesBackend(ForeignBackend):
         self._executor = executor
         self._workers = workers
         self._stop = threading.Event()
-        self._notes = _Notes(self)
+        self._start_pipe = _StartPipe(self)
         self._broken = False
+        client = getattr(executor, "_client", None)  # of Dask's client.get_executor()
+        self._recovers = hasattr(client, "scheduler_info")
         self._seen: set[Place] = set()
-        self._gone_since: dict[Place, float] = {}
+        self._ended_since: dict[Place, float] = {}
 
     def open(self, task: Task) -> None:
         super().open(task)
@@ -57,177 +59,183 @@ class FuturesBackend(ForeignBackend):
         ahead = short and self._workers is not None and self.n_jobs >= self._workers
         return self.n_jobs * (2 if ahead else 1)
 
-    def send(self, flight: Flight) -> None:
+    def send(self, submitted: SubmittedChunk) -> None:
         try:
-            future = flight.future = self._executor.submit(_Call(self, flight))
+            future = submitted.future = self._executor.submit(_Call(self, submitted))
         except Exception as error:
-            if flight.refused is not None:  # it pickles there and then
-                raise flight.refused from flight.refused.__cause__
+            if submitted.refused is not None:  # the executor pickles at once
+                raise submitted.refused from submitted.refused.__cause__
             self._broken = isinstance(error, BrokenExecutor)
             raise self._broken_error(error) from error
-        # By now it may be done: then this calls at once, in this thread.
-        future.add_done_callback(lambda done: self.news.put(_landed(flight, done)))
+        # A future that is done by now calls back at once, in this thread.
+        future.add_done_callback(lambda done: self.changes.put(_done(submitted, done)))
 
     def wait(self, timeout: float | None) -> Sequence[Message]:
-        news = super().wait(timeout)
-        if not news:
-            self._look_for_gone()
-        return news
+        messages = super().wait(timeout)
+        if not messages:
+            self._check_processes()
+        return messages
 
-    def lost(self, flight: Flight, error: BaseException, news: list[Message]) -> None:
-        place = flight.place
+    def executor_failed(
+        self, submitted: SubmittedChunk, error: BaseException, messages: list[Message]
+    ) -> None:
+        place = submitted.place
         if isinstance(error, BrokenExecutor | CancelledError):
             self._broken = isinstance(error, BrokenExecutor)
             if self.failed is None:
                 self.failed = self._broken_error(error)
                 self.failed.__cause__ = error
-        elif place is not None and place in self.workers and self._has_gone(place):
-            # An executor that survives a death, and says which chunk it cost.
+        elif place is not None and place in self.workers and self._has_ended(place):
+            # An executor that survives a death, and names the chunk that it cost.
             worker = self.workers[place]
-            del self.flights[flight.chunk.id]
-            news.append(
-                WorkerLost(worker.key, place.pid, None, True, flight.chunk, detail=str(error))
+            del self.in_flight[submitted.chunk.id]
+            messages.append(
+                WorkerLost(worker.key, place.pid, None, True, submitted.chunk, detail=str(error))
             )
             del self.workers[place]
         else:
-            super().lost(flight, error, news)
+            super().executor_failed(submitted, error, messages)
 
-    def begun(self, flight: Flight, place: Place, news: list[Message]) -> None:
-        before = flight.place
-        if place not in self._seen and not _is_gone(place):
+    def chunk_started(
+        self, submitted: SubmittedChunk, place: Place, messages: list[Message]
+    ) -> None:
+        before = submitted.place
+        if place not in self._seen and not _is_ended(place):
             self._seen.add(place)
-        if before is not None and before != place and self._has_gone(before):
-            # Somebody has it run again elsewhere.
+        if before is not None and before != place and self._has_ended(before):
+            # The executor runs the chunk again elsewhere.
             worker = self.workers.pop(before)
-            news.append(
+            messages.append(
                 WorkerLost(
                     worker.key,
                     before.pid,
                     None,
                     True,
-                    flight.chunk,
+                    submitted.chunk,
                     detail="its executor runs the chunk again",
                     recovered=True,
                 )
             )
-        super().begun(flight, place, news)
+        super().chunk_started(submitted, place, messages)
 
     def close(self, *, cancel: bool) -> Sequence[Message]:
-        news: list[Message] = []
+        messages: list[Message] = []
         self._stop.set()
-        self._notes.close()
+        self._start_pipe.close()
         if cancel:
-            for flight in list(self.flights.values()):
-                if flight.future is not None and flight.future.cancel():
-                    del self.flights[flight.chunk.id]
-            self._await_flights(news)
-        while not self.news.empty():
-            self.take(self.news.get_nowait(), news)
-        # Workers whose start was not read are told of; their chunks are not.
-        told: list[Message] = [
-            m for m in news if isinstance(m, WorkerStarted | WorkerLost | WorkerEnded)
+            for submitted in list(self.in_flight.values()):
+                if submitted.future is not None and submitted.future.cancel():
+                    del self.in_flight[submitted.chunk.id]
+            self._await_chunks(messages)
+        while not self.changes.empty():
+            self.handle(self.changes.get_nowait(), messages)
+        # Workers whose start was not read are reported; their chunks are not.
+        reported: list[Message] = [
+            m for m in messages if isinstance(m, WorkerStarted | WorkerLost | WorkerEnded)
         ]
         if self._broken:
-            return self.tell_deaths(told)
-        return self.tell_ends(
-            told,
+            return self.lose_workers(reported)
+        return self.end_workers(
+            reported,
             reason="cancelled" if cancel else "finished",
             at_work="abandoned",
         )
 
-    def note(self, place: Place, chunk_id: int) -> None:
-        """Take the news that a chunk has begun; called from any thread."""
-        self.news.put(Begun(place, chunk_id))
+    def note_start(self, place: Place, chunk_id: int) -> None:
+        """Take note that a chunk has started; called from any thread."""
+        self.changes.put(ChunkStarted(place, chunk_id))
 
-    def notes_path(self) -> str:
-        """Name the pipe for such news from other processes, or ""."""
-        return self._notes.path()
+    def start_pipe(self) -> str:
+        """Return the path of the pipe in which other processes report starts, or ""."""
+        return self._start_pipe.path()
 
-    def run_here(self, flight: Flight) -> ChunkOutcome:
+    def run_here(self, submitted: SubmittedChunk) -> ChunkOutcome:
         """Run a chunk in this process, in a thread of the executor."""
-        return self._context.copy().run(self._run_here, flight)
+        return self._context.copy().run(self._run_here, submitted)
 
-    def _run_here(self, flight: Flight) -> ChunkOutcome:
-        flight.place = place = here()
-        self.note(place, flight.chunk.id)
+    def _run_here(self, submitted: SubmittedChunk) -> ChunkOutcome:
+        submitted.place = place = here()
+        self.note_start(place, submitted.chunk.id)
         return run_chunk(
             self.task.func,
-            flight.chunk,
+            submitted.chunk,
             return_exceptions=self.task.return_exceptions,
             item_slots=[-1] * SLOT_COUNT,
             stopped=self._stop.is_set,
             collect=self.task.collect,
         )
 
-    def _await_flights(self, news: list[Message]) -> None:
+    def _await_chunks(self, messages: list[Message]) -> None:
         """Give the chunks at work a moment to notice that the run is over."""
         deadline = time.monotonic() + _STOP_GRACE_SECONDS
-        while self.flights and (left := deadline - time.monotonic()) > 0:
-            if all(each.future is None or each.future.done() for each in self.flights.values()):
+        while self.in_flight and (left := deadline - time.monotonic()) > 0:
+            if all(each.future is None or each.future.done() for each in self.in_flight.values()):
                 break
-            news.extend(_quietly(super().wait, left))
-        for chunk_id, flight in list(self.flights.items()):
-            if flight.future is None or flight.future.done():
-                del self.flights[chunk_id]
+            messages.extend(_wait_ignoring_errors(super().wait, left))
+        for chunk_id, submitted in list(self.in_flight.items()):
+            if submitted.future is None or submitted.future.done():
+                del self.in_flight[chunk_id]
 
-    def _look_for_gone(self) -> None:
-        """See the death of a worker process of this machine that its executor says nothing of."""
-        if self.failed is not None or type(self._executor).__module__.startswith("distributed"):
+    def _check_processes(self) -> None:
+        """Detect the death of a worker process here that its executor does not report."""
+        if self.failed is not None or self._recovers:
             return  # Dask runs lost chunks again, in its own time
         now = time.monotonic()
         for place in self.at_work():
-            if not self._has_gone(place):
-                self._gone_since.pop(place, None)
-            elif now - self._gone_since.setdefault(place, now) > _GONE_SECONDS:
+            if not self._has_ended(place):
+                self._ended_since.pop(place, None)
+            elif now - self._ended_since.setdefault(place, now) > _ENDED_SECONDS:
                 self._broken = True
                 self.failed = self._broken_error(
-                    RuntimeError(f"its worker process {place.pid} is gone, and it does not say so")
+                    RuntimeError(
+                        f"its worker process {place.pid} has ended, which it does not report"
+                    )
                 )
 
-    def _has_gone(self, place: Place) -> bool:
-        """Say whether a worker's process was seen here, and is no more.
+    def _has_ended(self, place: Place) -> bool:
+        """Return whether a worker's process was seen here, and has ended.
 
-        What was never seen may live in another container, whose processes have other numbers.
+        A process that was never seen may live in another container, with other process ids.
         """
-        return place in self._seen and place in self.workers and _is_gone(place)
+        return place in self._seen and place in self.workers and _is_ended(place)
 
     def _broken_error(self, error: BaseException) -> ExecutorBrokenError:
         kind = type(self._executor).__name__
-        out = ", ".join(map(str, sorted(self.flights)[:8]))
-        lost = f" Lost are its chunks in flight: {out}." if out else ""
+        ids = ", ".join(map(str, sorted(self.in_flight)[:8]))
+        lost = f" Its chunks in flight are lost: {ids}." if ids else ""
         return ExecutorBrokenError(
-            f"the {kind} that was passed as executor= takes no more work: "
+            f"the {kind} that was passed as executor= no longer accepts work: "
             f"{type(error).__name__}: {error}{lost} Pass a new one, or executor='process', which "
             "survives the death of a worker and names it."
         )
 
 
 class _Call:
-    """A chunk on its way to whoever calls it: here, or, once pickled, elsewhere."""
+    """The call that runs a chunk: in this process, or, once pickled, in another one."""
 
-    __name__ = "amorsize_chunk"  # what Dask calls its task
+    __name__ = "amorsize_chunk"  # the name of its Dask task
 
-    def __init__(self, backend: FuturesBackend, flight: Flight) -> None:
+    def __init__(self, backend: FuturesBackend, submitted: SubmittedChunk) -> None:
         self._backend = backend
-        self._flight = flight
+        self._submitted = submitted
 
     def __call__(self) -> ChunkOutcome:
-        return self._backend.run_here(self._flight)
+        return self._backend.run_here(self._submitted)
 
     def __reduce__(self) -> tuple[Callable[..., PackedChunk], tuple[Any, ...]]:
-        packed = self._backend.pack(self._flight, self._backend.notes_path())
+        packed = self._backend.pack(self._submitted, self._backend.start_pipe())
         return PackedChunk, tuple(values_of(packed).values())
 
     def __dask_tokenize__(self) -> tuple[str, int, bool]:
-        """Name the task without hashing what it carries."""
-        return self._backend.key, self._flight.chunk.id, self._flight.with_task
+        """Name the task without hashing the items."""
+        return self._backend.key, self._submitted.chunk.id, self._submitted.with_task
 
 
-class _Notes:
-    """A named pipe in which processes of this machine tell that they begin a chunk.
+class _StartPipe:
+    """A named pipe in which processes of this machine report that they start a chunk.
 
-    It is there from the first chunk that is pickled to the end of the run; that it is gone tells
-    chunks at work to stop.
+    It exists from the first chunk that is pickled to the end of the run. Chunks at work stop when
+    it no longer exists.
     """
 
     def __init__(self, backend: FuturesBackend) -> None:
@@ -253,56 +261,58 @@ class _Notes:
                 os.write(pipe, b"\n")  # ends the reader
                 os.close(pipe)
             except OSError:
-                pass  # the folder was removed by somebody else
+                pass  # another program removed the folder
             shutil.rmtree(self._folder, ignore_errors=True)
         self._reader.join(_STOP_GRACE_SECONDS)
 
     def _open(self) -> str:
         try:
-            self._folder = tempfile.mkdtemp(prefix="amorsize-")  # for this user's eyes only
-            path = os.path.join(self._folder, "notes")
+            self._folder = tempfile.mkdtemp(prefix="amorsize-")  # readable by this user alone
+            path = os.path.join(self._folder, "starts")
             os.mkfifo(path, 0o600)
-            pipe = os.open(path, os.O_RDWR)  # also for writing, so that it never ends
+            pipe = os.open(path, os.O_RDWR)  # also for writing, so that reading never ends
         except OSError:
             shutil.rmtree(self._folder, ignore_errors=True)
-            return ""  # starts are told with the outcomes
+            return ""  # starts are reported with the outcomes
         self._reader = threading.Thread(
-            target=self._read, args=(pipe,), name="amorsize-notes", daemon=True
+            target=self._read, args=(pipe,), name="amorsize-starts", daemon=True
         )
         self._reader.start()
         return path
 
     def _read(self, pipe: int) -> None:
-        with open(pipe, "rb", buffering=0) as notes:
+        with open(pipe, "rb", buffering=0) as starts:
             rest = b""
             while True:
-                *lines, rest = (rest + notes.read(65536)).split(b"\n")
+                *lines, rest = (rest + starts.read(65536)).split(b"\n")
                 for line in lines:
                     if not line:
                         return
-                    self._backend.note(*read_note(line))
+                    self._backend.note_start(*read_start(line))
 
 
-def _landed(flight: Flight, future: Any) -> Landed:
+def _done(submitted: SubmittedChunk, future: Any) -> FutureDone:
     try:
-        return Landed(flight, future.result())
+        return FutureDone(submitted, future.result())
     except BaseException as error:  # CancelledError, too
-        return Landed(flight, error=error)
+        return FutureDone(submitted, error=error)
 
 
-def _quietly(wait: Callable[[float], Sequence[Message]], seconds: float) -> Sequence[Message]:
+def _wait_ignoring_errors(
+    wait: Callable[[float], Sequence[Message]], seconds: float
+) -> Sequence[Message]:
     try:
         return wait(seconds)
     except Exception:
-        return ()  # the run fails already
+        return ()  # the run has failed already
 
 
-def _is_gone(place: Place) -> bool:
-    """Say whether the process of a worker on this machine has ended, for all that can be seen."""
+def _is_ended(place: Place) -> bool:
+    """Return whether the process of a worker on this machine is known to have ended."""
     if place.hostname != HOSTNAME or place.pid == os.getpid():
         return False
     try:
-        # Of a child that nobody has waited for yet; it stays so.
+        # WNOWAIT: whoever started this child is to wait for it.
         return os.waitid(os.P_PID, place.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
         pass  # not our child, or waited for
@@ -311,5 +321,5 @@ def _is_gone(place: Place) -> bool:
     except ProcessLookupError:
         return True
     except OSError:
-        pass  # somebody else's
+        pass  # of another user
     return False

@@ -1,14 +1,14 @@
-"""What runs in the worker of an executor that is not ours: a chunk, from arrival to reply.
+"""Runs a chunk in a worker of a caller-owned executor, from arrival to reply.
 
-Such a worker may be a process of a pool, a thread of a Dask worker on another machine, or, where
-an executor pickles for itself alone, a thread of the calling process. Nothing is known of it but
-that it can import amorsize. A reply is one of
+Such a worker may be a process of a pool, a thread of a Dask worker on another machine, or a thread
+of the calling process, where an executor pickles all the same. All that is known of it is that it
+can import amorsize. A reply is one of
 
 ::
 
     ("outcome", place, header, results)   as ``protocol.pack_outcome`` made header and results
-    ("missing", place)                    the function was not sent along, and is not here
-    ("unusable", place, text)             the function does not unpickle here
+    ("missing", place)                    the function was not sent along, and is not loaded
+    ("unusable", place, text)             the function does not unpickle
 """
 
 from __future__ import annotations
@@ -43,22 +43,23 @@ from amorsize.workers.role import become_worker
 MAX_FUNCTIONS = 4
 MAX_FUNCTIONS_BYTES = 1 << 28
 """Functions kept in a worker process, and how large they may be together, pickled: those of the
-executions that were here last. The last one is kept, however large."""
+executions that ran here last. The last one is kept, however large."""
 
-_LOOK_SECONDS = 0.05
-"""How often a chunk looks whether its run has been given up."""
+_CHECK_SECONDS = 0.05
+"""How often a chunk checks whether its run has ended."""
 
 _process = os.urandom(8)
-"""Tells this process from those of other machines; a forked child has another pid."""
+"""Distinguishes this process from those of other machines; a forked child has another pid."""
 
 
 class Place(Record):
     """Where a chunk ran.
 
     Attributes:
-        hostname, pid, thread: who it was; ``thread`` is the thread's identifier.
-        thread_name: its name.
-        details: what else the events tell of this worker.
+        hostname, pid, thread: the worker; ``thread`` is the thread's identifier. These alone are
+            compared.
+        thread_name: the name of the thread.
+        details: further metadata of the events of this worker.
     """
 
     hostname: str
@@ -78,23 +79,23 @@ class Place(Record):
 
 
 Reply: TypeAlias = tuple[str, Place, *tuple[Any, ...]]
-Note: TypeAlias = Callable[[Place, int], object]
-"""Tells the parent that a place begins a chunk."""
+OnStart: TypeAlias = Callable[[Place, int], object]
+"""Reports to the parent that a chunk, by its id, starts at a place."""
 
 
 def here(**details: Any) -> Place:
-    """Say where this is."""
+    """Return the place of this thread."""
     thread = threading.current_thread()
     return Place(HOSTNAME, os.getpid(), threading.get_ident(), thread.name, details)
 
 
 def origin() -> tuple[bytes, int]:
-    """Name this process, so that a chunk knows whether it has left it."""
+    """Identify this process, so that a chunk knows whether it runs in another one."""
     return _process, os.getpid()
 
 
 class TaskSettings(Record):
-    """What every chunk of an execution has in common, beside the function; pickles."""
+    """What all chunks of an execution have in common, apart from the function; picklable."""
 
     return_exceptions: bool
     collect: CollectSettings
@@ -102,16 +103,16 @@ class TaskSettings(Record):
 
 
 class PackedChunk(Record):
-    """A chunk on its way; call it where it is to run.
+    """A chunk as it is sent; call it where it is to run.
 
     Attributes:
-        key: names the execution.
+        key: identifies the execution.
         origin: the process that it comes from.
-        task: pickled: the :class:`TaskSettings` and the pickled function; None where they should
-            be there already.
+        task: pickled: the :class:`TaskSettings` and the pickled function; None where the worker
+            should have them already.
         chunk_id, start, size: as in the :class:`~amorsize.workers.chunk.Chunk`.
         items: pickled.
-        notes: a named pipe on this machine that begun chunks are told to, or "".
+        start_pipe: the path of a named pipe in which chunks report their start, or "".
     """
 
     key: str
@@ -121,31 +122,33 @@ class PackedChunk(Record):
     start: int
     size: int
     items: bytes
-    notes: str = ""
+    start_pipe: str = ""
 
     def __call__(self) -> Reply:
-        note = _pipe_note(self.notes) if self.notes else None
-        stopped = _gone(self.notes) if self.notes else None
-        run = partial(self.run, here(), note=note, stopped=stopped)
+        on_start = _start_writer(self.start_pipe) if self.start_pipe else None
+        stopped = _run_ended(self.start_pipe) if self.start_pipe else None
+        run = partial(self.run, here(), on_start=on_start, stopped=stopped)
         token, pid = self.origin
         forked = token == _process and pid != os.getpid()
         return _clean_context().run(run) if forked else run()
 
-    def run(self, place: Place, *, note: Note | None, stopped: Callable[[], bool] | None) -> Reply:
+    def run(
+        self, place: Place, *, on_start: OnStart | None, stopped: Callable[[], bool] | None
+    ) -> Reply:
         """Run it in this thread; see :func:`amorsize.workers.chunk.run_chunk` for ``stopped``."""
-        away = self.origin != origin()
-        if away:
+        elsewhere = self.origin != origin()
+        if elsewhere:
             become_worker()
         try:
-            task = _find_task(self.key, self.task, away)
+            task = _find_task(self.key, self.task, elsewhere)
         except Exception as error:
             return "unusable", place, f"{type(error).__name__}: {error}"
         if task is None:
             return "missing", place
-        if note is not None:
-            note(place, self.chunk_id)
+        if on_start is not None:
+            on_start(place, self.chunk_id)
         settings = task.settings
-        with _records_kept(settings.log_levels, away) as keeper:
+        with _records_kept(settings.log_levels, elsewhere) as keeper:
             outcome = self._run(task, stopped)
         if keeper is not None and (records := keeper.take()):
             outcome.extras["log_records"] = records
@@ -176,7 +179,7 @@ _tasks: OrderedDict[str, _LoadedTask] = OrderedDict()
 _loading = threading.Lock()
 
 
-def _is_too_much() -> bool:
+def _are_too_many() -> bool:
     size = sum(task.size_bytes for task in _tasks.values())
     return len(_tasks) > MAX_FUNCTIONS or size > MAX_FUNCTIONS_BYTES
 
@@ -185,25 +188,25 @@ _contexts = threading.local()
 
 
 def _clean_context() -> contextvars.Context:
-    """Return this thread's context for chunks: a fork's own is what was current at the fork."""
+    """Return this thread's context for chunks: its own is the one that was current at the fork."""
     context: contextvars.Context | None = getattr(_contexts, "own", None)
     if context is None:
         context = _contexts.own = contextvars.Context()
     return context
 
 
-def _find_task(key: str, packed: bytes | None, away: bool) -> _LoadedTask | None:
+def _find_task(key: str, packed: bytes | None, elsewhere: bool) -> _LoadedTask | None:
     with _loading:  # the threads of one worker share one function
         task = _tasks.get(key)
         if task is None and packed is not None:
             settings, function = pickle.loads(packed)
-            if away:
+            if elsewhere:
                 trace = settings.collect.trace
                 if trace is not None and trace.pid == os.getpid():
-                    trace.pid = -1  # of another machine, by chance the same number
+                    trace.pid = -1  # the same number on another machine
                 settings.collect.use_in_worker(None)
             task = _tasks[key] = _LoadedTask(settings, pickle.loads(function), len(function))
-            while len(_tasks) > 1 and _is_too_much():
+            while len(_tasks) > 1 and _are_too_many():
                 _tasks.popitem(last=False)
         elif task is not None:
             _tasks.move_to_end(key)
@@ -211,13 +214,13 @@ def _find_task(key: str, packed: bytes | None, away: bool) -> _LoadedTask | None
 
 
 @contextmanager
-def _records_kept(levels: dict[str, int], away: bool) -> Iterator[RecordKeeper | None]:
-    """Keep this thread's log records, unless the process has a place for them already.
+def _records_kept(levels: dict[str, int], elsewhere: bool) -> Iterator[RecordKeeper | None]:
+    """Keep this thread's log records, unless the process has handlers of its own.
 
     A forked worker has its parent's handlers, and an initializer may have set up some.
     """
     others = [each for each in logging.root.handlers if not isinstance(each, RecordKeeper)]
-    if not away or others:
+    if not elsewhere or others:
         yield None
         return
     keeper = RecordKeeper()
@@ -230,8 +233,8 @@ def _records_kept(levels: dict[str, int], away: bool) -> Iterator[RecordKeeper |
         logging.root.removeHandler(keeper)
 
 
-def _pipe_note(path: str) -> Note:
-    def note(place: Place, chunk_id: int) -> None:
+def _start_writer(path: str) -> OnStart:
+    def on_start(place: Place, chunk_id: int) -> None:
         parts = [place.hostname, place.pid, place.thread, place.thread_name, chunk_id]
         try:
             pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
@@ -241,34 +244,34 @@ def _pipe_note(path: str) -> Note:
             # Short enough to be written in one piece (PIPE_BUF is 512 at least).
             os.write(pipe, json.dumps(parts).encode() + b"\n")
         except OSError:
-            pass  # full: nobody listens now, and the outcome will tell
+            pass  # full: the outcome will report the start
         finally:
             os.close(pipe)
 
-    return note
+    return on_start
 
 
-def read_note(line: bytes) -> tuple[Place, int]:
-    """Read what ``PackedChunk`` writes to its pipe."""
+def read_start(line: bytes) -> tuple[Place, int]:
+    """Read a line that a chunk wrote into its pipe: place and chunk id."""
     hostname, pid, thread, thread_name, chunk_id = json.loads(line)
     return Place(hostname, pid, thread, thread_name), chunk_id
 
 
-def _gone(path: str) -> Callable[[], bool] | None:
-    """Make a check for the end of the run, which takes its pipe away; None on another machine."""
-    return seldom(lambda: not os.path.exists(path)) if os.path.exists(path) else None
+def _run_ended(path: str) -> Callable[[], bool] | None:
+    """Make a check for the end of the run, which removes its pipe; None on another machine."""
+    return throttled(lambda: not os.path.exists(path)) if os.path.exists(path) else None
 
 
-def seldom(look: Callable[[], bool]) -> Callable[[], bool]:
-    """Make a check that looks at most every 0.05 s, for use between items."""
-    due = time.perf_counter() + _LOOK_SECONDS
+def throttled(check: Callable[[], bool]) -> Callable[[], bool]:
+    """Make a check that runs at most every 0.05 s and else is False, for use between items."""
+    due = time.perf_counter() + _CHECK_SECONDS
 
-    def check() -> bool:
+    def check_if_due() -> bool:
         nonlocal due
         now = time.perf_counter()
         if now < due:
             return False
-        due = now + _LOOK_SECONDS
-        return look()
+        due = now + _CHECK_SECONDS
+        return check()
 
-    return check
+    return check_if_due
