@@ -22,7 +22,7 @@ def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_what_the_image_copies_installs_and_works(tmp_path: Path) -> None:
     """Exactly the copied files, ``pip install`` as it stands there, and both commands of it."""
     source, target = tmp_path / "src", tmp_path / "amorsize"
