@@ -670,7 +670,7 @@ def test_at_exit_everything_is_delivered_or_left_within_two_seconds(backend):
         atexit.register(lambda: print(time.monotonic() - began))  # runs last
         import amorsize
         from amorsize.exporters import Exporter
-        from tests.exporters.test_sender import Poster
+        from exporters.test_sender import Poster
 
         class Stubborn(Exporter):
             def flush(self, timeout=1.0):
@@ -692,7 +692,7 @@ def test_at_exit_everything_is_delivered_or_left_within_two_seconds(backend):
             capture_output=True,
             text=True,
             check=True,
-            cwd=Path(__file__).parents[2],
+            cwd=Path(__file__).parents[1],
         )
     assert backend.received == [2]
     assert ran.stderr.count("did not close within 2 seconds and is abandoned") == 5
