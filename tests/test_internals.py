@@ -19,6 +19,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import pytest
+from waiting import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs" / "development" / "internals.md").read_text(encoding="utf-8")
@@ -27,7 +28,7 @@ GUIDE = (ROOT / "docs" / "development" / "internals.md").read_text(encoding="utf
 def run(script: str, *arguments: str) -> str:
     """Run a script in a fresh interpreter; return its output."""
     done = subprocess.run(
-        [sys.executable, *arguments, "-c", script], capture_output=True, text=True, timeout=60
+        [sys.executable, *arguments, "-c", script], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -108,7 +109,7 @@ def test_the_frames_of_a_thread_show_an_import(
     thread = threading.Thread(target=__import__, args=("amorsize_test_slow",))
     thread.start()
     try:
-        assert begun.wait(60)
+        assert begun.wait(PATIENCE)
         assert thread.ident is not None
         frame: FrameType | None = sys._current_frames()[thread.ident]
         files = set()
@@ -161,7 +162,7 @@ def test_a_spawned_child_that_imports_main_is_inheriting(tmp_path: Path) -> None
         "    child.start()\n"
         "    child.join()\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
     assert done.stdout.split("\n")[:2] == ["__main__ False", "__mp_main__ True"], done.stderr
     assert not getattr(multiprocessing.current_process(), "_inheriting", False)
 

@@ -45,7 +45,7 @@ def test_nothing_is_loaded_to_be_asked() -> None:
         "assert not is_observed()\nprint(*sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     loaded = {name for name in done.stdout.split() if name.startswith("amorsize.")}
     assert loaded == {"amorsize.public_names", "amorsize.workers", "amorsize.workers.observers"}

@@ -73,7 +73,7 @@ def test_on_registers_nothing_in_any_kind_of_worker(decorated: str, kind: str) -
     if kind == "dask":
         pytest.importorskip("distributed")
     done = subprocess.run(
-        [sys.executable, decorated, kind], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, decorated, kind], capture_output=True, text=True, check=False
     )
     assert done.stdout.splitlines() == ["[0, 0]"], done.stderr
     assert done.stderr.count("hook of") == done.stderr.count("hook of __main__") == 1
