@@ -241,7 +241,7 @@ def test_a_terminated_program_says_so(mode: str) -> None:
             assert program.stdout is not None
             assert program.stdout.readline() == b"done\n"
             program.send_signal(signal.SIGTERM)
-            program.communicate()
+            program.wait()
         finally:
             program.kill()
             program.communicate()

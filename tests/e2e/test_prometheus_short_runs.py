@@ -188,7 +188,7 @@ def test_what_a_terminated_run_did_is_not_lost(
         assert program.stdout is not None
         assert program.stdout.readline() == "started\n"
         program.terminate()
-        program.communicate()
+        program.wait()
     finally:
         program.kill()
         program.communicate()

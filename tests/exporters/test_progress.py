@@ -60,6 +60,12 @@ def hooks() -> HookManager:
 
 
 @pytest.fixture(autouse=True)
+def _no_notebook(monkeypatch: pytest.MonkeyPatch):
+    """Tests of notebooks may have run in this process."""
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def _no_hook_failed(hooks: HookManager):
     """A failing hook is only logged, so ask."""
     yield
