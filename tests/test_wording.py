@@ -25,12 +25,15 @@ BANNED = {
     r"bury|buried": "handle a death",
     r"news": "messages, changes",
     r"surprises?|hopeless": "deviation, not worth parallelising",
+    r"trivial": "the bound, such as: less than 0.3 µs",
     r"(?:once|twice|items?|bytes|seconds?|µs|ms|numbers?|threads?) an? "
     r"(?:chunk|worker|item|process|core|thread|run|call)": "per chunk, per worker",
     r"(?:of|by) yours": "your own, caller-owned",
     r"takes? no more|is no (?:TOML|JSON) file": "no longer accepts, is not valid",
 }
 """Expressions that this project once used, and those to use instead."""
+
+ALLOWED = {("docs/benchmarks.md", "trivial")}  # in the names of figures
 
 BARE = re.compile(r"(?:(?<=[.:;] )|^(?:[-*] |\d\. )?)[Ww](?:hat|ho|hoever) [^.?|\n]*\.", re.M)
 """A sentence whose subject is "what" or "who", and names nothing."""
@@ -50,6 +53,7 @@ def test_a_page_uses_the_fields_words(page: Path) -> None:
         f"line {text.count(chr(10), 0, match.start()) + 1}: {match.group()!r}, better: {better}"
         for banned, better in BANNED.items()
         for match in re.finditer(rf"\b(?:{banned})\b", text, re.IGNORECASE)
+        if (page.relative_to(ROOT).as_posix(), match.group().lower()) not in ALLOWED
     ]
     assert not found
 
