@@ -174,8 +174,8 @@ def function() -> Board:
         [
             lines(
                 "Speedup, estimated and measured",
-                "Over a serial run: what the plan of the last execution expected, and what the "
-                "last one reached. Far below: see the dashboard of workers.",
+                "Over a serial run: the estimate of the last plan, and the measured speedup of the "
+                "last execution. If it is far below, see the dashboard of workers.",
                 "none",
                 Line(f"max({q.series(metrics.ESTIMATED_SPEEDUP)})", "estimated"),
                 Line(f"max({q.series(metrics.MEASURED_SPEEDUP)})", "measured"),

@@ -174,8 +174,8 @@ def workers() -> Board:
             ),
             bars(
                 "Reached of the estimated speedup",
-                "The functions furthest below: what the last execution reached, of what its plan "
-                "expected.",
+                "The functions furthest below: the share of the estimated speedup that the last "
+                "execution reached.",
                 SHARE,
                 Line(f"bottomk({TOP}, {q.speedup_share('function')})", "{{function}}"),
                 empty="No execution has ended yet.",
