@@ -177,7 +177,7 @@ def mounts(stack: Stack) -> Iterator[str]:
     for volume in sorted(used - declared):
         yield f"the volume {volume} is not declared"
     for volume in sorted(declared - used):
-        yield f"the volume {volume} is used by nobody"
+        yield f"the volume {volume} is not used"
 
 
 def variables(stack: Stack) -> Iterator[str]:
@@ -187,7 +187,7 @@ def variables(stack: Stack) -> Iterator[str]:
         if not is_secret(name) and not stack.env.get(name):
             yield f"{COMPOSE_FILE}: {name} has no value in {ENV_FILE}"
     for name in sorted(set(stack.env) - used):
-        yield f"{ENV_FILE}: {name} is used by nobody"
+        yield f"{ENV_FILE}: {name} is not used"
 
 
 def dockerfile(root: Path) -> Iterator[str]:

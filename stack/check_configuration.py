@@ -66,8 +66,8 @@ def configuration_files(stack: Stack) -> Iterator[str]:
 def addresses(stack: Stack) -> Iterator[str]:
     """Every address in commands and variables is a service that listens on that port."""
     for name, service in stack.services.items():
-        told = [*environment_of(service).values(), *strings(service.get("command") or [])]
-        for text in filter(None, told):
+        given = [*environment_of(service).values(), *strings(service.get("command") or [])]
+        for text in filter(None, given):
             match = _ADDRESS.match(text)
             if match:
                 yield from _reachable(stack, f"{name}: {text}", match[1], int(match[2]))
@@ -77,7 +77,7 @@ def addresses(stack: Stack) -> Iterator[str]:
             yield from _reachable(stack, f"{name}: DD_AGENT_HOST", host, int(port or 8125))
             # With an API key, the host is the agent.
             if f"{host}-datadog" not in stack.names:
-                yield f"{name}: nobody has the name {host}-datadog, for when there is an API key"
+                yield f"{name}: no service is named {host}-datadog, which is used with an API key"
 
 
 def prometheus(stack: Stack) -> Iterator[str]:
@@ -112,7 +112,7 @@ def prometheus(stack: Stack) -> Iterator[str]:
         said = source.get("jsonData", {}).get("timeInterval")
         if source["type"] == "prometheus" and said != interval:
             yield (
-                f"{path.name}: scrapes every {interval}, and Grafana's {source['name']} is told "
+                f"{path.name}: scrapes every {interval}, and Grafana's {source['name']} has "
                 f"{said}: $__rate_interval would be wrong"
             )
 
@@ -143,9 +143,9 @@ def jaeger(stack: Stack) -> Iterator[str]:
     yield from _pipelines(path, config)
     extensions = config.get("extensions", {})
     backends = (extensions.get("jaeger_storage") or {}).get("backends", {})
-    told = [extensions.get("jaeger_query", {}).get("storage", {}).get("traces")]
-    told += [each.get("trace_storage") for each in config.get("exporters", {}).values()]
-    for storage in told:
+    named = [extensions.get("jaeger_query", {}).get("storage", {}).get("traces")]
+    named += [each.get("trace_storage") for each in config.get("exporters", {}).values()]
+    for storage in named:
         if storage not in backends:
             yield f"{path.name}: the storage {storage} is not defined"
 

@@ -47,7 +47,7 @@ def listener(port: int) -> psutil.Process:
     """The program that listens on a port.
 
     Raises:
-        LookupError: nobody does, or it is not this user's.
+        LookupError: no process does, or it belongs to another user.
     """
     for process in psutil.process_iter():
         try:

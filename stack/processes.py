@@ -29,7 +29,7 @@ class ServerProcess:
     """A server process; the constructor starts it.
 
     It has a session of its own, so that a Ctrl-C in the terminal reaches this program alone, which
-    ends the others in their order. On Linux it is told to end when this process is killed, or when
+    ends the others in their order. On Linux the kernel ends it when this process is killed, or when
     the thread that made it ends.
 
     Args:

@@ -91,7 +91,7 @@ def start_alertmanager(directory: Path, config: Path, port: int) -> ServerProces
 def start_pushgateway(directory: Path, port: int) -> ServerProcess:
     """Start a Pushgateway on ``port`` of 127.0.0.1.
 
-    What it is told stays in ``directory``: Debian's would write below /var otherwise, and remember
+    Pushed metrics stay in ``directory``: Debian's would write below /var otherwise, and remember
     the pushes of another day.
     """
     return _start(PUSHGATEWAY, directory, port, f"--persistence.file={directory / 'metrics'}")

@@ -27,7 +27,7 @@ class Workload:
     Attributes:
         title: for the table.
         func: takes one item.
-        make: makes the input anew for each call; it is not timed, but drawing from it is.
+        make: makes a new input for each call; not timed, but drawing from it is.
         items: how many there are.
         short: whether the serial run is far below a second, so that first calls are not judged.
     """

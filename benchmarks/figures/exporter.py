@@ -1,6 +1,6 @@
 """The Prometheus exporter by itself: a chunk's event, and scrapes of a hundred functions.
 
-The scrapes take place while another thread tells of chunks as fast as it can, which is harder
+The scrapes take place while another thread reports chunks as fast as it can, which is harder
 than any real run: it and the scrape fight for the interpreter's lock. "Quiet" is without it.
 """
 
@@ -27,7 +27,9 @@ CHUNKS = 500
 def chunk() -> Contenders:
     with PrometheusExporter(port=0) as exporter:
         yield {
-            "amorsize": timed("tell(context)", tell=exporter.on_chunk_complete, context=_chunk())
+            "amorsize": timed(
+                "report(context)", report=exporter.on_chunk_complete, context=_chunk()
+            )
         }
 
 
@@ -102,13 +104,13 @@ def _exporter_of_functions(
 def _chunks_arriving(exporter: PrometheusExporter) -> Iterator[None]:
     done = threading.Event()
 
-    def tell() -> None:
+    def report() -> None:
         for context in itertools.cycle([_chunk(function) for function in range(FUNCTIONS)]):
             exporter.on_chunk_complete(context)
             if done.is_set():
                 return
 
-    thread = threading.Thread(target=tell)
+    thread = threading.Thread(target=report)
     thread.start()
     try:
         yield

@@ -1,6 +1,6 @@
 """Datadog and CloudWatch: a chunk's event, a chunk of a run, and a run whose backend is dead.
 
-Datadog sends to a real socket that somebody reads; CloudWatch to a client that takes it at once,
+Datadog sends to a real socket that is read; CloudWatch to a client that accepts each call at once,
 so that the figure is ours and not that of a network.
 """
 
@@ -68,7 +68,9 @@ def _all_on(manager: HookManager) -> Iterator[list[Exporter]]:
 def datadog_chunk() -> Contenders:
     with _agent() as port, DatadogExporter(host="127.0.0.1", port=port) as exporter:
         yield {
-            "amorsize": timed("tell(context)", tell=exporter.on_chunk_complete, context=_chunk())
+            "amorsize": timed(
+                "report(context)", report=exporter.on_chunk_complete, context=_chunk()
+            )
         }
 
 
@@ -76,7 +78,9 @@ def datadog_chunk() -> Contenders:
 def cloudwatch_chunk() -> Contenders:
     with CloudWatchExporter(client=_Client()) as exporter:
         yield {
-            "amorsize": timed("tell(context)", tell=exporter.on_chunk_complete, context=_chunk())
+            "amorsize": timed(
+                "report(context)", report=exporter.on_chunk_complete, context=_chunk()
+            )
         }
 
 
@@ -125,7 +129,7 @@ def dead_backends() -> Contenders:
 
 class _Dead:
     def put_metric_data(self, **call: Any) -> None:
-        raise ConnectionError("nobody is there")
+        raise ConnectionError("no backend")
 
 
 def _run(manager: HookManager, after: Callable[[], object] = lambda: None) -> Contender:

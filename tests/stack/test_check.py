@@ -247,11 +247,11 @@ BROKEN = {
         "",
         r"JAEGER_PORT has no value in \.env",
     ),
-    "a variable is used by nobody": (
+    "a variable is not used": (
         ENV,
         "DD_SITE=datadoghq.com",
         "DD_SITE=datadoghq.com\nLOKI_PORT=3100",
-        r"LOKI_PORT is used by nobody",
+        r"LOKI_PORT is not used",
     ),
     "the image runs as root": (DOCKERFILE, "USER 10001\n", "", r"the last USER is root"),
     "the image becomes root again": (
@@ -336,7 +336,7 @@ BROKEN = {
         PROMETHEUS,
         "scrape_interval: 15s",
         "scrape_interval: 30s",
-        r"scrapes every 30s, and Grafana's Prometheus is told 15s",
+        r"scrapes every 30s, and Grafana's Prometheus has 15s",
     ),
     "a target is no service": (
         PROMETHEUS,
@@ -414,7 +414,7 @@ BROKEN = {
         COMPOSE,
         "aliases: [dogstatsd-datadog]",
         "aliases: [datadog]",
-        r"nobody has the name dogstatsd-datadog",
+        r"no service is named dogstatsd-datadog",
     ),
     "Jaeger's query has no storage": (
         JAEGER,
