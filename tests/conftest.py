@@ -91,7 +91,7 @@ def _no_names_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user's numbers are remembered by the process; each test begins without any."""
     monkeypatch.setattr(user_metrics, "_kinds", {})
     monkeypatch.setattr(user_metrics, "_admitted", {})
-    monkeypatch.setattr(user_metrics, "_said", set())
+    monkeypatch.setattr(user_metrics, "_warned", set())
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,9 @@
-"""What the run loop asks of an engine, and what an engine tells it."""
+"""The interface between the run loop and an engine: requests down, messages up.
+
+The loop calls the methods of :class:`Backend`. An engine answers with five messages:
+:class:`WorkerStarted`, :class:`ChunkDone`, :class:`ChunkRefused`, :class:`WorkerLost` and
+:class:`WorkerEnded`.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +17,12 @@ from amorsize.workers.collectors import CollectSettings
 from amorsize.workers.record import Record, made
 
 SHORT_CHUNK_SECONDS = 0.02
-"""Chunks shorter than this are queued one ahead of their worker, so that it does not idle while
-the next one travels (0.1 ms); longer ones are not, so that none waits behind a slow one."""
+"""After a chunk that is shorter than this, a worker gets the next one ahead, so that it is not idle
+while that is sent (0.1 ms). After a longer one it does not: a chunk would wait for a slow one."""
 
 
 class Task(Record):
-    """What every chunk of an execution has in common."""
+    """What all chunks of an execution have in common."""
 
     func: Callable[[Any], Any]
     return_exceptions: bool = False
@@ -26,7 +31,7 @@ class Task(Record):
 
 
 class WorkerStarted(Record):
-    """A worker takes its first chunk of this execution; ``details`` join its events' metadata."""
+    """A worker starts its first chunk of this execution; ``details`` join its events' metadata."""
 
     worker: int
     pid: int
@@ -36,14 +41,14 @@ class WorkerStarted(Record):
 
 
 class ChunkDone(Record):
-    """A chunk came back, with results or with its failure."""
+    """A chunk is done, with results or with its failure."""
 
     worker: int
     outcome: ChunkOutcome
 
 
 class ChunkRefused(Record):
-    """A chunk did not leave, because an item of it cannot travel; as if ``submit()`` said so."""
+    """A chunk was not sent, because an item does not pickle; ``submit()`` could not know it."""
 
     chunk: Chunk
     error: UnpicklableItemError
@@ -56,14 +61,14 @@ class WorkerLost(Record):
         worker: the backend's number of the worker.
         pid: its process id.
         exit_code: as ``subprocess`` has it: negative for a signal, None when unknown.
-        started: whether it had told its start.
-        chunk: what it was at, or None.
+        started: whether its start was reported.
+        chunk: its chunk, or None.
         item_index: the item in flight; the end of the chunk when all were computed and only
             the results were still to be sent; None without a chunk.
-        untouched: further chunks that it had been given, none of whose items was begun.
-        exit_reason: ``died``, or how it was ended: ``cancelled``, ``abandoned``.
-        detail: what else is known, for the message.
-        recovered: the engine itself runs again what the worker was at: the run goes on.
+        untouched: further chunks that were sent to it, none of whose items was started.
+        exit_reason: ``died``, or, where amorsize ended it: ``cancelled``, ``abandoned``.
+        detail: more about its end, for the message.
+        recovered: the engine itself runs the chunk again, and the run goes on.
     """
 
     worker: int
@@ -82,8 +87,8 @@ class WorkerEnded(Record):
     """A worker is done with this execution.
 
     ``exit_reason`` is ``finished``, ``cancelled`` (the run ended before its input) or
-    ``abandoned`` (work that cannot be stopped); a death is a :class:`WorkerLost`, and ``died``
-    here is said of what went down with it.
+    ``abandoned`` (its work cannot be stopped). A death is a :class:`WorkerLost`; here, ``died`` is
+    for the other threads of a process that died.
     """
 
     worker: int
@@ -107,19 +112,19 @@ Message: TypeAlias = WorkerStarted | ChunkDone | ChunkRefused | WorkerLost | Wor
 class Backend(ABC):
     """An engine, for one execution. All methods but ``wake`` are called from one thread.
 
-    Workers have numbers of the backend's own; a start comes before anything else of a worker.
+    A backend numbers its workers; a worker's start is its first message.
     """
 
     @abstractmethod
     def open(self, task: Task) -> None:
-        """Get ready to run chunks of ``task``; raise TransportError when it cannot travel."""
+        """Get ready to run chunks of ``task``; raises TransportError when it does not pickle."""
 
     def start_workers(self) -> None:
         """Start workers ahead of their first chunks, where starting them takes time."""
         return
 
     def is_ready(self) -> bool:
-        """Say whether a worker could begin with a chunk at once."""
+        """Return whether a worker could start a chunk at once."""
         return True
 
     def use_workers(self, n_jobs: int) -> None:
@@ -128,22 +133,22 @@ class Backend(ABC):
 
     @abstractmethod
     def has_room(self) -> bool:
-        """Say whether a chunk can be submitted now."""
+        """Return whether a chunk can be submitted now."""
 
     def can_hold(self) -> bool:
-        """Say whether a chunk can be submitted that waits here, ready to leave, for a worker."""
+        """Return whether a chunk can be submitted that then waits here for a worker."""
         return False
 
     @abstractmethod
     def submit(self, chunk: Chunk) -> None:
-        """Hand over a chunk, noting when; call only after ``has_room()`` or ``can_hold()`` said so.
+        """Accept a chunk and stamp its dispatch; ``has_room()`` or ``can_hold()`` must be true.
 
-        Raises TransportError, with nothing handed over, when the items cannot travel.
+        Raises TransportError, and accepts nothing, when the items do not pickle.
         """
 
     @abstractmethod
     def wait(self, timeout: float | None) -> Sequence[Message]:
-        """Wait up to ``timeout`` seconds (None: without a limit) for news, or for ``wake()``."""
+        """Wait up to ``timeout`` seconds (None: for ever) for messages, or for ``wake()``."""
 
     @abstractmethod
     def wake(self) -> None:
@@ -151,7 +156,7 @@ class Backend(ABC):
 
     @abstractmethod
     def close(self, *, cancel: bool) -> Sequence[Message]:
-        """End this execution's use of the engine; tell how each worker ended.
+        """End this execution's use of the engine; returns how each worker ended.
 
         With ``cancel``, work in progress is stopped; the call returns within about a second.
         """
@@ -161,8 +166,8 @@ class Backend(ABC):
         return []
 
     def end_worker(self, late: Overdue) -> WorkerLost | None:
-        """Stop the worker of an overdue item; its place is free for another.
+        """Stop the worker of an overdue item, so that another one can start.
 
-        None when the item came to its end meanwhile.
+        Returns None when the item has ended meanwhile.
         """
         return None

@@ -1,4 +1,4 @@
-"""Makes the engine that a plan names; each is imported by those runs only that use it."""
+"""Makes the engine that a plan names, and imports no other one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def make_backend(plan: Plan, too_long: TooLong | None = None) -> Backend:
 
     Args:
         plan: the plan.
-        too_long: says whether a serial run that may grow is to end a chunk early.
+        too_long: whether a serial run that may grow is to end a chunk early.
     """
     too_long = too_long if plan.may_grow and plan.engine.type == "serial" else None
     engine = plan.engine

@@ -1,4 +1,4 @@
-"""The caller's own thread as the only worker."""
+"""The calling thread as the only worker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SerialBackend(Backend):
     """Runs each chunk inside ``wait()``, at the speed of a loop.
 
     Args:
-        too_long: says whether to end a chunk early; None for never.
+        too_long: whether to end a chunk early; None for never.
     """
 
     def __init__(self, too_long: TooLong | None = None) -> None:

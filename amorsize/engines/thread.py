@@ -30,9 +30,9 @@ from amorsize.workers.pass_monitor import TooLong, Watcher
 logger = logging.getLogger(__name__)
 
 CHUNKS_AHEAD = 2
-"""Chunks for each thread, at work or in the queue. The queue is one for all, so that none waits
-behind a slow one; and a thread that is done need not wait until the caller's thread, which queues
-up for the GIL like all others, hands it something."""
+"""Chunks per thread, at work or in the queue. All threads share the queue, so that no chunk waits
+for a slow one. A thread that is done finds its next chunk there, and need not wait until the
+calling thread gets the GIL."""
 
 _STOP_GRACE_SECONDS = 0.1
 _names = itertools.count()
@@ -52,14 +52,14 @@ class _Worker:
 class ThreadBackend(Backend):
     """Up to ``n_jobs`` daemon threads that share one queue of chunks.
 
-    Threads cannot be stopped from outside: a cancelled one leaves its chunk after the item that
-    it is at, and one that does not return within 0.1 s is left behind (``abandoned``). Being a
-    daemon, it does not hold the interpreter's exit.
+    Threads cannot be stopped from outside: a cancelled one leaves its chunk after the current
+    item, and one that does not return within 0.1 s is abandoned. As a daemon, it does not delay
+    the interpreter's exit.
 
     Args:
-        n_jobs: threads at most; each starts when there is a chunk for it. With one, it stands in
-            for a serial run that must stay interruptible.
-        too_long: says whether to end a chunk early, behind which none is begun; None for never.
+        n_jobs: threads at most; each starts when there is a chunk for it. A single one runs the
+            chunks of a serial run that must stay interruptible.
+        too_long: whether to end a chunk early, after which none is started; None for never.
     """
 
     def __init__(self, n_jobs: int, too_long: TooLong | None = None) -> None:
@@ -67,14 +67,14 @@ class ThreadBackend(Backend):
         self._watcher = None if too_long is None else Watcher(too_long)
         self._workers: dict[int, _Worker] = {}
         self._chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
-        self._news: queue.SimpleQueue[WorkerStarted | ChunkDone | None] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[WorkerStarted | ChunkDone | None] = queue.SimpleQueue()
         self._in_flight = 0
         self._short = False
         self._stop = threading.Event()
         self._keys = itertools.count()
-        # Held while a chunk changes hands, so that an overdue worker is dismissed with exactly
-        # the chunk that it is at.
-        self._handover = threading.Lock()
+        # Held while a thread finishes a chunk, so that an overdue worker is dismissed with exactly
+        # the chunk that it runs.
+        self._finishing = threading.Lock()
         self._task: Task | None = None
 
     def open(self, task: Task) -> None:
@@ -99,19 +99,19 @@ class ThreadBackend(Backend):
 
     def wait(self, timeout: float | None) -> Sequence[Message]:
         try:
-            first = self._news.get(timeout=timeout)
+            first = self._messages.get(timeout=timeout)
         except queue.Empty:
             return ()
-        news = [first]
-        while not self._news.empty():
-            news.append(self._news.get_nowait())
-        return [message for message in news if self._note(message)]  # type: ignore[misc]
+        messages = [first]
+        while not self._messages.empty():
+            messages.append(self._messages.get_nowait())
+        return [message for message in messages if self._note(message)]  # type: ignore[misc]
 
     def _note(self, message: WorkerStarted | ChunkDone | None) -> bool:
         if message is None:  # a wake-up
             return False
         worker = self._workers.get(message.worker)
-        if worker is None:  # it was dismissed: its chunk has been given up
+        if worker is None:  # it was dismissed, and its chunk reported as lost
             return False
         if isinstance(message, WorkerStarted):
             worker.started = True
@@ -121,7 +121,7 @@ class ThreadBackend(Backend):
         return True
 
     def wake(self) -> None:
-        self._news.put(None)
+        self._messages.put(None)
 
     def close(self, *, cancel: bool) -> Sequence[Message]:
         if self._watcher is not None:
@@ -133,10 +133,10 @@ class ThreadBackend(Backend):
         deadline = time.monotonic() + _STOP_GRACE_SECONDS
         ended: list[Message] = []
         for worker in self._workers.values():
-            # Those without work leave at once; with work in progress, only a cancelled run ends.
+            # Idle threads end at once; work in progress is ended only by a cancelled run.
             if worker.thread.ident is not None:
                 worker.thread.join(max(0.0, deadline - time.monotonic()))
-        # A thread may have taken its first chunk without our having read its message.
+        # The message of a thread that has just started its first chunk may still be unread.
         ended.extend(m for m in self.wait(0) if isinstance(m, WorkerStarted))
         for worker in self._workers.values():
             if worker.started:
@@ -160,7 +160,7 @@ class ThreadBackend(Backend):
         return late
 
     def end_worker(self, late: Overdue) -> WorkerLost | None:
-        with self._handover:
+        with self._finishing:
             worker = self._workers[late.worker]
             if worker.chunk is not late.chunk or worker.item_slots[ITEM_STARTED] != late.stamp:
                 return None
@@ -177,7 +177,7 @@ class ThreadBackend(Backend):
             late.chunk,
             late.item_index,
             exit_reason="abandoned",
-            detail="its thread cannot be stopped and is left behind",
+            detail="its thread cannot be stopped and is abandoned",
         )
 
     def _start_worker(self) -> None:
@@ -188,7 +188,7 @@ class ThreadBackend(Backend):
             name=f"amorsize-{next(_names)}",
             daemon=True,
         )
-        self._workers[worker.key] = worker  # from here on it is ended, also if a Ctrl-C comes now
+        self._workers[worker.key] = worker  # from here on close() ends it, also after a Ctrl-C now
         try:
             worker.thread.start()
         except RuntimeError as error:
@@ -205,7 +205,7 @@ class ThreadBackend(Backend):
         task = self._task
         assert task is not None
         key, watcher = worker.key, self._watcher
-        told = False
+        reported = False
 
         def stopped() -> bool:
             return worker.dismissed or self._stop.is_set()
@@ -214,10 +214,10 @@ class ThreadBackend(Backend):
             if stopped():
                 return
             worker.chunk = chunk
-            if not told:
-                told = True
+            if not reported:
+                reported = True
                 name = threading.current_thread().name
-                self._news.put(WorkerStarted(key, os.getpid(), HOSTNAME, name))
+                self._messages.put(WorkerStarted(key, os.getpid(), HOSTNAME, name))
             outcome = run_chunk(
                 task.func,
                 chunk,
@@ -229,12 +229,12 @@ class ThreadBackend(Backend):
                 over=None if watcher is None else watcher.look_after(chunk.items, chunk.start),
             )
             if outcome.results is None and not outcome.failures:
-                return  # stopped half way: nobody waits for this outcome
-            with self._handover:
+                return  # stopped half way: this outcome is not waited for
+            with self._finishing:
                 if worker.dismissed:
                     return
                 worker.item_slots[CHUNK] = -1
                 worker.chunk = None
-            self._news.put(ChunkDone(key, outcome))
+            self._messages.put(ChunkDone(key, outcome))
             if outcome.size < len(chunk.items):
                 return

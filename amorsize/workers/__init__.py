@@ -1,4 +1,4 @@
-"""What runs inside any worker: a chunk, its numbers, logs, spans and item slots.
+"""The code that runs inside any worker: a chunk, its user metrics, logs, spans and item slots.
 
-Nothing here knows who called; of amorsize it imports the errors alone.
+Nothing here knows the engine; of amorsize it imports the errors alone.
 """

@@ -1,4 +1,4 @@
-"""What a chunk brings home beside its results: the user's numbers and spans."""
+"""Collectors of a chunk's extras: user metrics and spans, returned with its outcome."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from amorsize.workers.trace_link import TraceLink
 
 
 class Collector(Protocol):
-    """Collects while it is entered; ``take()`` ends it, and gives None for nothing."""
+    """Collects while it is entered; ``take()`` ends it, and returns None for nothing."""
 
     def enter(self) -> None: ...
     def leave(self) -> None: ...
@@ -19,10 +19,10 @@ class Collector(Protocol):
 
 
 class CollectSettings(Record):
-    """What is to be collected in every chunk of an execution; pickles.
+    """What is to be collected in every chunk of an execution; picklable.
 
     Attributes:
-        user_metrics: the numbers that the function counts.
+        user_metrics: whether the function's user metrics are.
         trace: the trace that the function's spans belong to, or None.
     """
 
@@ -30,7 +30,7 @@ class CollectSettings(Record):
     trace: TraceLink | None = None
 
     def use_in_worker(self, provider_at_start: Any) -> None:
-        """Get a worker process ready, before the function is loaded; see ``otel_context``."""
+        """Prepare a worker process, before the function is loaded; see ``otel_context``."""
         if self.trace is not None:
             otel_context = _load_otel_context()
             if otel_context is not None:
@@ -47,7 +47,7 @@ class CollectSettings(Record):
 
 
 class ChunkCollector:
-    """All collectors of one chunk. What it takes goes into the outcome's extras."""
+    """All collectors of one chunk, whose values become the outcome's extras."""
 
     __slots__ = ("_collectors",)
 
@@ -55,17 +55,17 @@ class ChunkCollector:
         self._collectors = collectors
 
     def enter(self) -> None:
-        """The function is about to be called, in this context."""
+        """Start: the function is about to be called, in this context."""
         for collector in self._collectors.values():
             collector.enter()
 
     def leave(self) -> None:
-        """The calls are over."""
+        """Pause: the calls are over."""
         for collector in self._collectors.values():
             collector.leave()
 
     def take(self) -> dict[str, Any]:
-        """End, and return what is to ride home, by name."""
+        """End, and return the collected values by name."""
         taken = {name: collector.take() for name, collector in self._collectors.items()}
         return {name: value for name, value in taken.items() if value is not None}
 
@@ -77,7 +77,7 @@ def _chunk_trace(link: TraceLink, chunk_id: int) -> Collector | None:
 
 @cache
 def _load_user_metrics() -> ModuleType:
-    from amorsize.workers import user_metrics  # 1.5 ms, which most workers spare
+    from amorsize.workers import user_metrics  # 1.5 ms, which most workers do not need
 
     return user_metrics
 
@@ -87,5 +87,5 @@ def _load_otel_context() -> ModuleType | None:
     try:
         from amorsize.workers import otel_context  # imports OpenTelemetry's API, 25 ms
     except ImportError:
-        return None  # a worker on a machine that lacks it
+        return None  # OpenTelemetry is not installed on the worker's machine
     return otel_context

@@ -1,7 +1,7 @@
-"""Log records that the user's function makes in a worker process, brought home to the parent.
+"""Log records that the user's function makes in a worker process, handled in the parent.
 
-In the worker a handler on the root logger keeps them, beside the levels that the parent's loggers
-have; they travel with the chunk's outcome, and the parent hands them to its own loggers.
+In the worker, loggers have the levels of the parent's, and a handler on the root logger keeps the
+records. They are returned with the chunk's outcome, and the parent's own loggers handle them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 from amorsize.workers import trace_link
 
 MAX_RECORDS = 1000
-"""Records kept a chunk; what is more is counted and said in one further record."""
+"""Records kept per chunk; one further record says how many more there were."""
 
 MAX_TEXT = 16_384
-"""Characters kept of a message or a traceback."""
+"""Characters kept per message or traceback."""
 
 _TRACE = "_amorsize_trace"
 
@@ -30,7 +30,7 @@ def read_levels() -> dict[str, int]:
     for name, logger in list(logging.root.manager.loggerDict.items()):
         if isinstance(logger, logging.Logger) and logger.level:
             levels[name] = logger.level
-    # What is disabled altogether need not be made, nor sent.
+    # Records that logging.disable() drops need not be made.
     levels[""] = max(levels[""], logging.root.manager.disable + 1)
     return levels
 
@@ -43,7 +43,7 @@ class RecordKeeper(logging.Handler):
         self._records: list[dict[str, Any]] = []
         self._left_out = 0
         self.levels: dict[str, int] = {}
-        """What was last taken over from the parent."""
+        """The levels that were last taken over from the parent."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if len(self._records) >= MAX_RECORDS:
@@ -55,25 +55,25 @@ class RecordKeeper(logging.Handler):
             self.handleError(record)
 
     def take(self) -> list[dict[str, Any]]:
-        """Return the records kept so far, and begin anew."""
+        """Return the records kept so far, and drop them."""
         records, self._records = self._records, []
         if self._left_out:
-            said = logging.LogRecord(
+            notice = logging.LogRecord(
                 __name__,
                 logging.WARNING,
                 __file__,
                 0,
-                "%d further log records of this chunk were left out: %d are kept a chunk",
+                "%d further log records of this chunk were left out: %d are kept per chunk",
                 (self._left_out, MAX_RECORDS),
                 None,
             )
             self._left_out = 0
-            records.append(_packable(said))
+            records.append(_packable(notice))
         return records
 
 
 def keep_records(levels: dict[str, int], keeper: RecordKeeper) -> None:
-    """Take over the parent's levels, and keep what passes them."""
+    """Take over the parent's levels, and keep the records that pass them."""
     if keeper not in logging.root.handlers:
         logging.root.addHandler(keeper)
     if levels == keeper.levels:
@@ -86,9 +86,9 @@ def keep_records(levels: dict[str, int], keeper: RecordKeeper) -> None:
 
 
 def replay(records: Iterable[dict[str, Any]], *, worker_id: int | None, chunk_id: int) -> None:
-    """Hand records to the loggers of this process that they were made for.
+    """Have this process' loggers of the same names handle records.
 
-    Each has two attributes more: ``amorsize_worker`` and ``amorsize_chunk``.
+    Each record gets two more attributes: ``amorsize_worker`` and ``amorsize_chunk``.
     """
     for state in records:
         # Instrumentation of logging reads the current span when a record is made, or handled.
@@ -112,10 +112,10 @@ def _packable(record: logging.LogRecord) -> dict[str, Any]:
     state |= {"msg": message[:MAX_TEXT], "args": None, "exc_info": None}
     if record.exc_info and not record.exc_text:
         state["exc_text"] = _FORMATTER.formatException(record.exc_info)[-MAX_TEXT:]
-    return {name: value for name, value in state.items() if _travels(value)}
+    return {name: value for name, value in state.items() if _is_picklable(value)}
 
 
-def _travels(value: Any) -> bool:
+def _is_picklable(value: Any) -> bool:
     if value is None or type(value) in (str, int, float, bool):
         return True
     try:

@@ -1,8 +1,8 @@
-"""The trace inside of a chunk: the chunk's span is current while the function runs.
+"""The trace inside a chunk: the chunk's span is current while the function runs.
 
-In the process that called ``execute()`` the spans of the user's code leave by the application's
-own provider. In a worker process, where there is none, :class:`WorkerProvider` keeps those that
-end, and they travel home with the chunk's outcome: no exporter, no network, no thread there.
+In the process that called ``execute()`` the application's own provider exports the spans of the
+user's code. A worker process has none: :class:`WorkerProvider` keeps the spans that end, and they
+are returned with the chunk's outcome. There is no exporter, no network and no thread there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from opentelemetry.util.types import AnyValue, Attributes
 
 MAX_EVENTS = 128
-"""Events kept of what the user's code adds to the chunk's own span."""
+"""Events kept that the user's code adds to the chunk's own span."""
 
 _UNSAMPLED = trace.TraceFlags(trace.TraceFlags.DEFAULT)
 
@@ -59,7 +59,7 @@ class ChunkTrace:
         self._began = self._ended = 0
 
     def enter(self) -> None:
-        if self._context is None:  # a sample enters once an item; where there is none, never
+        if self._context is None:  # a sample enters once per item, and without items never
             self._context = self._make_context()
             self._began = time.time_ns()
         if self._captures:
@@ -73,13 +73,13 @@ class ChunkTrace:
             self._ended = time.time_ns()
 
     def take(self) -> dict[str, Any] | None:
-        """Return what the user's code did to the chunk's span, and the spans that ended."""
+        """Return the user code's changes to the chunk's span, and the spans that ended."""
         taken: dict[str, Any] = {}
         if self._span is not None:
             taken = self._span.take()
         if self._granted is not None:
             taken["live"] = self._granted
-            if self._granted:  # spans have left already: the chunk's is to last as long as they
+            if self._granted:  # exported already: the chunk's span must contain them
                 taken["times"] = self._began, self._ended
         if self._captures:
             spans, dropped = worker_provider.take()
@@ -95,7 +95,7 @@ class ChunkTrace:
         received = _received(*(link.carrier.get(header) for header in _HEADERS))
         base = otel_context.get_current() if here else received
         parent = trace.get_current_span(received).get_span_context()
-        if here and not link.exact:  # the chunk's span will have an id that nobody knows yet
+        if here and not link.exact:  # the id of the chunk's span is not known yet
             return trace.set_span_in_context(trace.NonRecordingSpan(parent), base)
         flags = parent.trace_flags
         if here and link.sampled:
@@ -113,19 +113,19 @@ class ChunkTrace:
 
 
 def use_in_worker(link: TraceLink, provider_at_start: Any) -> None:
-    """Get a worker process ready, before the user's function is loaded.
+    """Prepare a worker process, before the user's function is loaded.
 
-    A provider that the user's code has set there takes precedence over ours, also later.
+    A provider that the user's code sets there takes precedence over ours, also later.
 
     Args:
-        link: of the execution whose function is about to be loaded.
-        provider_at_start: what automatic instrumentation had set up, without exporters, when the
-            process started; None where there was nothing, or something that exports.
+        link: that of the execution whose function is about to be loaded.
+        provider_at_start: the provider, without exporters, that automatic instrumentation set up
+            when the process started; None where there was none, or one that exports.
     """
     if not link.capture:
         return
     if trace._TRACER_PROVIDER is None:
-        # Not set_tracer_provider(): it works once a process, and that once is the user's.
+        # Not set_tracer_provider(): it works once per process, which is left to the user.
         trace._TRACER_PROVIDER = worker_provider
     elif trace._TRACER_PROVIDER is provider_at_start:
         worker_provider.also_capture(provider_at_start)
@@ -146,10 +146,10 @@ _spans: ContextVar[_Spans | None] = ContextVar("amorsize_spans", default=None)
 
 
 class WorkerProvider(trace.TracerProvider):
-    """Keeps spans that end in this worker process until their chunk goes home.
+    """Keeps spans that end in this worker process until their chunk is done.
 
-    The SDK makes the spans, and is loaded with the first tracer: a function that has none never
-    waits for it.
+    The SDK makes the spans. It is loaded with the first tracer: a function without one never waits
+    for it.
     """
 
     def __init__(self) -> None:
@@ -172,12 +172,12 @@ class WorkerProvider(trace.TracerProvider):
         )
 
     def begin(self, link: TraceLink) -> None:
-        """A chunk begins: so many spans may ride home with it."""
+        """Begin a chunk, and keep as many spans as its link allows."""
         spans = _spans.get()
         if spans is None:
             _spans.set(spans := _Spans())
         self._latest = spans
-        # What ended between two chunks rides with the next one, if that is of the same trace.
+        # Spans that ended between two chunks go with the next one, if that is of the same trace.
         spans.ended = [span for span in spans.ended if span[2] == link.trace_id]
         spans.dropped = 0
         spans.most = link.max_spans if link.sampled else 0
@@ -193,7 +193,7 @@ class WorkerProvider(trace.TracerProvider):
         context = span.get_span_context()
         if context is None or not context.trace_flags.sampled:
             return
-        # A thread that the function started without its context counts to the latest chunk.
+        # A thread that the function started without its context belongs to the latest chunk.
         spans = _spans.get() or self._latest
         if len(spans.ended) >= spans.most:
             spans.dropped += 1
@@ -217,7 +217,7 @@ class WorkerProvider(trace.TracerProvider):
             from opentelemetry.sdk.trace import SpanLimits, TracerProvider
             from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 
-            # The parent's sampler, limits, resource and processors apply when they get there.
+            # The parent's sampler, limits, resource and processors apply there.
             many = 1000
             sdk = TracerProvider(
                 sampler=ParentBased(ALWAYS_ON),
@@ -270,7 +270,7 @@ def _capture(provider: WorkerProvider) -> Any:
 
 
 def pack_span(span: ReadableSpan) -> tuple[Any, ...]:
-    """Turn a span that ended into plain values, which pickle everywhere.
+    """Turn a span that ended into plain values, which are picklable everywhere.
 
     Returns:
         ``(name, kind, trace_id, span_id, parent_id, start, end, attributes, events, links,
@@ -326,7 +326,7 @@ class _ChunkSpan(trace.Span):
         return self._recording
 
     def end(self, end_time: int | None = None) -> None:
-        """It ends with its chunk, not before."""
+        """Do nothing: the span ends with its chunk."""
 
     def set_attributes(self, attributes: Mapping[str, AnyValue]) -> None:
         for name, value in attributes.items():
@@ -367,7 +367,7 @@ class _ChunkSpan(trace.Span):
             self._status = (status.value, description)
 
     def update_name(self, name: str) -> None:
-        """Its name stays: that of spans should not vary."""
+        """Do nothing: names of spans should not vary."""
 
 
 _HEADERS = ("traceparent", "tracestate", "baggage")
@@ -375,7 +375,7 @@ _HEADERS = ("traceparent", "tracestate", "baggage")
 
 @lru_cache(maxsize=64)  # the same for every chunk of an execution
 def _received(*headers: str | None) -> otel_context.Context:
-    """The context that a link's headers say; whatever propagators this process has."""
+    """Return the context of a link's headers, whatever propagators this process has."""
     carrier = {name: value for name, value in zip(_HEADERS, headers, strict=True) if value}
     received = TraceContextTextMapPropagator().extract(carrier, otel_context.Context())
     return W3CBaggagePropagator().extract(carrier, received)
@@ -385,7 +385,7 @@ _PLAIN = (str, bool, int, float, bytes)
 
 
 def _plain(value: Any) -> Any:
-    """Return what an attribute may be, and what certainly travels."""
+    """Return a value that an attribute may have, and that is certainly picklable."""
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, Iterable):
@@ -400,7 +400,7 @@ def _arguments_of_get_tracer(
 
 
 def make_tracers_picklable() -> None:
-    """Let functions that hold a tracer travel: it arrives as the worker's tracer of its name."""
+    """Make functions that hold a tracer picklable: the worker gets its own tracer of that name."""
     try:
         from opentelemetry.sdk.trace import Tracer
     except ImportError:

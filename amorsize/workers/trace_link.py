@@ -1,8 +1,8 @@
-"""What ties an execution to a distributed trace, without knowing any tracing library.
+"""The link between an execution and a distributed trace; no tracing library is imported here.
 
-An exporter that traces is a :class:`TraceSource`. It is asked for a :class:`TraceLink` when an
-execution begins, before its first item runs: the link goes wherever chunks run, and
-:mod:`amorsize.workers.otel_context` makes its span the parent of what the user's code does there.
+An exporter that traces is a :class:`TraceSource`. It makes a :class:`TraceLink` when an execution
+begins, before its first item runs. The link is sent wherever chunks run, and
+:mod:`amorsize.workers.otel_context` makes its span the parent of the spans of the user's code.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ SpanIds: TypeAlias = tuple[int, int, bool]
 
 
 class TraceLink(Record):
-    """An execution's place in a trace; pickles, and crosses into workers.
+    """An execution's place in a trace; picklable, and sent to workers.
 
     Attributes:
         carrier: W3C trace context and baggage, as headers.
         trace_id: of the execution's span.
         span_id: likewise.
         sampled: whether anything of this trace is kept.
-        capture: bring home the spans that end in a worker process; False to pass the context on
-            and no more.
-        max_spans: how many of them, a chunk.
-        exact: chunk spans get the ids that :func:`chunk_span_id` says. Where the application's
+        capture: return the spans that end in a worker process; False to pass on the context
+            only.
+        max_spans: how many of them per chunk.
+        exact: chunk spans get the ids of :func:`chunk_span_id`. Where the application's
             tracing library cannot promise that, spans inside chunks that run in this process are
             children of the execution's span.
-        live: chunks whose spans may still leave at once. Those that run in the process that it
-            comes from ask before they begin: the spans that they open cannot be held back.
-        pid: the process that it comes from.
+        live: in how many more chunks spans may be exported as they end. Chunks that run in the
+            calling process ask for it before they begin: their spans cannot be held back.
+        pid: the process that made the link.
     """
 
     carrier: dict[str, str]
@@ -56,7 +56,7 @@ class TraceLink(Record):
     pid: int = made(factory=os.getpid)
 
     def grant(self) -> bool:
-        """Let the spans of one more chunk leave at once, if the budget has room."""
+        """Let the spans of one more chunk be exported as they end, if the budget allows it."""
         if self.live <= 0:
             return False
         with _granting:
@@ -73,7 +73,7 @@ class TraceLink(Record):
 
 def _renew_lock_in_forked_child() -> None:
     global _granting
-    _granting = threading.Lock()  # the old one may be held by a thread that is not here
+    _granting = threading.Lock()  # a thread that is not in this process may hold the old one
 
 
 if hasattr(os, "register_at_fork"):
@@ -94,20 +94,20 @@ _sources: tuple[TraceSource, ...] = ()
 
 
 def add_source(source: TraceSource) -> None:
-    """Have a source asked at the beginning of each execution; adding it twice changes nothing."""
+    """Ask a source at the beginning of each execution; adding it twice changes nothing."""
     global _sources
     if source not in _sources:
         _sources += (source,)
 
 
 def remove_source(source: TraceSource) -> None:
-    """Have it asked no more."""
+    """No longer ask a source."""
     global _sources
     _sources = tuple(each for each in _sources if each is not source)
 
 
 def begin(managers: Sequence[Any], execution_id: str, function: str) -> TraceLink | None:
-    """Begin the trace of an execution whose events go to ``managers``; None where nobody traces.
+    """Begin the trace of an execution whose events go to ``managers``; None where none traces.
 
     Called where the caller's current span is current.
     """
@@ -123,13 +123,13 @@ def begin(managers: Sequence[Any], execution_id: str, function: str) -> TraceLin
 
 
 def forget(execution_id: str) -> None:
-    """Drop the trace of an execution that tells no events, because its plan was never made."""
+    """Drop the trace of an execution that emits no events, because its plan was never made."""
     for source in _sources:
         source.forget(execution_id)
 
 
 def chunk_span_id(execution_span_id: int, chunk_id: int) -> int:
-    """Derive the id of a chunk's span, so that worker and parent agree on it without a word.
+    """Derive the id of a chunk's span: worker and parent get the same one without a message.
 
     A finalizer of 64 bits (that of SplitMix64: Steele, Lea and Flood 2014) is a bijection, so no
     two chunks of an execution share an id.
@@ -141,7 +141,7 @@ def chunk_span_id(execution_span_id: int, chunk_id: int) -> int:
 
 
 def shift(taken: dict[str, Any], nanoseconds: int) -> None:
-    """Move what a chunk brought home of its trace, from another machine's clock to ours."""
+    """Move a chunk's returned trace from another machine's clock to this one's."""
     taken["events"] = [
         (name, at + nanoseconds, attributes) for name, at, attributes in taken.get("events", ())
     ]
@@ -149,15 +149,24 @@ def shift(taken: dict[str, Any], nanoseconds: int) -> None:
 
 
 def _shifted(span: tuple[Any, ...], nanoseconds: int) -> tuple[Any, ...]:
-    moved = list(span)  # as chunk_trace.pack_span made it
+    moved = list(span)  # as otel_context.pack_span made it
     moved[5:7] = [at if at is None else at + nanoseconds for at in span[5:7]]
     moved[8] = [(name, at + nanoseconds, attributes) for name, at, attributes in span[8]]
     return tuple(moved)
 
 
+def loaded_tracing() -> Any:
+    """Return the module ``opentelemetry.trace`` where the application has loaded it, else None.
+
+    Nothing can be traced before that. Importing it takes 25 ms, so that is left to the
+    application, and to exporters that trace.
+    """
+    return sys.modules.get("opentelemetry.trace")
+
+
 def current_ids() -> SpanIds | None:
-    """Name the span that is current; None without one, or where nothing has loaded tracing."""
-    trace = sys.modules.get("opentelemetry.trace")
+    """Return the ids of the current span; None without one."""
+    trace = loaded_tracing()
     if trace is None:
         return None
     try:
@@ -165,14 +174,14 @@ def current_ids() -> SpanIds | None:
         if not context.is_valid:
             return None
         return context.trace_id, context.span_id, bool(context.trace_flags.sampled)
-    except Exception:  # half imported, or something of the application's own
+    except Exception:  # half imported, or a module of the application's own
         return None
 
 
 @contextmanager
 def as_current(ids: SpanIds | None) -> Iterator[None]:
-    """Make a span current that was so elsewhere, by its ids; with None, change nothing."""
-    trace = sys.modules.get("opentelemetry.trace") if ids is not None else None
+    """Make a span of another process current, by its ids; with None, change nothing."""
+    trace = loaded_tracing()
     if trace is None or ids is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""The user's own numbers, counted inside of the function and told by the parent's exporters.
+"""User metrics: counted inside the function, exported by the parent's exporters.
 
 ::
 
@@ -10,8 +10,8 @@
     amorsize.count() ──> MetricsCollector of the chunk in progress ──> ChunkOutcome.extras
                      ──> admit(), in the parent ──> metadata["user_metrics"] ──> hooks, exporters
 
-What is called is added up where it happens, so that what travels with a chunk is bounded: one
-number a counter, one a gauge, some forty a histogram, whatever the number of calls.
+Calls are added up in the worker, so that a chunk returns a bounded amount: one number per counter,
+one per gauge, some forty per histogram, whatever the number of calls.
 
 Imports little: every worker that counts something imports this module.
 """
@@ -34,7 +34,7 @@ from amorsize.workers.observers import observes_when
 logger = logging.getLogger(__name__)
 
 MAX_NAMES = 50
-"""Names kept a chunk, and told by a process; what comes under further ones is dropped."""
+"""Names kept per chunk, and exported per process; calls with further names are dropped."""
 
 MAX_NAME_CHARACTERS = 100
 MAX_HELP_CHARACTERS = 200
@@ -44,8 +44,8 @@ BUCKETS: Final[tuple[float, ...]] = (
     *(float(f"{digit}e{exponent}") for exponent in range(-6, 9) for digit in (1, 3)),
     1e9,
 )
-"""Upper bounds of a histogram's buckets: 0, then two a decade from 1e-6 to 1e9. Seconds, bytes and
-rows all fit; infinity is the bound of one more."""
+"""Upper bounds of a histogram's buckets: 0, then two per decade from 1e-6 to 1e9. Seconds, bytes
+and rows all fit; one more bucket is bounded by infinity."""
 
 COUNTER: Final = "counter"
 GAUGE: Final = "gauge"
@@ -55,17 +55,17 @@ Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
 _CALLS = {COUNTER: "count", GAUGE: "set_gauge", HISTOGRAM: "observe"}
 
 _RESERVED_ENDS = ("_total", "_count", "_sum", "_bucket", "_created", "_info")
-"""Prometheus appends these itself, so that they would clash."""
+"""Prometheus appends these itself, so a name that ends in one would clash."""
 
 _LARGEST = sys.float_info.max
 _EXACT = 2**53
-"""Integers up to this are kept as they are; larger ones are floats everywhere they are sent to."""
+"""Integers up to this are kept as they are; larger ones are floats in every backend."""
 
 _KNOWN_LIMIT = 1000
 
 
 class Counter(TypedDict):
-    """What ``count()`` added up in a chunk."""
+    """The sum of the ``count()`` calls of a chunk."""
 
     kind: Literal["counter"]
     help: str | None
@@ -74,7 +74,7 @@ class Counter(TypedDict):
 
 
 class Gauge(TypedDict):
-    """What ``set_gauge()`` said last in a chunk, and when, in seconds since the epoch."""
+    """The last ``set_gauge()`` of a chunk, and its time, in seconds since the epoch."""
 
     kind: Literal["gauge"]
     help: str | None
@@ -84,7 +84,7 @@ class Gauge(TypedDict):
 
 
 class Histogram(TypedDict):
-    """What ``observe()`` was told in a chunk; ``buckets`` counts by the bounds of ``BUCKETS``."""
+    """The ``observe()`` calls of a chunk; ``buckets`` counts by the bounds of ``BUCKETS``."""
 
     kind: Literal["histogram"]
     help: str | None
@@ -96,34 +96,34 @@ class Histogram(TypedDict):
 
 
 UserMetric: TypeAlias = Counter | Gauge | Histogram
-"""One name's share of a chunk: plain data, so that it goes into JSON as it is."""
+"""One name's share of a chunk: plain data, ready for JSON."""
 
 UserMetrics: TypeAlias = dict[str, UserMetric]
 
-Carried: TypeAlias = tuple[UserMetrics, int]
-"""What rides home: the numbers by name, and how many calls were dropped."""
+Collected: TypeAlias = tuple[UserMetrics, int]
+"""The metrics of a chunk by name, and how many calls were dropped."""
 
 _current: ContextVar[MetricsCollector | None] = ContextVar("amorsize_user_metrics", default=None)
 _kinds: dict[str, Kind] = {}
 _admitted: dict[str, Kind] = {}
-_said: set[str] = set()
+_warned: set[str] = set()
 _admission = threading.Lock()
 
 
 def count(name: str, value: float = 1, *, help: str | None = None) -> None:
-    """Add to a counter of your own, from inside the function that ``execute()`` runs.
+    """Add to a counter of your own, inside the function that ``execute()`` runs.
 
-    Works in every mode; does nothing outside of an execution, or where nobody listens. In
+    Works in every mode; does nothing outside an execution, or where nothing observes it. In
     Prometheus the counter is ``amorsize_user_<name>_total``.
 
     Args:
         name: letters, digits and underscores, not beginning with a digit.
         value: what to add, at least 0; 0 makes the counter appear.
-        help: what it counts; the first one told is kept.
+        help: what it counts; the first one given is kept.
 
     Raises:
         InvalidTypeError, InvalidValueError: the name, the value or the help is not allowed, or
-            the name has another kind already. Whether anybody listens makes no difference.
+            the name has another kind already. This does not depend on observers.
 
     Example:
         >>> import amorsize
@@ -155,15 +155,15 @@ def count(name: str, value: float = 1, *, help: str | None = None) -> None:
 
 
 def observe(name: str, value: float, *, help: str | None = None) -> None:
-    """Add a value to a histogram of your own, from inside the function that ``execute()`` runs.
+    """Add a value to a histogram of your own, inside the function that ``execute()`` runs.
 
-    Works in every mode; does nothing outside of an execution, or where nobody listens. In
+    Works in every mode; does nothing outside an execution, or where nothing observes it. In
     Prometheus the histogram is ``amorsize_user_<name>``; its buckets are :data:`BUCKETS`.
 
     Args:
         name: letters, digits and underscores, not beginning with a digit; best with its unit.
         value: any finite number.
-        help: what it measures; the first one told is kept.
+        help: what it measures; the first one given is kept.
 
     Raises:
         InvalidTypeError, InvalidValueError: as for :func:`count`.
@@ -190,16 +190,16 @@ def observe(name: str, value: float, *, help: str | None = None) -> None:
 
 
 def set_gauge(name: str, value: float, *, help: str | None = None) -> None:
-    """Set a gauge of your own, from inside the function that ``execute()`` runs.
+    """Set a gauge of your own, inside the function that ``execute()`` runs.
 
-    Works in every mode; does nothing outside of an execution, or where nobody listens. The value
-    that was set last, by the clocks of the workers, is the one that is told. In Prometheus the
-    gauge is ``amorsize_user_<name>``.
+    Works in every mode; does nothing outside an execution, or where nothing observes it. The value
+    that was set last, by the clocks of the workers, is exported. In Prometheus the gauge is
+    ``amorsize_user_<name>``.
 
     Args:
         name: letters, digits and underscores, not beginning with a digit.
         value: any finite number.
-        help: what it says; the first one told is kept.
+        help: what it shows; the first one given is kept.
 
     Raises:
         InvalidTypeError, InvalidValueError: as for :func:`count`.
@@ -227,11 +227,11 @@ def set_gauge(name: str, value: float, *, help: str | None = None) -> None:
 
 
 class MetricsCollector:
-    """Adds up the numbers of one chunk.
+    """Adds up the user metrics of one chunk.
 
-    Between ``enter()`` and ``leave()`` it is the one that calls in this context reach. Context
-    variables are what asyncio and ``asyncio.to_thread`` follow by themselves; several threads may
-    use it at once. What comes after ``take()`` is ignored.
+    Between ``enter()`` and ``leave()``, calls in this context reach it. asyncio and
+    ``asyncio.to_thread`` pass on context variables by themselves; several threads may use it at
+    once. Calls after ``take()`` are ignored.
     """
 
     __slots__ = ("_dropped", "_lock", "_metrics", "_token")
@@ -248,13 +248,13 @@ class MetricsCollector:
         self._token = _current.set(self)
 
     def leave(self) -> None:
-        """Give way to the one that was there before."""
+        """Restore the collector that was current before."""
         if self._token is not None:
             _current.reset(self._token)
             self._token = None
 
-    def take(self) -> Carried | None:
-        """End, and return what is to ride home; None when there is nothing."""
+    def take(self) -> Collected | None:
+        """End, and return what was collected; None when there is nothing."""
         with self._lock:
             metrics, self._metrics = self._metrics, None
             return (metrics, self._dropped) if metrics else None
@@ -283,9 +283,9 @@ class MetricsCollector:
                     metric["max"] = value
                 metric["buckets"][bisect_left(BUCKETS, value)] += 1
 
-    def absorb(self, carried: Carried) -> None:
-        """Take over what was counted in an execution inside of this chunk."""
-        metrics, dropped = carried
+    def absorb(self, collected: Collected) -> None:
+        """Add what an execution inside this chunk collected."""
+        metrics, dropped = collected
         with self._lock:
             self._dropped += dropped
             for name, share in metrics.items():
@@ -338,7 +338,7 @@ def empty_metric(kind: Kind, help: str | None = None) -> UserMetric:
 
 
 def merge(total: UserMetric, share: UserMetric) -> None:
-    """Add a chunk's share of a name to a total of the same kind; of gauges the newest stays.
+    """Add a chunk's share of a name to a total of the same kind; the newest gauge stays.
 
     >>> total, share = empty_metric("counter"), empty_metric("counter")
     >>> share["calls"], share["value"] = 2, 5
@@ -358,20 +358,20 @@ def merge(total: UserMetric, share: UserMetric) -> None:
         total["max"] = max(total["max"], share["max"]) if total["calls"] else share["max"]
         buckets = total["buckets"]
         for position, observed in enumerate(share["buckets"]):
-            if observed:  # few are: this takes a third of the time of adding all
+            if observed:  # few did: this takes a third of the time of adding all
                 buckets[position] += observed
     else:
         raise AssertionError(f"a {share['kind']} cannot be added to a {total['kind']}")
     total["calls"] += share["calls"]
 
 
-def admit(carried: Carried) -> dict[str, Any]:
-    """Let into this process what came home with a chunk; return the metadata for its event.
+def admit(collected: Collected) -> dict[str, Any]:
+    """Admit a chunk's user metrics to this process; return the metadata for its event.
 
-    The first ``MAX_NAMES`` names of the process pass, each with the kind that it came with first.
-    What does not pass is counted in ``user_metrics_dropped``, and said once in the log.
+    The first ``MAX_NAMES`` names of the process are admitted, each with its first kind. Calls with
+    other names are counted in ``user_metrics_dropped``, and logged once.
     """
-    metrics, dropped = carried
+    metrics, dropped = collected
     refused = [name for name, metric in metrics.items() if not _is_admitted(name, metric["kind"])]
     for name in refused:
         dropped += metrics.pop(name)["calls"]
@@ -380,10 +380,10 @@ def admit(carried: Carried) -> dict[str, Any]:
         metadata["user_metrics"] = metrics
     if dropped:
         metadata["user_metrics_dropped"] = dropped
-        _say_once(
+        _warn_once(
             "limit",
-            "Numbers of the user's function were dropped: %d names are kept a chunk and a "
-            "process. What varies (an id, a key) must not be part of a name",
+            "User metrics were dropped: %d names are kept per chunk and per process. A name must "
+            "not contain a varying part (an id, a key)",
             MAX_NAMES,
         )
     return metadata
@@ -397,10 +397,10 @@ def _is_admitted(name: str, kind: Kind) -> bool:
                 return False
             known = _admitted.setdefault(name, kind)
     if known != kind:
-        _say_once(
+        _warn_once(
             "kind",
-            "Numbers of the user's function were dropped: %r came as a %s from one worker and as "
-            "a %s from another. Give each its own name",
+            "User metrics were dropped: %r is a %s in one worker and a %s in another. Give each "
+            "its own name",
             name,
             known,
             kind,
@@ -408,14 +408,14 @@ def _is_admitted(name: str, kind: Kind) -> bool:
     return known == kind
 
 
-def _say_once(what: str, message: str, *args: object) -> None:
-    if what not in _said:
-        _said.add(what)
+def _warn_once(topic: str, message: str, *args: object) -> None:
+    if topic not in _warned:
+        _warned.add(topic)
         logger.warning(message, *args)
 
 
 def _check_name(name: object, kind: Kind) -> None:
-    """Refuse a name that is not allowed, or not for this kind; remember one that is."""
+    """Refuse a name that is not allowed, or not for this kind; remember others."""
     call = _CALLS[kind]
     if not isinstance(name, str):
         raise InvalidTypeError(
@@ -443,10 +443,10 @@ def _check_name(name: object, kind: Kind) -> None:
 
 
 def _checked(value: Any, name: str, kind: Kind) -> float:
-    """Return a finite number that is an ``int`` or a ``float``, or say what is wrong with it."""
+    """Return a finite number as an ``int`` or a ``float``; refuse other values."""
     call = _CALLS[kind]
     number = "a finite number" + (", 0 or more" if kind == COUNTER else "")
-    # Those of NumPy have __float__ as well, and so do decimals; truth values of both are refused.
+    # Numbers of NumPy have __float__ as well, and so do decimals; truth values are refused.
     is_bool = type(value).__name__ in ("bool", "bool_")
     if is_bool or isinstance(value, (str, bytes)) or not hasattr(type(value), "__float__"):
         raise InvalidTypeError(
@@ -458,8 +458,8 @@ def _checked(value: Any, name: str, kind: Kind) -> float:
         converted = math.inf
     except (TypeError, ValueError) as error:  # an array of several numbers
         raise InvalidTypeError(
-            f"{call}() got a value of type {type(value).__qualname__} for {name!r}, which is no "
-            f"number ({error}); give {number}."
+            f"{call}() got a value of type {type(value).__qualname__} for {name!r}, which is not "
+            f"a number ({error}); give {number}."
         ) from error
     lowest = 0 if kind == COUNTER else -_LARGEST
     if not lowest <= converted <= _LARGEST:
@@ -482,7 +482,7 @@ def _shortened(help: str) -> str:
 
 def _renew_lock_in_forked_child() -> None:
     global _admission
-    _admission = threading.Lock()  # the old one may be held by a thread that is not here
+    _admission = threading.Lock()  # a thread that is not in this process may hold the old one
 
 
 if hasattr(os, "register_at_fork"):

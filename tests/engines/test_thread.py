@@ -269,7 +269,7 @@ def test_an_overdue_item_is_seen_and_its_worker_replaced(release: threading.Even
     assert loss is not None
     assert (loss.chunk, loss.item_index, loss.exit_reason) == (chunk, 1, "abandoned")
     assert loss.started
-    assert "cannot be stopped and is left behind" in loss.detail
+    assert "cannot be stopped and is abandoned" in loss.detail
     backend.submit(Chunk(8, 3, [3]))
     news = news_until_done(backend, 1)
     assert results(news) == [[3]]

@@ -567,7 +567,7 @@ def test_names_past_the_limit_are_dropped_counted_and_said_once(
     dropped = [c.metadata.get("user_metrics_dropped", 0) for c in recorder.contexts]
     assert sum(dropped) == 2 * 2 * 20
     (said,) = [each for each in caplog.records if each.name == user_metrics.__name__]
-    assert "50 names are kept a chunk and a process" in said.getMessage()
+    assert "50 names are kept per chunk and per process" in said.getMessage()
 
 
 def test_names_past_the_limit_of_one_chunk_are_counted(
@@ -598,7 +598,7 @@ def test_a_name_of_two_kinds_in_two_workers_keeps_the_first(
     assert set(user_metrics.admit(carried("gauge", 1))) == {"user_metrics"}
     assert user_metrics.admit(carried("counter", 3)) == {"user_metrics_dropped": 3}
     assert user_metrics.admit(carried("counter", 2)) == {"user_metrics_dropped": 2}
-    assert caplog.text.count("'speed' came as a gauge from one worker and as a counter") == 1
+    assert caplog.text.count("'speed' is a gauge in one worker and a counter") == 1
 
 
 def test_more_names_than_are_remembered_are_still_checked() -> None:
@@ -663,7 +663,7 @@ def test_a_value_that_does_not_become_a_number_is_refused() -> None:
         def __float__(self) -> float:
             raise TypeError("only one number can be converted")
 
-    with pytest.raises(InvalidTypeError, match=r"which is no number \(only one number"):
+    with pytest.raises(InvalidTypeError, match=r"which is not a number \(only one number"):
         amorsize.observe("several", Several())  # type: ignore[arg-type]
 
 

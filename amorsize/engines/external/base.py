@@ -294,6 +294,15 @@ class ExternalBackend(Backend):
         """Return the places of the chunks in flight that have started."""
         return {each.place for each in self.in_flight.values() if each.place is not None}
 
+    def last_reports(self, messages: list[Message]) -> list[Message]:
+        """Handle the changes that are still unread; returns what to report of workers.
+
+        A worker whose start was unread is reported, too; chunks are not any more.
+        """
+        while not self.changes.empty():
+            self.handle(self.changes.get_nowait(), messages)
+        return [m for m in messages if isinstance(m, WorkerStarted | WorkerLost | WorkerEnded)]
+
     def end_workers(
         self, messages: list[Message], *, reason: str, at_work: str | None = None
     ) -> list[Message]:

@@ -23,7 +23,7 @@ from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from amorsize.engines.base import Message, Task, WorkerEnded, WorkerLost, WorkerStarted
+from amorsize.engines.base import Message, Task, WorkerEnded, WorkerLost
 from amorsize.engines.external.base import (
     ChunkStarted,
     ExternalBackend,
@@ -159,9 +159,7 @@ class DaskBackend(ExternalBackend):
             self._polling.cancel()
             _unsubscribe(self._client, self)
         futures = [each.future for each in self.in_flight.values() if each.future is not None]
-        messages: list[Message] = []
-        while not self.changes.empty():
-            self.handle(self.changes.get_nowait(), messages)
+        reported = self.last_reports([])
         if futures and self._is_connected():
             done = self._on_loop(self._cancel(futures))
             try:
@@ -169,9 +167,6 @@ class DaskBackend(ExternalBackend):
             except Exception:
                 pass  # the scheduler does not answer: it drops tasks of released futures
         self.in_flight.clear()
-        reported: list[Message] = [
-            m for m in messages if isinstance(m, WorkerStarted | WorkerLost | WorkerEnded)
-        ]
         return self.end_workers(reported, reason="cancelled" if cancel else "finished")
 
     def log_levels(self) -> dict[str, int]:

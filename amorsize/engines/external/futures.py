@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError
 from typing import Any
 
-from amorsize.engines.base import Message, Task, WorkerEnded, WorkerLost, WorkerStarted
+from amorsize.engines.base import Message, Task, WorkerLost
 from amorsize.engines.external.base import ChunkStarted, ExternalBackend, FutureDone, SubmittedChunk
 from amorsize.engines.external.worker import PackedChunk, Place, here, read_start
 from amorsize.errors import ExecutorBrokenError
@@ -127,12 +127,7 @@ class FuturesBackend(ExternalBackend):
                 if submitted.future is not None and submitted.future.cancel():
                     del self.in_flight[submitted.chunk.id]
             self._await_chunks(messages)
-        while not self.changes.empty():
-            self.handle(self.changes.get_nowait(), messages)
-        # Workers whose start was not read are reported; their chunks are not.
-        reported: list[Message] = [
-            m for m in messages if isinstance(m, WorkerStarted | WorkerLost | WorkerEnded)
-        ]
+        reported = self.last_reports(messages)
         if self._broken:
             return self.lose_workers(reported)
         return self.end_workers(
