@@ -56,8 +56,8 @@ def engines() -> Iterator[Engines]:
 
 
 @pytest.fixture
-def lent(request: pytest.FixtureRequest, engines: Engines) -> Mode:
-    """A foreign engine, by indirect parametrization."""
+def external(request: pytest.FixtureRequest, engines: Engines) -> Mode:
+    """An external engine, by indirect parametrization."""
     return engines.mode(request.param)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 MODES = ("serial", "thread", "process")
 """Every engine of our own; a further backend is one more name here."""
 
-FOREIGN_MODES = (
+EXTERNAL_MODES = (
     "thread-pool",
     "fork-pool",
     "forkserver-pool",
@@ -57,7 +57,7 @@ class Mode:
 
 
 class Engines:
-    """Makes each foreign engine when it is first asked for, and closes all at the end."""
+    """Makes each external engine when it is first asked for, and closes all at the end."""
 
     def __init__(self) -> None:
         self._closing = ExitStack()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from modes import FOREIGN_MODES, MODES, Engines, Mode
+from modes import EXTERNAL_MODES, MODES, Engines, Mode
 from waiting import PATIENCE, wait_until
 
 import amorsize
@@ -55,7 +55,7 @@ def run_stream(func: Any, data: Any, **options: Any) -> list[Any]:
     return list(amorsize.stream(func, data, **options))
 
 
-@pytest.fixture(params=MODES + FOREIGN_MODES)
+@pytest.fixture(params=MODES + EXTERNAL_MODES)
 def mode(request: pytest.FixtureRequest, engines: Engines) -> Mode:
     """Every engine, those of others included."""
     return engines.mode(request.param)

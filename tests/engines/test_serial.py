@@ -18,7 +18,7 @@ def backend() -> SerialBackend:
 
 
 def test_a_start_comes_before_the_first_chunk_is_run(backend: SerialBackend) -> None:
-    """So that it is told even when that chunk runs for minutes."""
+    """So that it is reported even when that chunk runs for minutes."""
     ran: list[int] = []
     backend.open(Task(ran.append))
     backend.submit(Chunk(0, 0, [1, 2]))
@@ -30,7 +30,7 @@ def test_a_start_comes_before_the_first_chunk_is_run(backend: SerialBackend) -> 
     assert (done.worker, done.outcome.results, ran) == (0, [None, None], [1, 2])
 
 
-def test_a_start_is_told_once(backend: SerialBackend) -> None:
+def test_a_start_is_reported_once(backend: SerialBackend) -> None:
     """Later chunks come from the worker that is known."""
     backend.open(Task(abs))
     kinds = []

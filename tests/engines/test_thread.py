@@ -27,7 +27,7 @@ def _patient_close(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def release() -> Iterator[threading.Event]:
-    """What blocked functions wait for; set at the end, so that no thread stays behind."""
+    """The event that blocked functions wait for; set at the end, so that no thread stays."""
     event = threading.Event()
     yield event
     event.set()
@@ -54,7 +54,7 @@ def results(news: list[Message]) -> list[Any]:
     return [each.results for each in sorted(done, key=lambda outcome: outcome.chunk_id)]
 
 
-def test_a_worker_tells_its_start_and_then_its_chunks() -> None:
+def test_a_worker_reports_its_start_and_then_its_chunks() -> None:
     """The start names the thread; process and host are ours."""
     backend = open_backend(abs)
     backend.submit(Chunk(0, 0, [-1, -2]))
@@ -68,7 +68,7 @@ def test_a_worker_tells_its_start_and_then_its_chunks() -> None:
     assert list(backend.close(cancel=False)) == [WorkerEnded(started.worker, "finished")]
 
 
-def test_a_start_is_told_while_the_first_chunk_runs(release: threading.Event) -> None:
+def test_a_start_is_reported_while_the_first_chunk_runs(release: threading.Event) -> None:
     """Not with its results."""
     backend = open_backend(lambda _: release.wait(WAIT))
     backend.submit(Chunk(0, 0, [None]))
@@ -79,7 +79,7 @@ def test_a_start_is_told_while_the_first_chunk_runs(release: threading.Event) ->
 
 
 def test_workers_are_daemon_threads_beside_the_caller_s() -> None:
-    """What is left behind does not hold the interpreter's exit."""
+    """An abandoned thread does not delay the interpreter's exit."""
     backend = open_backend(lambda _: (threading.get_ident(), threading.current_thread().daemon))
     backend.submit(Chunk(0, 0, [None]))
     [[(ident, daemon)]] = results(news_until_done(backend, 1))
@@ -130,7 +130,7 @@ def test_the_function_sees_the_caller_s_context_variables_and_changes_a_copy() -
 
 
 def test_chunks_run_at_the_same_time_on_as_many_threads_as_asked_for() -> None:
-    """Four that wait for each other all come to their end, and as many are ready behind them."""
+    """Four that wait for each other all end, and as many are ready after them."""
     together = threading.Barrier(4)
     backend = open_backend(lambda _: together.wait(WAIT) >= 0, n_jobs=4)
     for number in range(8):
@@ -235,7 +235,7 @@ def test_a_thread_that_is_done_is_finished_even_if_it_has_not_ended_yet(
 
 
 def test_threads_are_gone_after_the_end() -> None:
-    """Nothing stays behind a run that finished."""
+    """Nothing stays after a run that finished."""
     backend = open_backend(abs, n_jobs=4)
     for number in range(4):
         backend.submit(Chunk(number, number, [number]))
@@ -247,7 +247,7 @@ def test_threads_are_gone_after_the_end() -> None:
 
 
 def test_an_overdue_item_is_seen_and_its_worker_replaced(release: threading.Event) -> None:
-    """The chunks behind it get a thread of their own."""
+    """The chunks after it get a thread of their own."""
     entered = threading.Event()
 
     def func(number: int) -> int:

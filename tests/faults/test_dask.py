@@ -196,7 +196,7 @@ def _executing(dask_worker: Any) -> int:
 def test_workers_have_a_host_a_name_and_threads(
     cluster: DaskCluster, hooks: HookManager, recorder: RecordingHook, tmp_path: Path
 ) -> None:
-    """One worker of the events is one thread of the cluster; a start is told at once."""
+    """One worker of the events is one thread of the cluster; a start is reported at once."""
     gate = tmp_path / "gate"
 
     def wait_for_gate(x: int) -> tuple[int, int]:
@@ -224,7 +224,7 @@ def test_workers_have_a_host_a_name_and_threads(
     assert len({start["thread_name"] for start in starts}) == 3
 
 
-def test_a_worker_killed_in_the_middle_is_told_and_its_chunks_run_again(
+def test_a_worker_killed_in_the_middle_is_reported_and_its_chunks_run_again(
     cluster: DaskCluster, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """All results, one ON_ERROR for the death of two threads, status ok."""
@@ -267,7 +267,7 @@ def test_a_worker_killed_in_the_middle_is_told_and_its_chunks_run_again(
     ]
 
 
-def test_a_death_behind_an_executor_that_recovers_is_told(
+def test_a_death_in_an_executor_that_recovers_is_reported(
     cluster: DaskCluster, hooks: HookManager, recorder: RecordingHook, tmp_path: Path
 ) -> None:
     """Of ``client.get_executor()``: the chunk begins again elsewhere, and its worker is gone."""
@@ -395,7 +395,7 @@ def test_a_cluster_of_threads_in_this_process(hooks: HookManager, recorder: Reco
     assert pids == {os.getpid()}
 
 
-def test_a_cluster_that_lacks_amorsize_is_told_what_it_needs(
+def test_a_cluster_that_lacks_amorsize_is_a_clear_error(
     tmp_path: Path, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """A clear error, whoever misses it first: the scheduler or a worker."""

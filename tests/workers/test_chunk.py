@@ -63,7 +63,7 @@ def test_an_empty_chunk_is_complete(item_slots: list[int] | None) -> None:
 
 
 def test_the_first_failure_ends_a_chunk() -> None:
-    """Items behind it are not run; there are no results."""
+    """Items after it are not run; there are no results."""
     seen: list[int] = []
 
     def func(number: int) -> float:
@@ -198,7 +198,7 @@ def test_after_a_failure_item_slots_show_the_item_that_failed() -> None:
 
 
 def test_item_slots_show_when_an_item_started_if_asked_to() -> None:
-    """In nanoseconds of the monotonic clock, anew for each item."""
+    """In nanoseconds of the monotonic clock, again for each item."""
     item_slots = new_item_slots()
     starts: list[int] = []
     before = time.monotonic_ns()

@@ -1,4 +1,4 @@
-"""What a chunk brings home beside its results."""
+"""The extras that a chunk returns beside its results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trace inside of a chunk: what is current there, and what comes home."""
+"""The trace inside a chunk: the current span there, and the returned spans."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def test_what_is_put_on_the_chunks_span_is_bounded() -> None:
 
 
 def test_after_its_end_the_chunks_span_takes_nothing() -> None:
-    """What was told does not change."""
+    """Values that were returned do not change."""
     collector = ChunkTrace(make_link(), 0)
     collector.enter()
     span = trace.get_current_span()
@@ -263,7 +263,7 @@ def test_after_its_end_the_chunks_span_takes_nothing() -> None:
 # --- spans that end in a worker ----
 
 
-def test_spans_that_end_in_a_worker_come_home(worker: WorkerProvider) -> None:
+def test_spans_that_end_in_a_worker_are_returned(worker: WorkerProvider) -> None:
     """With the chunk in which they ended, once."""
     use_in_worker(make_link(), None)
     tracer = trace.get_tracer("user")
@@ -411,7 +411,7 @@ def test_a_worker_has_no_thread_and_no_exporter_for_spans() -> None:
     assert "work" in [span.name for span in kept.get_finished_spans()]
 
 
-def test_tracers_travel(worker: WorkerProvider) -> None:
+def test_tracers_are_picklable(worker: WorkerProvider) -> None:
     """A function may hold one: it arrives as the worker's tracer of its name."""
     make_tracers_picklable()
     provider = TracerProvider(shutdown_on_exit=False)
@@ -479,7 +479,7 @@ def test_a_function_with_a_tracer_may_fork_in_its_worker() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_what_is_put_on_the_chunks_span_always_travels() -> None:
+def test_values_on_the_chunks_span_are_always_picklable() -> None:
     """A value that does not pickle would keep the whole trace of its chunk in the worker."""
     chunk = ChunkTrace(make_link(), 0)
     chunk.enter()

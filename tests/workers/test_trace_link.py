@@ -37,7 +37,7 @@ def make_link(**fields: Any) -> TraceLink:
 
 
 class Source:
-    """Begins what it is told to."""
+    """Begins the link that it was made with."""
 
     def __init__(self, link: TraceLink | None = None, error: Exception | None = None) -> None:
         self.link = link
@@ -127,7 +127,7 @@ def test_a_link_pickles() -> None:
 
 
 def test_a_source_is_asked_once_an_execution(mode: str, hooks: HookManager, use: Any) -> None:
-    """Before anything runs, with the managers that are told."""
+    """Before anything runs, with the managers that are notified."""
     source = use(Source())
     use(source)
     recorder = RecordingHook().attach(hooks)
@@ -187,7 +187,7 @@ def test_a_run_without_a_plan_is_forgotten(use: Any) -> None:
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_events_tell_the_ids(mode: str, hooks: HookManager, use: Any, exact: bool) -> None:
+def test_events_have_the_ids(mode: str, hooks: HookManager, use: Any, exact: bool) -> None:
     """Of chunk events the chunk's, where that is known; of all others the execution's."""
     use(Source(make_link(exact=exact, capture=False)))
     recorder = RecordingHook().attach(hooks)
@@ -199,7 +199,7 @@ def test_events_tell_the_ids(mode: str, hooks: HookManager, use: Any, exact: boo
         assert context.metadata["span_id"] == f"{expected:016x}"
 
 
-def test_what_is_not_sampled_tells_no_ids(hooks: HookManager, use: Any) -> None:
+def test_events_of_an_unsampled_trace_have_no_ids(hooks: HookManager, use: Any) -> None:
     """They would lead nowhere."""
     unsampled = {"traceparent": f"00-{0xABC:032x}-{0x77:016x}-00"}
     use(Source(make_link(sampled=False, carrier=unsampled)))
@@ -223,7 +223,7 @@ def test_the_current_span_by_its_ids() -> None:
         assert current_ids() is None
 
 
-def test_a_span_that_cannot_tell_its_ids_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_span_whose_ids_cannot_be_read_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the application put there must not cost it its log records."""
     monkeypatch.setattr(trace, "get_current_span", lambda: object())
     assert current_ids() is None

@@ -230,7 +230,7 @@ def return_what_does_not_unpickle(x: int) -> Any:
 def test_a_chunk_that_cannot_be_carried_over_counts_once(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
-    """Its numbers travel beside the results, and so does its time."""
+    """Its user metrics are returned beside the results, and so is its time."""
     amorsize.execute(
         return_what_does_not_unpickle,
         range(4),
@@ -256,7 +256,7 @@ def die_at_thirteen(x: int) -> int:
 def test_a_killed_worker_loses_at_most_its_chunk(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
-    """All chunks that came home are counted; the one in flight is not."""
+    """All chunks that were returned are counted; the one in flight is not."""
     with pytest.raises(WorkerDiedError):
         amorsize.execute(
             die_at_thirteen, range(40), executor="process", n_jobs=1, chunksize=4, hooks=hooks
@@ -266,10 +266,10 @@ def test_a_killed_worker_loses_at_most_its_chunk(
     assert arrived(recorder)["calls_made"]["value"] == 12
 
 
-def test_what_ran_again_after_a_death_counts_what_came_home(
+def test_items_that_ran_again_after_a_death_count_once(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
-    """Every item but the killer counts once: its first, lost call is not told."""
+    """Every item but the killer counts once: its first, lost call is not reported."""
     amorsize.execute(
         die_at_thirteen,
         range(40),
@@ -282,7 +282,7 @@ def test_what_ran_again_after_a_death_counts_what_came_home(
     assert arrived(recorder)["calls_made"]["value"] == 39
 
 
-# --- who is told ----
+# --- which hooks are notified ----
 
 
 def inner_job(x: int) -> int:
@@ -300,7 +300,7 @@ def nest(x: int, hooks: HookManager | None, mode: str) -> None:
 def test_nested_executions_do_not_mix(
     outer: str, mode: str, hooks: HookManager, recorder: RecordingHook
 ) -> None:
-    """Each tells its own, also while the other one is at work."""
+    """Each reports its own, also while the other one is at work."""
     inner_hooks = HookManager()
     inner = RecordingHook().attach(inner_hooks)
     amorsize.execute(
@@ -409,7 +409,7 @@ def test_asyncio_is_followed(mode: str, hooks: HookManager, recorder: RecordingH
 
 
 def test_a_call_after_the_end_of_its_chunk_is_ignored() -> None:
-    """What was told does not change under a hook's hands."""
+    """Values that were taken do not change."""
     collector = MetricsCollector()
     late: list[contextvars.Context] = []
 
@@ -420,10 +420,10 @@ def test_a_call_after_the_end_of_its_chunk_is_ignored() -> None:
     collector.enter()
     job(1)
     collector.leave()
-    told = collector.take()
+    taken = collector.take()
     late[0].run(amorsize.count, "early")
     late[0].run(amorsize.set_gauge, "late", 1)
-    assert told == ({"early": {"kind": "counter", "help": None, "calls": 1, "value": 1}}, 0)
+    assert taken == ({"early": {"kind": "counter", "help": None, "calls": 1, "value": 1}}, 0)
     assert collector.take() is None
 
 
@@ -463,7 +463,7 @@ def test_outside_of_an_execution_calls_do_nothing() -> None:
     assert user_metrics.current_collector() is None
 
 
-def test_nothing_is_left_behind_by_a_run_that_is_interrupted(hooks: HookManager) -> None:
+def test_a_run_that_is_interrupted_leaves_no_collector(hooks: HookManager) -> None:
     """Ctrl-C passes through the chunk, and out of its collector."""
     RecordingHook().attach(hooks)
 
@@ -487,8 +487,8 @@ def test_nothing_is_logged_an_item(
 # --- how they add up ----
 
 
-def test_a_million_observations_travel_in_a_few_bytes() -> None:
-    """What rides home depends on the number of names, never on that of calls."""
+def test_a_million_observations_are_returned_in_a_few_bytes() -> None:
+    """Their size depends on the number of names, never on that of calls."""
 
     def measure(calls: int) -> int:
         collector = MetricsCollector()
@@ -514,7 +514,7 @@ def test_names_and_help_texts_are_bounded_a_chunk() -> None:
 
 
 def test_the_newest_value_of_a_gauge_wins() -> None:
-    """By the time at which it was set, not by that at which its chunk came home."""
+    """By the time at which it was set, not by that at which its chunk was returned."""
     total, old, new = (user_metrics.empty_metric("gauge") for _ in range(3))
     old |= {"calls": 1, "value": 1, "time": 100.0}  # type: ignore[typeddict-item]
     new |= {"calls": 2, "value": 2, "time": 200.0}  # type: ignore[typeddict-item]
@@ -731,7 +731,7 @@ def test_numbers_survive_the_wire() -> None:
 def test_hooks_of_others_that_raise_do_not_lose_numbers(
     mode: str, hooks: HookManager, recorder: RecordingHook, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each hook is told on its own."""
+    """Each hook is notified on its own."""
     caplog.set_level(logging.CRITICAL)
 
     def broken(context: HookContext) -> None:
@@ -745,7 +745,7 @@ def test_hooks_of_others_that_raise_do_not_lose_numbers(
     check_parsed(arrived(recorder), range(10))
 
 
-def test_the_snippets_of_the_guide_run_and_tell_what_they_say(
+def test_the_snippets_of_the_guide_run_and_do_as_it_says(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """docs/user-metrics.md, from top to bottom in one program."""

@@ -477,7 +477,7 @@ def test_inner_thread_pools_are_limited_unless_the_environment_says_otherwise(
     assert "OPENBLAS_NUM_THREADS" not in os.environ
 
 
-# --- foreign forks ----
+# --- forks by other code ----
 
 
 def test_a_forked_child_forgets_the_parent_s_workers() -> None:

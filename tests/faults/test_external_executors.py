@@ -1,4 +1,4 @@
-"""Executors that the caller lends: what breaks, what does not travel, what is left as it was."""
+"""Caller-owned executors: how they break, values that do not pickle, and their state afterwards."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 import loky
 import pytest
 from exporters.spans import Traces
-from modes import FOREIGN_MODES, Mode
+from modes import EXTERNAL_MODES, Mode
 from waiting import PATIENCE, slowness, wait_until
 
 import amorsize
@@ -35,11 +35,11 @@ from amorsize.errors import (
 )
 from amorsize.testing import RecordingHook, assert_contract
 
-ELSEWHERE = [name for name in FOREIGN_MODES if name != "thread-pool"]
+ELSEWHERE = [name for name in EXTERNAL_MODES if name != "thread-pool"]
 """Those whose workers are other processes."""
 
-elsewhere = pytest.mark.parametrize("lent", ELSEWHERE, indirect=True)
-everywhere = pytest.mark.parametrize("lent", FOREIGN_MODES, indirect=True)
+elsewhere = pytest.mark.parametrize("external", ELSEWHERE, indirect=True)
+everywhere = pytest.mark.parametrize("external", EXTERNAL_MODES, indirect=True)
 
 POOLS: dict[str, Callable[[], Any]] = {
     **{
@@ -172,7 +172,7 @@ def test_an_executor_that_was_shut_down_is_a_clear_error(
 def test_an_initializer_that_fails_breaks_a_pool_of_threads(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
-    """No worker has begun, and none is told of."""
+    """No worker has started, and none is reported."""
 
     def fail() -> None:
         raise OSError("no licence")
@@ -220,7 +220,7 @@ def test_an_executor_that_does_something_else_is_a_clear_error(
     assert_contract(recorder.contexts)
 
 
-# --- what is lent is left as it was ----------------------------------------------------------
+# --- a caller-owned executor is left as it was --------------------------------------------------
 
 
 class OneByOne:
@@ -244,7 +244,7 @@ def test_whatever_has_a_submit_will_do(hooks: HookManager, recorder: RecordingHo
 
 
 @everywhere
-def test_an_executor_serves_its_owner_before_and_after(lent: Mode) -> None:
+def test_an_executor_serves_its_owner_before_and_after(external: Mode) -> None:
     """It is not shut down, whether the run goes well or not."""
 
     def fail(x: int) -> int:
@@ -252,10 +252,10 @@ def test_an_executor_serves_its_owner_before_and_after(lent: Mode) -> None:
 
     for func in (abs, fail):
         try:
-            amorsize.execute(func, [1, 2], executor=lent.executor)
+            amorsize.execute(func, [1, 2], executor=external.executor)
         except ValueError:
             assert func is fail
-        assert lent.executor.submit(divmod, 7, 2).result(PATIENCE) == (3, 1)
+        assert external.executor.submit(divmod, 7, 2).result(PATIENCE) == (3, 1)
 
 
 class Counting(ThreadPoolExecutor):
@@ -326,7 +326,7 @@ def test_threads_call_the_function_itself() -> None:
 
 @elsewhere
 def test_a_function_that_does_not_pickle_is_refused_with_its_reason(
-    lent: Mode, hooks: HookManager, recorder: RecordingHook
+    external: Mode, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """No chunk runs, and the next run works."""
     lock = threading.Lock()
@@ -336,23 +336,23 @@ def test_a_function_that_does_not_pickle_is_refused_with_its_reason(
             return x
 
     with pytest.raises(TransportError, match="holds_a_lock"):
-        amorsize.execute(holds_a_lock, range(5), executor=lent.executor, hooks=hooks)
+        amorsize.execute(holds_a_lock, range(5), executor=external.executor, hooks=hooks)
     assert_contract(recorder.contexts)
-    assert amorsize.execute(abs, [-1], executor=lent.executor) == [1]
+    assert amorsize.execute(abs, [-1], executor=external.executor) == [1]
 
 
 @elsewhere
 def test_an_item_that_does_not_pickle_is_named(
-    lent: Mode, hooks: HookManager, recorder: RecordingHook
+    external: Mode, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """Alone it fails, where exceptions are returned; the items beside it run once."""
     items = [1, 2, threading.Lock(), 4, 5]
     with pytest.raises(UnpicklableItemError, match="item 2, a lock"):
-        amorsize.execute(str, items, executor=lent.executor, chunksize=5, hooks=hooks)
+        amorsize.execute(str, items, executor=external.executor, chunksize=5, hooks=hooks)
     results = amorsize.execute(
         str,
         items,
-        executor=lent.executor,
+        executor=external.executor,
         chunksize=5,
         return_exceptions=True,
         hooks=hooks,
@@ -373,40 +373,40 @@ def test_an_item_that_does_not_pickle_is_named(
     ids=["result", "result-there", "exit"],
 )
 def test_what_does_not_come_back_is_a_clear_error(
-    func: Any, kind: type, message: str, lent: Mode, hooks: HookManager, recorder: RecordingHook
+    func: Any, kind: type, message: str, external: Mode, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """The failure of its chunk; the worker lives on."""
     with pytest.raises(kind, match=message):
-        amorsize.execute(func, range(3), executor=lent.executor, chunksize=3, hooks=hooks)
+        amorsize.execute(func, range(3), executor=external.executor, chunksize=3, hooks=hooks)
     assert_contract(recorder.contexts)
     assert len(recorder.of(HookEvent.ON_ERROR)) == 1
-    assert amorsize.execute(abs, [-1], executor=lent.executor) == [1]
+    assert amorsize.execute(abs, [-1], executor=external.executor) == [1]
 
 
 @elsewhere
-def test_an_item_that_does_not_unpickle_fails_its_chunk(lent: Mode) -> None:
+def test_an_item_that_does_not_unpickle_fails_its_chunk(external: Mode) -> None:
     """It is pickled apart from what carries it."""
     with pytest.raises(TransportError, match="do not unpickle in the worker"):
-        amorsize.execute(str, [FailsToLoad()], executor=lent.executor)
+        amorsize.execute(str, [FailsToLoad()], executor=external.executor)
 
 
 @elsewhere
-def test_a_function_that_does_not_unpickle_is_told(lent: Mode) -> None:
+def test_a_function_that_does_not_unpickle_is_named(external: Mode) -> None:
     """The message says where, and what to look at."""
     broken = FailsToLoad()
     with pytest.raises(TransportError, match=r"cannot be loaded in worker process .* sys\.path"):
-        amorsize.execute(lambda x: broken, [1], executor=lent.executor)
+        amorsize.execute(lambda x: broken, [1], executor=external.executor)
 
 
 @elsewhere
-def test_an_exception_keeps_its_type_and_brings_its_traceback(lent: Mode) -> None:
+def test_an_exception_keeps_its_type_and_brings_its_traceback(external: Mode) -> None:
     """Whatever its constructor asks for."""
 
     def raise_it(x: int) -> int:
         raise NeedsTwoArguments(4, "no")
 
     with pytest.raises(NeedsTwoArguments, match="4: no") as caught:
-        amorsize.execute(raise_it, [1], executor=lent.executor)
+        amorsize.execute(raise_it, [1], executor=external.executor)
     assert caught.value.code == 4
     assert "in raise_it" in "".join(caught.value.__notes__)
 
@@ -425,7 +425,7 @@ class Pickling(ThreadPoolExecutor):
         return super().submit(lambda: self._change(pickle.loads(packed)()))
 
 
-def test_a_large_function_travels_with_the_first_chunks_alone() -> None:
+def test_a_large_function_is_sent_with_the_first_chunks_alone() -> None:
     """Once a worker; and again for a worker that has lost it, without a call too many."""
     table = bytes(1_000_000)
     loads: list[int] = []
@@ -488,7 +488,7 @@ def test_the_clock_of_another_machine_is_clamped_into_the_run(
 
 @everywhere
 def test_a_run_that_takes_too_long_is_ended_and_its_workers_are_free_soon(
-    lent: Mode, hooks: HookManager, recorder: RecordingHook, tmp_path: Path
+    external: Mode, hooks: HookManager, recorder: RecordingHook, tmp_path: Path
 ) -> None:
     """The chunk at work stops after the item that it is at, in another process, too."""
     begun = tmp_path / "begun"
@@ -501,14 +501,14 @@ def test_a_run_that_takes_too_long_is_ended_and_its_workers_are_free_soon(
 
     with pytest.raises(ExecutionTimeoutError):
         amorsize.execute(
-            slow, range(10_000), executor=lent.executor, n_jobs=1, chunksize=5000,
+            slow, range(10_000), executor=external.executor, n_jobs=1, chunksize=5000,
             timeout=0.4, hooks=hooks,
         )  # fmt: skip
     assert_contract(recorder.contexts)
     assert recorder.contexts[-1].metadata["status"] == "timeout"
     assert recorder.contexts[-1].elapsed_time < 20 * slowness()
     # 10,000 items would have taken 200 seconds.
-    done = [lent.executor.submit(abs, -1) for _ in range(4)]
+    done = [external.executor.submit(abs, -1) for _ in range(4)]
     assert [future.result(PATIENCE) for future in done] == [1] * 4
     assert begun.stat().st_size < 5000
 
@@ -531,10 +531,10 @@ def test_an_item_that_hangs_is_abandoned(hooks: HookManager, recorder: Recording
 
 
 @everywhere
-def test_item_timeout_is_refused(lent: Mode) -> None:
+def test_item_timeout_is_refused(external: Mode) -> None:
     """Nobody's workers but our own can be ended."""
     with pytest.raises(InvalidValueError, match="item_timeout needs workers that can be ended"):
-        amorsize.execute(abs, [1], executor=lent.executor, item_timeout=1)
+        amorsize.execute(abs, [1], executor=external.executor, item_timeout=1)
 
 
 # --- what comes home beside results ----------------------------------------------------------
@@ -542,28 +542,30 @@ def test_item_timeout_is_refused(lent: Mode) -> None:
 
 def count_and_log(x: int) -> int:
     amorsize.count("seen", 2)
-    logging.getLogger("lent").warning("at %d", x)
+    logging.getLogger("external").warning("at %d", x)
     return x
 
 
 @everywhere
-def test_numbers_come_home_from_every_engine(
-    lent: Mode, hooks: HookManager, recorder: RecordingHook
+def test_user_metrics_are_returned_by_every_engine(
+    external: Mode, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """Each once, whoever ran the chunk."""
-    amorsize.execute(count_and_log, range(20), executor=lent.executor, chunksize=3, hooks=hooks)
+    amorsize.execute(count_and_log, range(20), executor=external.executor, chunksize=3, hooks=hooks)
     counted = 0.0
     for chunk in recorder.of(HookEvent.ON_CHUNK_COMPLETE):
         counted += chunk.metadata["user_metrics"]["seen"]["value"]
     assert counted == 40
 
 
-@pytest.mark.parametrize("lent", [name for name in ELSEWHERE if name != "fork-pool"], indirect=True)
-def test_log_records_come_home(lent: Mode, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "external", [name for name in ELSEWHERE if name != "fork-pool"], indirect=True
+)
+def test_log_records_are_returned(external: Mode, caplog: pytest.LogCaptureFixture) -> None:
     """With the worker and the chunk that they are from. (A forked worker has handlers.)"""
-    with caplog.at_level(logging.WARNING, "lent"):
-        amorsize.execute(count_and_log, range(10), executor=lent.executor, chunksize=5)
-    records = [record for record in caplog.records if record.name == "lent"]
+    with caplog.at_level(logging.WARNING, "external"):
+        amorsize.execute(count_and_log, range(10), executor=external.executor, chunksize=5)
+    records = [record for record in caplog.records if record.name == "external"]
     assert sorted(record.getMessage() for record in records) == [f"at {x}" for x in range(10)]
     assert {record.amorsize_chunk for record in records} == {0, 1}  # type: ignore[attr-defined]
 
@@ -577,9 +579,9 @@ def look_around(x: int) -> tuple[bool, tuple[str, ...], int]:
 
 
 @elsewhere
-def test_a_worker_of_others_is_a_worker(lent: Mode) -> None:
+def test_a_worker_of_an_external_executor_is_a_worker(external: Mode) -> None:
     """No exporter opens there, and nested runs start no processes."""
-    (seen,) = amorsize.execute(look_around, [1], executor=lent.executor)
+    (seen,) = amorsize.execute(look_around, [1], executor=external.executor)
     assert seen == (True, ("serial", "thread"), 3)
 
 
@@ -591,7 +593,7 @@ def test_this_process_stays_what_it_is() -> None:
 
 
 @everywhere
-def test_spans_come_home_from_every_engine(lent: Mode) -> None:
+def test_spans_are_returned_by_every_engine(external: Mode) -> None:
     """Each under its chunk, in one trace."""
     traces = Traces()
     tracer = traces.user
@@ -601,7 +603,7 @@ def test_spans_come_home_from_every_engine(lent: Mode) -> None:
             return x
 
     try:
-        traces.execute(work, range(12), executor=lent.executor, chunksize=3)
+        traces.execute(work, range(12), executor=external.executor, chunksize=3)
         traces.check()
         chunks = {span.context.span_id for span in traces.named("chunk")}
         works = traces.named("work")
