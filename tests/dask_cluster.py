@@ -6,12 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-_ENDS_WITHIN_SECONDS = 10
+from waiting import PATIENCE, json_of, poll
 
 
 class DaskCluster:
@@ -42,17 +41,25 @@ class DaskCluster:
             *("--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--no-show"),
             *("--dashboard-address", "127.0.0.1:0", "--scheduler-file", self.file),
         )
-        deadline = time.monotonic() + 30
-        while not self._file.exists():
-            assert time.monotonic() < deadline, self.log("scheduler")
-            time.sleep(0.02)
+        poll(
+            lambda: (json_of(self._file), self.log("scheduler")),
+            lambda seen: seen[0] is not None,
+            "the scheduler",
+        )
         return self
 
     def start_worker(self, name: str, *, threads: int = 1) -> None:
         """Start a worker; whoever needs it waits for it with ``Client.wait_for_workers``."""
         self._run(
             "worker",
-            *("--host", "127.0.0.1", "--no-dashboard", "--no-nanny", "--death-timeout", "30"),
+            *(
+                "--host",
+                "127.0.0.1",
+                "--no-dashboard",
+                "--no-nanny",
+                "--death-timeout",
+                str(PATIENCE),
+            ),
             *("--scheduler-file", self.file, "--nthreads", str(threads), "--name", name),
             *("--local-directory", str(self._folder / name)),
             called=name,
@@ -86,7 +93,7 @@ class DaskCluster:
         for process in reversed(self._processes.values()):
             process.kill()
         for process in self._processes.values():
-            process.wait(_ENDS_WITHIN_SECONDS)
+            process.wait(PATIENCE)
 
     def _run(self, command: str, *arguments: str, called: str | None = None) -> None:
         called = called or command

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 PATIENCE = 200.0
 """Seconds for what is sure to come.
@@ -43,6 +45,14 @@ def poll(probe: Callable[[], T], good: Callable[[T], object], what: str) -> T:
 def wait_until(condition: Callable[[], object], what: str) -> None:
     """Wait until a condition holds, as ``poll`` does."""
     poll(condition, bool, what)
+
+
+def json_of(path: Path) -> Any:
+    """The content of a JSON file that another program writes; None until it has written all."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
 
 
 def slowness() -> float:

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 from ports import free_port
-from waiting import PATIENCE, poll
+from waiting import PATIENCE, json_of, poll, wait_until
 
 from amorsize.demo.run import PUSH_JOB
 from stack import servers
@@ -87,14 +87,10 @@ def running(folder: Path, *arguments: str) -> Iterator[Running]:
             env=os.environ | {"TMPDIR": str(temporary)},
         )
     try:
-        poll(
-            lambda: summary.exists() or process.poll() is not None,
-            bool,
-            "the stack is ready",
-        )
+        wait_until(lambda: json_of(summary) or process.poll() is not None, "the stack")
         if process.poll() is not None:
             pytest.fail(f"the stack has ended: {printed.read_text()}")
-        found = json.loads(summary.read_text())
+        found = json_of(summary)
         yield Running(process, found["addresses"], found["pids"], printed)
     finally:
         if process.poll() is None:
