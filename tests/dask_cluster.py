@@ -78,7 +78,7 @@ class DaskCluster:
         self._processes[name].terminate()
 
     def log(self, name: str) -> str:
-        """What a process wrote."""
+        """The output of a process."""
         return (self._folder / f"{name}.log").read_text()
 
     def __enter__(self) -> Self:

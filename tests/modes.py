@@ -52,7 +52,7 @@ class Mode:
 
     @property
     def is_dask(self) -> bool:
-        """Whether a Dask cluster is behind it."""
+        """Whether it is a Dask cluster."""
         return self.name.startswith("dask")
 
 

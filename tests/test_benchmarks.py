@@ -51,7 +51,7 @@ def test_only_chooses_figures_by_name(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_an_unknown_name_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    """What is not there is refused, with what is."""
+    """The message lists the names that exist."""
     with pytest.raises(SystemExit, match="2"):
         main(["--only", "nonsense"])
     said = capsys.readouterr().err
@@ -70,7 +70,7 @@ def test_a_ratio_is_that_of_the_same_round() -> None:
 
 
 def test_a_missed_target_is_said() -> None:
-    """What is not reached is said in the table, not hidden."""
+    """The table shows it."""
     assert rows(_result([3.0], [4.0], at_most=0.6))[0][-1] == "0.6: NOT reached"
 
 

@@ -43,7 +43,7 @@ def test_ratios_are_to_the_best_peer_of_the_row() -> None:
 
 
 def test_a_cell_that_fails_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a cell could not do ends the benchmark, with its name."""
+    """The benchmark ends with the name of the cell."""
     monkeypatch.setattr(table, "CONTENDERS", {"nobody": None})
     with pytest.raises(RuntimeError, match="call too-small nobody ended with exit code 1"):
         list(table.run(["too-small"], 1))

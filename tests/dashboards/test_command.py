@@ -93,7 +93,7 @@ def test_the_default_of_the_command_is_that_of_the_function() -> None:
 
 
 def test_the_wheel_has_them(tmp_path: Path) -> None:
-    """Who only pip-installs gets them: the package of the wheel, by itself, writes all files."""
+    """An installation by pip has them: the package of the wheel, by itself, writes all files."""
     build = "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
     wheels, site = tmp_path / "wheels", tmp_path / "site"
     wheels.mkdir()

@@ -209,7 +209,7 @@ BREAKS: dict[str, tuple[Break, str]] = {
 
 @pytest.mark.parametrize(("change", "said"), BREAKS.values(), ids=BREAKS.keys())
 def test_the_linter_finds(change: Break, said: str) -> None:
-    """What is broken, in the dashboard of the overview."""
+    """A broken query in the dashboard of the overview."""
     board = copy.deepcopy(BOARDS["amorsize-overview"])
     change(board)
     problems = list(lint.check_board(board))
@@ -237,7 +237,7 @@ def without(metric: metrics.Metric, label: str) -> metrics.Metric:
 def test_what_the_table_renames_is_missed(
     metric: metrics.Metric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is committed names every row of the table, so that each rename is found."""
+    """The committed dashboards name every row of the table, so that each rename is found."""
     made = {
         str(path.relative_to(COMMITTED)): path.read_text(encoding="utf-8")
         for folder in ("grafana", "prometheus")

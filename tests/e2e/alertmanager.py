@@ -67,11 +67,11 @@ class Webhook:
 
 
 class Alertmanager:
-    """An Alertmanager that tells a webhook of each alert at once.
+    """An Alertmanager that notifies a webhook of each alert at once.
 
     Args:
         directory: for its configuration, its data and its log.
-        webhook_url: whom it tells.
+        webhook_url: the address that it notifies.
 
     Attributes:
         address: ``host:port``, for Prometheus.

@@ -44,7 +44,7 @@ def require_program(program: servers.Program) -> None:
 
 
 class PrometheusApi:
-    """What a Prometheus server knows.
+    """The API of a Prometheus server.
 
     Args:
         url: of the server.

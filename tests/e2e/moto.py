@@ -52,7 +52,7 @@ class MotoServer:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What makes boto3 talk to this server."""
+        """Variables that have boto3 use this server."""
         return {
             **CREDENTIALS,
             "AWS_ENDPOINT_URL_CLOUDWATCH": self.url,

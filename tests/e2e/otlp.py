@@ -1,4 +1,4 @@
-"""What receives OTLP: a real receiver process, and a double that fails on demand.
+"""Receivers of OTLP: a real process, and a double that fails on demand.
 
 Both hand out the same: messages of OTLP, flattened to spans and metric points.
 """
@@ -217,7 +217,7 @@ class Ran:
     """A program that ended as it should.
 
     Attributes:
-        said: the values that it printed with ``tell()``, by name.
+        said: the values that it printed with ``report()``, by name.
         log: its standard error.
         ended: ``time.time()`` when its process was gone.
     """
@@ -227,10 +227,10 @@ class Ran:
     ended: float
 
 
-TELL = '''
+REPORT = '''
 import json, sys
 
-def tell(**values):
+def report(**values):
     """In one piece, whoever else prints."""
     sys.stdout.write("".join(json.dumps({k: v}) + "\\n" for k, v in values.items()))
     sys.stdout.flush()
@@ -245,8 +245,8 @@ def run_program(
     launcher: tuple[str, ...] = (),
     code: int = 0,
 ) -> Ran:
-    """Run a program that says what it found with ``tell(name=value)``; check how it ends."""
-    path.write_text(TELL + source, encoding="utf-8")
+    """Run a program that says what it found with ``report(name=value)``; check how it ends."""
+    path.write_text(REPORT + source, encoding="utf-8")
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OTEL_", "AMORSIZE_"))}
     ran = subprocess.run(
         [*(launcher or (sys.executable,)), str(path), *arguments],

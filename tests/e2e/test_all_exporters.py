@@ -36,7 +36,7 @@ NAME = "work"
 
 
 class Prometheus:
-    """What a scrape says."""
+    """The answer to a scrape."""
 
     name = "prometheus"
 
@@ -65,7 +65,7 @@ class Prometheus:
 
 
 class Datadog:
-    """What came to a socket."""
+    """The datagrams of a socket."""
 
     name = "datadog"
 
@@ -100,7 +100,7 @@ class Datadog:
 
 
 class CloudWatch:
-    """What a server that speaks its protocol was given."""
+    """The calls to a server that speaks its protocol."""
 
     name = "cloudwatch"
 
@@ -130,7 +130,7 @@ class CloudWatch:
 
 
 class OpenTelemetry:
-    """What a reader of the application's meter provider is told."""
+    """The readings of the application's meter provider."""
 
     name = "opentelemetry"
 
@@ -249,7 +249,7 @@ def test_totals_agree_with_each_other_and_with_what_was_done(
         assert backend.exporter.counts() == (0, 0), backend.name
 
 
-def test_several_runs_at_once_are_told_apart_from_none(
+def test_several_runs_at_once_are_distinguished(
     tmp_path: Path, backends: list[Any], mode: str
 ) -> None:
     """Two executions of one function on two threads, and all of them are in every total."""

@@ -179,7 +179,7 @@ def test_a_server_that_dies_in_the_middle_of_a_run(
 def test_a_server_that_comes_back_misses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it did not take is sent again, and nothing twice."""
+    """Undelivered data is sent again, and nothing twice."""
     port = free_port()
     environment = {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
     environment |= {"AWS_DEFAULT_REGION": "eu-central-1", "AWS_MAX_ATTEMPTS": "1"}

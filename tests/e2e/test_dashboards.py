@@ -47,16 +47,16 @@ SEEN = {
     "workers died": "sum(amorsize_worker_deaths_total) >= 1",
     "a rate has two points": "count_over_time(amorsize_build_info[30s]) >= 8",
 }
-"""What Prometheus must have seen before it is asked the rest."""
+"""Queries that must have an answer before the others are asked."""
 
 
 @dataclass
 class Seen:
-    """A Prometheus that has scraped the scenario, and whom it has told.
+    """A Prometheus that has scraped the scenario, and the receivers of its alerts.
 
     Attributes:
         server: the Prometheus; the scenario still runs.
-        webhook: whom Alertmanager tells.
+        webhook: notified by Alertmanager.
         agent: Datadog's.
         cloudwatch: what takes its calls.
         start: when the scenario began.
@@ -151,7 +151,7 @@ def test_every_query_of_a_dashboard_returns_data(seen: Seen, board: dict[str, An
 
 
 def test_the_dashboard_of_a_function_shows_each_function(seen: Seen) -> None:
-    """What runs without workers, too; only what a function does not do may be empty."""
+    """Functions that run without workers, too; only what a function does not do may be empty."""
     board = json.loads((DASHBOARDS / "grafana" / "amorsize-function.json").read_text())
     rates = [place for place in lint.queries(board) if "Items a second" in place.where]
     assert rates
@@ -250,7 +250,7 @@ def test_a_killed_worker_rings(seen: Seen) -> None:
 
 
 def test_so_do_failed_executions_hooks_and_exporters(seen: Seen) -> None:
-    """What the scenario provokes at once."""
+    """Alerts that the scenario provokes at once."""
     for name, label, value in (
         ("AmorsizeExecutionFailed", "function", FUNCTIONS[1]),
         ("AmorsizeHookErrors", "event", "post_execute"),
@@ -302,7 +302,7 @@ def test_datadog_has_got_all_that_its_dashboard_asks_for(seen: Seen) -> None:
             )
         return left
 
-    poll(missing, lambda rest: not rest, "Datadog's agent has heard of all")
+    poll(missing, lambda rest: not rest, "Datadog's agent has received all")
 
 
 def test_cloudwatch_has_got_all_that_its_dashboard_searches_for(seen: Seen) -> None:
@@ -312,7 +312,7 @@ def test_cloudwatch_has_got_all_that_its_dashboard_searches_for(seen: Seen) -> N
     assert len(searches) > 20
 
     def missing() -> list[str]:
-        told = [
+        wanted = [
             (datum["MetricName"], {each["Name"]: each["Value"] for each in datum["Dimensions"]})
             for call in list(seen.cloudwatch.calls)
             for datum in call["MetricData"]
@@ -325,8 +325,8 @@ def test_cloudwatch_has_got_all_that_its_dashboard_searches_for(seen: Seen) -> N
                 name == each.name
                 and set(dimensions) == each.labels
                 and each.values.items() <= dimensions.items()
-                for name, dimensions in told
+                for name, dimensions in wanted
             )
         ]
 
-    poll(missing, lambda rest: not rest, "CloudWatch has heard of all")
+    poll(missing, lambda rest: not rest, "CloudWatch has received all")

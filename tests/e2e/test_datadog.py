@@ -218,13 +218,13 @@ import sys, time, amorsize
 
 amorsize.enable_datadog(events=["error", "completed"])
 
-def told(context):
+def started(context):
     print("done", flush=True)
 
 def wait(item):
     time.sleep(60)
 
-amorsize.get_default_manager().register(amorsize.HookEvent.ON_WORKER_START, told)
+amorsize.get_default_manager().register(amorsize.HookEvent.ON_WORKER_START, started)
 amorsize.execute(wait, range(4), executor=sys.argv[1], n_jobs=2, chunksize=1)
 """
 

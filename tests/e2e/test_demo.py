@@ -83,7 +83,7 @@ def test_promql_totals_equal_what_the_demo_reports(
         )
 
 
-def test_the_demo_tells_all_backends_at_once(
+def test_the_demo_reports_to_all_backends_at_once(
     tmp_path: Path,
     otlp_receiver: OtlpReceiver,
     prometheus_server: Callable[..., PrometheusServer],

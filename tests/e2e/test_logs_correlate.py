@@ -1,4 +1,4 @@
-"""Log records made inside the function name their span, also those that come home from workers."""
+"""Log records made inside the function name their span, also those of workers."""
 
 from __future__ import annotations
 
@@ -61,16 +61,16 @@ if __name__ == "__main__":
     logging.getLogger().addHandler(Kept())
     amorsize.enable_opentelemetry(metrics=False)
     amorsize.execute(work, range(8), executor=sys.argv[1], n_jobs=int(sys.argv[3]), chunksize=2)
-    told = []
+    seen = []
     for each in logs.get_finished_logs():
         record = each.log_record
-        told.append([record.body, format(record.trace_id, "032x"), format(record.span_id, "016x")])
+        seen.append([record.body, format(record.trace_id, "032x"), format(record.span_id, "016x")])
     finished = [
         [s.name, format(s.context.trace_id, "032x"), format(s.context.span_id, "016x"),
          s.attributes.get("amorsize.chunk.id"), s.parent and format(s.parent.span_id, "016x")]
         for s in spans.get_finished_spans()
     ]
-    tell(kept=kept, told=told, spans=finished)
+    report(kept=kept, seen=seen, spans=finished)
 """
 )
 
@@ -87,7 +87,7 @@ def test_records_name_the_span_that_they_were_made_in(
     chunks = {span[3]: span[2] for span in ran.said["spans"] if span[0] == "chunk"}
     users = {span[2]: span[4] for span in ran.said["spans"] if span[0] == "user work"}
     assert (len(chunks), len(users)) == (4, 8)
-    for records in (ran.said["kept"], ran.said["told"]):
+    for records in (ran.said["kept"], ran.said["seen"]):
         seen = {message: (trace, span) for message, trace, span in records}
         assert len(seen) == len(records) == 16
         for item in range(8):

@@ -83,7 +83,7 @@ if __name__ == "__main__":
     else:
         run()  # our own provider is made with the first execution
     with trace.get_tracer("caller").start_as_current_span("caller") as caller:
-        tell(results=run(), trace=format(caller.get_span_context().trace_id, "032x"))
+        report(results=run(), trace=format(caller.get_span_context().trace_id, "032x"))
 """
 )
 
@@ -214,7 +214,7 @@ if __name__ == "__main__":
         headers={"Accept": "application/openmetrics-text; version=1.0.0"},
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
-        tell(page=answer.read().decode())
+        report(page=answer.read().decode())
 """
     )
     environment = otlp_receiver.environment()
@@ -252,7 +252,7 @@ if __name__ == "__main__":
                 assert list(call(work, range(8), **how)) == [0, 2, 4, 6, 8, 10, 12, 14]
             name = f"{mode} {call.__name__}"
             traces[name] = format(caller.get_span_context().trace_id, "032x")
-    tell(traces=traces)
+    report(traces=traces)
 """
     )
     environment = otlp_receiver.environment()
@@ -285,7 +285,7 @@ if __name__ == "__main__":
     amorsize.enable_opentelemetry()
     results = amorsize.execute(fragile, range(6), executor="process", n_jobs=1, chunksize=2,
                                return_exceptions=True)
-    tell(results=[str(result) for result in results])
+    report(results=[str(result) for result in results])
 """
     )
     environment = otlp_receiver.environment()
@@ -375,17 +375,17 @@ if __name__ == "__main__":
     spans = otlp_receiver.spans()
     root = assert_is_one_trace(spans)
     chunks = chunks_of(spans)
-    told = root.attributes
-    assert told["amorsize.chunks.total"] == 5000
+    reported = root.attributes
+    assert reported["amorsize.chunks.total"] == 5000
     assert len(chunks) == 100
-    assert told["amorsize.chunks.untraced"] == 4900
+    assert reported["amorsize.chunks.untraced"] == 4900
     works = [span for span in spans if span.name == "user work"]
     if mode == "process":
         assert len(works) == 100
-        assert told["amorsize.spans.dropped"] == 4900
+        assert reported["amorsize.spans.dropped"] == 4900
     else:  # what opens in this process leaves at once: only early chunks may, others are unsampled
         assert len(works) == 50
-        assert told["amorsize.spans.dropped"] == 0
+        assert reported["amorsize.spans.dropped"] == 0
     failed = {span.attributes["amorsize.chunk.id"] for span in chunks if span.status[1]}
     assert failed == {0, 1234, 2500, 4999}
 
@@ -404,7 +404,7 @@ if __name__ == "__main__":
     exporter = amorsize.enable_opentelemetry(metrics=False, max_chunk_spans=4000)
     set_provider()
     amorsize.execute(tiny, range(4000), executor="process", n_jobs=2, chunksize=1)
-    tell(flushed=exporter.flush(30))
+    report(flushed=exporter.flush(30))
 """
     )
     double = otlp_double(delay=0.05)  # a quick one would empty the queue in time
@@ -437,7 +437,7 @@ if __name__ == "__main__":
         metrics=False, max_chunk_spans=14_000, tracer_provider=provider
     ) as exporter:
         amorsize.execute(abs, range(14_000), executor="serial", chunksize=1)
-        tell(flushed=exporter.flush(30), chunks=count.chunks)
+        report(flushed=exporter.flush(30), chunks=count.chunks)
 """
     )
     ran = run_program(tmp_path / "program.py", source, "", environment={})
@@ -445,7 +445,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("then", ["closed", "forked"])
-def test_our_own_providers_serve_again_when_they_are_enabled_anew(
+def test_our_own_providers_serve_again_when_they_are_enabled_again(
     tmp_path: Path, otlp_receiver: OtlpReceiver, then: str
 ) -> None:
     """After a close, and in a forked child: a program's provider can be set only once."""

@@ -40,11 +40,11 @@ if __name__ == "__main__":
         exporter = amorsize.enable_opentelemetry(metrics="metrics" in switches)
     began = time.perf_counter()
     results = amorsize.execute(work, range(40), executor="process", n_jobs=2, chunksize=1)
-    tell(results=results, seconds=time.perf_counter() - began)
+    report(results=results, seconds=time.perf_counter() - began)
     if exporter is not None:
         delivered = float(flush) > 0 and exporter.flush(float(flush))
-        tell(delivered=delivered, stats=exporter_stats()["opentelemetry"])
-    tell(done=time.time())
+        report(delivered=delivered, stats=exporter_stats()["opentelemetry"])
+    report(done=time.time())
 """
 
 

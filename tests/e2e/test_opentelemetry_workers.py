@@ -1,4 +1,4 @@
-"""What a trace does inside worker processes: beside what the user's code has set up itself."""
+"""Traces inside worker processes, beside tracing that the user's code has set up itself."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def work(item):
 if __name__ == "__main__":
     amorsize.enable_opentelemetry()
     with tracer.start_as_current_span("caller"):
-        tell(workers=run(work), pid=os.getpid(),
+        report(workers=run(work), pid=os.getpid(),
              threads=[thread.name for thread in threading.enumerate()])
 """
 )
@@ -86,7 +86,7 @@ def test_under_automatic_instrumentation_nothing_arrives_twice(
 def test_a_provider_that_the_function_sets_takes_precedence(
     tmp_path: Path, otlp_receiver: OtlpReceiver
 ) -> None:
-    """Also over tracers that were in use before; its spans do not come home."""
+    """Also over tracers that were in use before; its spans are not returned."""
     source = (
         PRELUDE
         + """
@@ -137,7 +137,7 @@ if __name__ == "__main__":
 def test_the_context_crosses_whatever_propagators_there_are(
     tmp_path: Path, otlp_receiver: OtlpReceiver, instrument_workers: bool, propagators: str
 ) -> None:
-    """Trace id and baggage; without instrumentation nothing comes home."""
+    """Trace id and baggage; without instrumentation no span is returned."""
     source = (
         PRELUDE
         + """
@@ -151,7 +151,7 @@ def work(item):
 if __name__ == "__main__":
     amorsize.enable_opentelemetry(metrics=False, instrument_workers=sys.argv[1] == "True")
     context.attach(baggage.set_baggage("tenant", "a, b = c"))
-    tell(seen=run(work))
+    report(seen=run(work))
 """
     )
     environment = otlp_receiver.environment() | {"OTEL_PROPAGATORS": propagators}
@@ -196,8 +196,8 @@ if __name__ == "__main__":
     set_provider()
     after = trace.get_tracer("after", "3", attributes={"kind": "late"})
     with used.start_as_current_span("caller"):
-        tell(results=run(work))
-        tell(more=run(Work(after)))
+        report(results=run(work))
+        report(more=run(Work(after)))
 """
     )
     ran = run_program(tmp_path / "program.py", source, environment=otlp_receiver.environment())
@@ -220,7 +220,7 @@ if __name__ == "__main__":
     }
 
 
-def test_of_more_spans_than_travel_the_rest_is_counted_and_none_is_orphaned(
+def test_of_more_spans_than_are_returned_the_rest_is_counted_and_none_is_orphaned(
     tmp_path: Path, otlp_receiver: OtlpReceiver
 ) -> None:
     """And what an execution that nobody traces opens in the same workers is not mixed in."""
@@ -245,7 +245,7 @@ def few(item):
 if __name__ == "__main__":
     hooks = amorsize.HookManager()
     with OpenTelemetryExporter(metrics=False).attach(hooks):
-        tell(pids=[run(work, hooks=hooks), run(work), run(few, hooks=hooks)])
+        report(pids=[run(work, hooks=hooks), run(work), run(few, hooks=hooks)])
 """
     )
     ran = run_program(tmp_path / "program.py", source, environment=otlp_receiver.environment())
@@ -269,7 +269,7 @@ if __name__ == "__main__":
 def test_what_the_applications_provider_does_it_does_to_spans_from_workers(
     tmp_path: Path, otlp_receiver: OtlpReceiver
 ) -> None:
-    """Its resource, limits and processors, which are told of the baggage as well."""
+    """Its resource, limits and processors, which see the baggage as well."""
     source = (
         PRELUDE
         + """
@@ -298,7 +298,7 @@ if __name__ == "__main__":
     amorsize.enable_opentelemetry(metrics=False, tracer_provider=provider)
     context.attach(baggage.set_baggage("tenant", "blue & co"))
     run(work)
-    tell(is_global=trace.get_tracer_provider() is provider)
+    report(is_global=trace.get_tracer_provider() is provider)
 """
     )
     ran = run_program(tmp_path / "program.py", source, environment=otlp_receiver.environment())

@@ -33,17 +33,17 @@ def exporter(manager: HookManager) -> Iterator[PrometheusExporter]:
         yield exporter
 
 
-def tell(manager: HookManager, event: HookEvent, metadata: Any = (), **fields: Any) -> None:
+def emit(manager: HookManager, event: HookEvent, metadata: Any = (), **fields: Any) -> None:
     about = {"execution_id": "1", "function": 'load "x"', "executor_type": "thread"}
     manager.trigger(HookContext(event, metadata={**about, **dict(metadata)}, **fields))
 
 
 def begin(manager: HookManager) -> None:
     """An execution of ten chunks, of which nine are in and one failed."""
-    tell(manager, HookEvent.PRE_EXECUTE, total_items=100)
-    tell(manager, HookEvent.ON_WORKER_START, worker_id=0, worker_count=1)
+    emit(manager, HookEvent.PRE_EXECUTE, total_items=100)
+    emit(manager, HookEvent.ON_WORKER_START, worker_id=0, worker_count=1)
     for chunk_id in range(9):
-        tell(
+        emit(
             manager,
             HookEvent.ON_CHUNK_COMPLETE,
             {"queue_time": 0.001},
@@ -53,11 +53,11 @@ def begin(manager: HookManager) -> None:
             items_completed=10 * (chunk_id + 1),
         )
     error = ValueError("bad row")
-    tell(manager, HookEvent.ON_ERROR, {"failed_items": 1}, error=error)
+    emit(manager, HookEvent.ON_ERROR, {"failed_items": 1}, error=error)
 
 
 def end(manager: HookManager) -> None:
-    tell(
+    emit(
         manager,
         HookEvent.POST_EXECUTE,
         {"status": "error", "planning_time": 0.1},

@@ -34,7 +34,7 @@ LIVE_GAUGES = (
 
 
 class Ledger:
-    """What the function did, a line a call, appended by whichever process runs it."""
+    """A record of the calls, one line each, appended by the process that runs it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -132,7 +132,7 @@ def test_totals_equal_what_the_function_did(
 def test_an_execution_that_fails_leaves_the_truth(
     tmp_path: Path, mode: str, manager: HookManager, server: PrometheusServer
 ) -> None:
-    """What was done before the exception is counted, and nothing runs any more."""
+    """Items done before the exception are counted, and nothing runs any more."""
     ledger = Ledger(tmp_path / "ledger")
     done: list[int] = []
     manager.register(
@@ -203,9 +203,9 @@ def test_two_executions_of_one_function_at_once(
 CTRL_C = """
 import sys, time, amorsize
 amorsize.enable_prometheus(textfile=sys.argv[2], port=None)
-def told(context):
+def started(context):
     print("started", flush=True)
-amorsize.get_default_manager().register(amorsize.HookEvent.ON_WORKER_START, told)
+amorsize.get_default_manager().register(amorsize.HookEvent.ON_WORKER_START, started)
 def wait(item):
     time.sleep(60)
 try:

@@ -54,14 +54,14 @@ except ValueError:
 TERMINATED = """
 import sys, time, amorsize
 
-def told(context):
+def started(context):
     print("started", flush=True)
 
 def wait(item):
     time.sleep(60 if item == 3 else 0)
 
 amorsize.enable_prometheus(**eval(sys.argv[1]))
-amorsize.get_default_manager().register(amorsize.HookEvent.ON_CHUNK_COMPLETE, told)
+amorsize.get_default_manager().register(amorsize.HookEvent.ON_CHUNK_COMPLETE, started)
 if sys.argv[2] == "execute":
     amorsize.execute(wait, range(4), executor="thread", n_jobs=1, chunksize=3, name="wait")
 else:

@@ -1,4 +1,4 @@
-"""What a site needs beside numbers: exemplars, TLS with passwords, programs that are found."""
+"""Features beside numbers: exemplars, TLS with passwords, programs that are discovered."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class Running:
         return PrometheusApi(f"http://{self.addresses['prometheus']}")
 
     def alerts(self) -> list[dict[str, Any]]:
-        """What Alertmanager has been told."""
+        """The alerts that Alertmanager has received."""
         url = f"http://{self.addresses['alertmanager']}/api/v2/alerts"
         with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
             alerts: list[dict[str, Any]] = json.load(answer)
@@ -206,7 +206,7 @@ def test_a_push_is_scraped(stack: Running) -> None:
 
 
 @pytest.mark.parametrize("service", ["prometheus", "alertmanager"])
-def test_a_servers_health_check_tells_life_from_death(stack: Running, service: str) -> None:
+def test_a_servers_health_check_distinguishes_life_from_death(stack: Running, service: str) -> None:
     """By the tool that its image has, with the words of the compose file."""
     words = Stack(ROOT).services[service]["healthcheck"]["test"]
     assert words[0] == "CMD"

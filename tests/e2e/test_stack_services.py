@@ -1,4 +1,4 @@
-"""What the compose file runs, run here: its commands and health checks, with addresses replaced."""
+"""The compose file's commands and health checks, run here with addresses replaced."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def command_of(service: str, replaced: dict[str, str]) -> list[str]:
 
 
 def checked_url(service: str, port: int) -> str:
-    """What its health check asks, on another port."""
+    """The URL of its health check, on another port."""
     [url] = re.findall(
         r"http://127\.0\.0\.1:\d+/[\w/-]+", SERVICES[service]["healthcheck"]["test"][-1]
     )
@@ -91,7 +91,7 @@ def test_the_profile_dask_works(scheduler: str, tmp_path: Path) -> None:
     }
 
 
-def test_the_apps_health_check_tells_life_from_death(tmp_path: Path) -> None:
+def test_the_apps_health_check_distinguishes_life_from_death(tmp_path: Path) -> None:
     """As it stands in the compose file, but for the port."""
     port = free_port()
     python, *check = SERVICES["app"]["healthcheck"]["test"][1:]

@@ -30,11 +30,11 @@ PROGRAM = textwrap.dedent(
     def say(*words):
         print(*words, flush=True)
 
-    class Telling(Exporter):
+    class Announcing(Exporter):
         def release(self):
             say("exporter closed")
 
-    Telling().attach(hooks)
+    Announcing().attach(hooks)
 
     def report(context):
         try:
@@ -136,7 +136,7 @@ CASES = [
 
 @pytest.mark.parametrize(("mode", "way", "phase"), CASES, ids=["-".join(case) for case in CASES])
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_a_signal_tells_every_end_and_then_does_what_it_always_did(
+def test_a_signal_reports_every_end_and_then_does_what_it_always_did(
     start: type[Program], mode: str, way: str, phase: str, signum: signal.Signals
 ) -> None:
     """Status cancelled, one ON_ERROR, every worker's end, exporters closed, nobody left."""
@@ -171,7 +171,7 @@ def test_a_signal_tells_every_end_and_then_does_what_it_always_did(
 def test_when_the_parent_is_killed_its_workers_are_gone_within_two_seconds(
     start: type[Program], mode: str
 ) -> None:
-    """Nobody is left to tell them: the kernel does."""
+    """The kernel ends them."""
     program = start(mode, "execute", "running")
     program.wait_until_ready(times=2)
     os.kill(program.process.pid, signal.SIGKILL)

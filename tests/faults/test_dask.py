@@ -117,7 +117,7 @@ def test_chunks_in_flight_follow_the_cluster_or_the_caller(
 def test_data_crosses_once_and_a_large_chunk_without_a_warning(
     client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is sent is as large as the items are; Dask warns of graphs past 10 MB."""
+    """A chunk is sent at the size of its items; Dask warns of graphs past 10 MB."""
     sent: list[int] = []
     send = client._send_to_scheduler
 

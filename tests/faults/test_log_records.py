@@ -1,4 +1,4 @@
-"""What the user's function logs in a worker process appears in the parent's logging."""
+"""Log records of the user's function in a worker process appear in the parent's logging."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_records_come_home_with_their_worker_and_chunk(
 def test_the_parents_levels_are_respected(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the parent would not log is not sent; what it would is."""
+    """Records that the parent would not log are not sent; the others are."""
 
     def chatter(x: int) -> None:
         logging.getLogger("job.loud").debug("loud")
@@ -77,7 +77,7 @@ def test_a_traceback_comes_home_as_text(caplog: pytest.LogCaptureFixture) -> Non
 
 
 def test_records_are_bounded_in_number_and_size(caplog: pytest.LogCaptureFixture) -> None:
-    """What is left out is counted and said."""
+    """Records beyond the bounds are counted, and a last record says how many."""
 
     def flood(x: int) -> None:
         for _ in range(MAX_RECORDS + 5):
@@ -90,7 +90,7 @@ def test_records_are_bounded_in_number_and_size(caplog: pytest.LogCaptureFixture
 
 
 def test_what_a_record_holds_need_not_pickle(caplog: pytest.LogCaptureFixture) -> None:
-    """Arguments are formatted in the worker; extras that do not travel are left out."""
+    """Arguments are formatted in the worker; extras that do not pickle are left out."""
 
     def awkward(x: int) -> None:
         lock = threading.Lock()
@@ -117,7 +117,9 @@ def test_records_of_a_failing_chunk_come_home_too(caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.parametrize("mode", ["serial", "thread"])
-def test_in_this_process_nothing_is_told_twice(mode: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_in_this_process_nothing_is_logged_twice(
+    mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Threads log where they always did."""
     amorsize.execute(log_item, range(3), executor=mode)
     assert [record.getMessage() for record in caplog.records] == ["item 0", "item 1", "item 2"]

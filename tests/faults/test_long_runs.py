@@ -45,7 +45,7 @@ def test_a_stream_over_ten_million_items_keeps_memory_flat(mode: str) -> None:
 def test_a_slow_consumer_slows_the_producers_down(
     mode: str, hooks: HookManager, recorder: RecordingHook
 ) -> None:
-    """While nothing is consumed nothing more is drawn, and what runs is told."""
+    """While nothing is consumed nothing more is drawn, and running chunks are reported."""
     drawn: list[int] = []
 
     def source() -> Iterator[int]:
@@ -84,15 +84,15 @@ def test_chunks_follow_what_items_turn_out_to_take(
     assert max(c.chunk_size or 0 for c in recorder.of(HookEvent.ON_CHUNK_COMPLETE)) <= 10
 
 
-def test_a_worker_is_told_while_its_chunk_runs_for_as_long_as_it_likes(
+def test_a_worker_is_reported_while_its_chunk_runs_for_as_long_as_it_likes(
     tmp_path: Path, hooks: HookManager
 ) -> None:
-    """The chunk ends only after its worker was told: no clock is asked."""
+    """The chunk ends only after its worker was reported: no clock is asked."""
     gate = tmp_path / "gate"
-    heard = threading.Event()
+    reported = threading.Event()
 
     def open_gate(context: HookContext) -> None:
-        heard.set()
+        reported.set()
         gate.touch()
 
     hooks.register(HookEvent.ON_WORKER_START, open_gate)
@@ -102,4 +102,4 @@ def test_a_worker_is_told_while_its_chunk_runs_for_as_long_as_it_likes(
         return True
 
     assert amorsize.execute(wait_for_gate, [1], executor="process", hooks=hooks) == [True]
-    assert heard.is_set()
+    assert reported.is_set()

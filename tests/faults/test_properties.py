@@ -121,7 +121,7 @@ def test_exactly_once_in_order_with_exceptions_in_place(
 def test_the_first_failure_ends_the_run_and_no_item_is_called_twice(
     fates: list[str], mode: str | None, chunksize: int | None, stream: bool
 ) -> None:
-    """The events tell how far it came."""
+    """The events say how far it came."""
     results, error, calls, recorder = run(
         fates, stream=stream, sized=True, executor=mode, n_jobs=2, chunksize=chunksize
     )

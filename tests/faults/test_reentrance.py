@@ -118,7 +118,7 @@ def test_the_function_may_execute_and_a_worker_starts_no_workers(mode: str) -> N
     def nested(x: int) -> tuple[list[int], str, bool]:
         records: list[str] = []
 
-        class Keep(__import__("logging").Handler):  # type: ignore[misc]  # travels by value
+        class Keep(__import__("logging").Handler):  # type: ignore[misc]  # pickled by value
             def emit(self, record: Any) -> None:
                 records.append(record.getMessage())
 
@@ -136,7 +136,7 @@ def test_the_function_may_execute_and_a_worker_starts_no_workers(mode: str) -> N
     for number, (results, engine, _) in enumerate(outcomes):
         assert results == [number, number]
         assert engine == ("serial" if mode == "process" else "process")
-    said = sum(said for _, _, said in outcomes)  # once a worker
+    said = sum(said for _, _, said in outcomes)  # once per worker
     assert 1 <= said <= 2 if mode == "process" else said == 0
 
 
@@ -220,24 +220,24 @@ def test_a_module_that_enables_an_exporter_on_import_is_inert_in_a_worker(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_forked_child_executes_with_workers_of_its_own() -> None:
     """The parent's workers are not the child's; its exporters and hooks neither."""
-    told = RecordingHook().attach(amorsize.get_default_manager())
+    recorder = RecordingHook().attach(amorsize.get_default_manager())
     ours = set(amorsize.execute(lambda _: os.getpid(), range(4), executor="process", n_jobs=2))
-    before = len(told.contexts)
+    before = len(recorder.contexts)
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
     def child() -> None:
         pids = set(amorsize.execute(lambda _: os.getpid(), range(4), executor="process", n_jobs=2))
-        sender.send((pids, len(told.contexts)))
+        sender.send((pids, len(recorder.contexts)))
         amorsize.shutdown()
 
     process = context.Process(target=child)
     process.start()
-    theirs, told_in_child = receiver.recv()
+    theirs, recorded_in_child = receiver.recv()
     process.join(PATIENCE)
     assert process.exitcode == 0
     assert theirs.isdisjoint(ours)
-    assert told_in_child == before
+    assert recorded_in_child == before
     # The parent's own workers still answer.
     assert set(amorsize.execute(lambda _: os.getpid(), range(4), executor="process", n_jobs=2)) <= (
         ours

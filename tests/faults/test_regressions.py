@@ -158,7 +158,7 @@ def test_sigterm_ends_a_child_that_the_function_forked(mode: str, tmp_path: Path
 
 
 def test_a_handler_that_the_application_sets_meanwhile_stays() -> None:
-    """What we took over is given back only where it is still ours."""
+    """A handler is restored only where ours is still installed."""
 
     def theirs(signum: int, frame: Any) -> None:
         pass
@@ -177,7 +177,7 @@ def test_a_handler_that_the_application_sets_meanwhile_stays() -> None:
 def test_a_ctrl_c_in_one_hook_is_not_hidden_from_the_others(
     event: HookEvent, hooks: HookManager
 ) -> None:
-    """Those behind it hear of the same event: starts and ends stay paired."""
+    """Hooks after it get the same event: starts and ends stay paired."""
 
     def press_ctrl_c(context: HookContext) -> None:
         hooks.unregister(event, press_ctrl_c)
@@ -238,7 +238,7 @@ def test_nothing_is_imported_from_the_working_directory_by_chance(tmp_path: Path
 
 
 @pytest.mark.parametrize("mode", ["serial", "thread", "process"])
-def test_a_stream_that_is_open_at_exit_tells_its_end(mode: str, tmp_path: Path) -> None:
+def test_a_stream_that_is_open_at_exit_reports_its_end(mode: str, tmp_path: Path) -> None:
     """Before workers and exporters go."""
     done = python(
         f"""
@@ -309,7 +309,7 @@ def test_ctrl_c_twice_leaves_no_worker_and_no_descriptor(tmp_path: Path) -> None
     assert done.stdout == "0 0\n", done.stderr
 
 
-def test_a_worker_killed_while_the_input_waits_is_told_without_a_chunk() -> None:
+def test_a_worker_killed_while_the_input_waits_is_reported_without_a_chunk() -> None:
     """The message does not speak of results that were never there."""
     hooks = HookManager()
     recorder = RecordingHook().attach(hooks)

@@ -1,4 +1,4 @@
-"""Things that do not travel, and exceptions that are awkward: clear errors, never a hang."""
+"""Objects that do not pickle, and awkward exceptions: clear errors, never a hang."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Picky(Exception):
 
 
 def process(func: Callable[[Any], Any], data: Any, **options: Any) -> Any:
-    """Run in processes, a few items a chunk."""
+    """Run in processes, a few items per chunk."""
     options = {"n_jobs": 2, "chunksize": 3} | options
     return amorsize.execute(func, data, executor="process", **options)
 
@@ -80,10 +80,10 @@ def test_an_exception_whose_constructor_needs_arguments_keeps_its_type(
     assert_workers_live_on()
 
 
-def test_an_exception_that_does_not_pickle_keeps_its_type_and_what_travels(
+def test_an_exception_that_does_not_pickle_keeps_its_type_and_what_pickles(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
-    """What cannot travel is left out, or shown as text."""
+    """Attributes that do not pickle are left out, or shown as text."""
     with pytest.raises(Unpicklable, match="held") as caught:
         process(raises_unpicklable, range(5), hooks=hooks)
     assert caught.value.text == "held"
@@ -92,7 +92,7 @@ def test_an_exception_that_does_not_pickle_keeps_its_type_and_what_travels(
     assert_workers_live_on()
 
 
-def test_an_exception_that_cannot_be_rebuilt_is_told_as_text(
+def test_an_exception_that_cannot_be_rebuilt_is_reported_as_text(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """RemoteError names its class and holds its text; the traceback is a note."""
@@ -148,7 +148,7 @@ def test_a_worker_that_wants_to_exit_is_a_failure_of_its_item(
 def test_system_exit_in_the_callers_own_thread_passes(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
-    """In a serial run it means what it says, and the events are told."""
+    """In a serial run it means what it says, and the events are emitted."""
 
     def leave(x: int) -> int:
         sys.exit(4)
@@ -163,7 +163,7 @@ def test_system_exit_in_the_callers_own_thread_passes(
 def test_a_function_that_does_not_pickle_is_refused_with_its_reason(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
-    """Before any worker starts; the events are told."""
+    """Before any worker starts; the events are emitted."""
     lock = threading.Lock()
     with pytest.raises(TransportError, match=r"does not pickle.*executor='thread'"):
         process(lambda x: lock.locked(), range(3), hooks=hooks)

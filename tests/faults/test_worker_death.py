@@ -69,12 +69,12 @@ def test_a_death_ends_the_run_and_names_exit_code_chunk_and_item(
     error = caught.value
     assert (error.exit_code, error.chunk_id, error.item_index) == (exit_code, 3, 13)
     assert_contract(recorder.contexts)
-    (told,) = recorder.of(HookEvent.ON_ERROR)
-    assert told.error is error
-    assert (told.chunk_id, told.metadata["chunk_start"]) == (3, 12)
-    assert told.metadata["item_index"] == 13
+    (reported,) = recorder.of(HookEvent.ON_ERROR)
+    assert reported.error is error
+    assert (reported.chunk_id, reported.metadata["chunk_start"]) == (3, 12)
+    assert reported.metadata["item_index"] == 13
     ends = {end.worker_id: end for end in recorder.of(HookEvent.ON_WORKER_END)}
-    died = ends.pop(told.worker_id)
+    died = ends.pop(reported.worker_id)
     assert (died.metadata["exit_reason"], died.metadata["exit_code"]) == ("died", exit_code)
     assert died.metadata["pid"] == error.pid
     assert {end.metadata["exit_reason"] for end in ends.values()} <= {"cancelled"}
@@ -82,7 +82,7 @@ def test_a_death_ends_the_run_and_names_exit_code_chunk_and_item(
     assert (post.metadata["status"], post.error) == ("error", error)
     done = sum(chunk.chunk_size or 0 for chunk in recorder.of(HookEvent.ON_CHUNK_COMPLETE))
     assert post.items_completed == done
-    assert ended - told.timestamp < 2.0 * slowness()
+    assert ended - reported.timestamp < 2.0 * slowness()
     # The next run in the same process works.
     assert amorsize.execute(abs, [-1, -2], executor="process") == [1, 2]
 

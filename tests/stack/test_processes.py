@@ -50,10 +50,10 @@ def start(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
         process.stop(1.0)
 
 
-def test_a_server_is_ready_when_it_answers_and_ends_when_told(
+def test_a_server_is_ready_when_it_answers_and_ends_by_sigterm(
     start: Callable[..., ServerProcess],
 ) -> None:
-    """By SIGTERM."""
+    """Its exit code says so."""
     process = start(SERVE)
     process.wait_until_ready()
     assert process.exit_code is None
@@ -122,7 +122,7 @@ def test_somebody_elses_server_is_not_taken_for_ones_own(
 
 
 def test_a_program_that_is_not_there_is_said(tmp_path: Path) -> None:
-    """Who would be started, and what the system says; with setpriv the latter stands in the log."""
+    """The error names the program and the reason; with setpriv the reason stands in the log."""
     with pytest.raises(StackError, match=r"Ghost (cannot be started|ended with exit code)"):
         ServerProcess(
             "Ghost",
