@@ -9,15 +9,16 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from amorsize.hooks.manager import HookManager
-from amorsize.planning.explanation import OptimizationResult
-from amorsize.running import signals
-from amorsize.running.background_run import CLOSE_SECONDS, Driver, require_order
-from amorsize.running.call import Call
-from amorsize.running.sinks import Collector, Sink, StreamBuffer
+from amorsize.options import Options, check_switch
+from amorsize.running import environment, signals
+from amorsize.running.background_run import CLOSE_SECONDS, Driver
+from amorsize.running.loop import Run
+from amorsize.running.sinks import Results, Sink, StreamBuffer
 
 if TYPE_CHECKING:
+    from amorsize.hooks.manager import HookManager
     from amorsize.planning.engine import AnyExecutor
+    from amorsize.planning.explanation import OptimizationResult
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -86,7 +87,7 @@ async def aexecute(
 
     Hooks are called from the thread that drives the run, with the caller's context variables.
     Cancelling the task cancels the run: it ends with the status ``cancelled``, and every event is
-    told, before the cancellation goes on; for what cannot be stopped it waits a second.
+    emitted, before the cancellation goes on; it waits a second for calls that cannot be stopped.
 
     The arguments, the result and what is raised are those of :func:`amorsize.execute`.
 
@@ -97,25 +98,27 @@ async def aexecute(
         >>> asyncio.run(main())
         [1, 2]
     """
-    call = Call(
+    options = Options.checked(
         func,
         data,
-        hooks=hooks,
+        executor=executor,
         n_jobs=n_jobs,
         chunksize=chunksize,
-        executor=executor,
         sample_size=sample_size,
         target_chunk_duration=target_chunk_duration,
+        verbose=verbose,
+        hooks=hooks,
         progress=progress,
         progress_interval=progress_interval,
         return_exceptions=return_exceptions,
         timeout=timeout,
         item_timeout=item_timeout,
         name=name,
-        verbose=verbose,
     )
-    collector = Collector()
-    driver = _AsyncDriver(call, collector)
+    environment.apply()
+    results = Results()
+    run = Run(func, data, options, results, in_background=True, explain=return_optimization_result)
+    driver = _AsyncDriver(run, results)
     with signals.DuringStream(driver.cancel):
         try:
             driver.start()
@@ -125,8 +128,9 @@ async def aexecute(
     if driver.error is not None:
         raise driver.error
     if return_optimization_result:
-        return collector.results, call.result
-    return collector.results
+        assert run.result is not None
+        return results.results, run.result
+    return results.results
 
 
 def astream(
@@ -164,31 +168,33 @@ def astream(
         >>> asyncio.run(main())
         [1, 2]
     """
-    call = Call(
+    check_switch("ordered", ordered)
+    options = Options.checked(
         func,
         data,
-        hooks=hooks,
+        executor=executor,
         n_jobs=n_jobs,
         chunksize=chunksize,
-        executor=executor,
         sample_size=sample_size,
         target_chunk_duration=target_chunk_duration,
+        verbose=verbose,
+        hooks=hooks,
         progress=progress,
         progress_interval=progress_interval,
         return_exceptions=return_exceptions,
         timeout=timeout,
         item_timeout=item_timeout,
         name=name,
-        verbose=verbose,
     )
-    require_order(ordered)
-    return _consume(call, ordered)
+    environment.apply()
+    return _consume(func, data, options, ordered)
 
 
-async def _consume(call: Call, ordered: bool) -> AsyncGenerator[Any, None]:
-    call.begin()
+async def _consume(
+    func: Callable[[Any], Any], data: Iterable[Any], options: Options, ordered: bool
+) -> AsyncGenerator[Any, None]:
     buffer = StreamBuffer(ordered=ordered)
-    driver = _AsyncDriver(call, buffer)
+    driver = _AsyncDriver(Run(func, data, options, buffer, in_background=True), buffer)
     buffer.on_change = driver.notify
     with signals.DuringStream(driver.cancel):
         try:
@@ -214,8 +220,8 @@ class _AsyncDriver(Driver):
         ended: set when the run is over.
     """
 
-    def __init__(self, call: Call, sink: Sink) -> None:
-        super().__init__(call, sink, on_end=lambda: self._on_loop(self.ended.set))
+    def __init__(self, run: Run, sink: Sink) -> None:
+        super().__init__(run, sink, on_end=lambda: self._on_loop(self.ended.set))
         self._loop = asyncio.get_running_loop()
         self.changed = asyncio.Event()
         self.ended = asyncio.Event()

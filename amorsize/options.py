@@ -1,4 +1,4 @@
-"""Checks the arguments of ``optimize()``, ``execute()`` and ``stream()``.
+"""The options of a run: the keyword arguments of ``execute()`` and its kin, named and checked once.
 
 Every message says what was given, what is allowed and what to do; nothing has run by then.
 """
@@ -18,53 +18,101 @@ from amorsize.workers.record import Record
 
 if TYPE_CHECKING:
     from amorsize.errors import InvalidTypeError, InvalidValueError
+    from amorsize.hooks.manager import HookManager
 
 _CO_COROUTINE = 0x80
 """As ``inspect`` has it."""
 
 
-class Arguments(Record):
-    """The checked arguments: integers are ``int`` and durations are ``float``."""
+class Options(Record):
+    """The keyword arguments of a run, checked once; :func:`amorsize.execute` describes each.
 
-    def __init__(
-        self,
-        engine: Engine | None,
-        sample_size: int,
-        target_chunk_duration: float,
+    Integers are ``int`` and durations are ``float``. ``optimize()`` has the first five alone.
+
+    Attributes:
+        engine: what ``executor=`` stands for; None where the choice is open.
+    """
+
+    engine: Engine | None = None
+    n_jobs: int | None = None
+    chunksize: int | None = None
+    sample_size: int = 5
+    target_chunk_duration: float = 0.2
+    verbose: bool = False
+    hooks: HookManager | None = None
+    progress: bool = False
+    progress_interval: float = 0.0
+    return_exceptions: bool = False
+    timeout: float | None = None
+    item_timeout: float | None = None
+    name: str | None = None
+
+    @classmethod
+    def checked(
+        cls,
+        func: Callable[[Any], Any],
+        data: Iterable[Any],
+        *,
+        executor: Any,
         n_jobs: int | None,
         chunksize: int | None,
-    ) -> None:
-        self.engine = engine
-        self.sample_size = sample_size
-        self.target_chunk_duration = target_chunk_duration
-        self.n_jobs = n_jobs
-        self.chunksize = chunksize
+        sample_size: int,
+        target_chunk_duration: float,
+        verbose: bool,
+        hooks: HookManager | None = None,
+        progress: bool = False,
+        progress_interval: float = 0.0,
+        return_exceptions: bool = False,
+        timeout: float | None = None,
+        item_timeout: float | None = None,
+        name: str | None = None,
+    ) -> Options:
+        """Refuse bad arguments, before anything runs.
+
+        Anything with ``__index__`` is an integer (those of NumPy too), except a bool.
+
+        Raises:
+            InvalidTypeError: an argument has the wrong type.
+            InvalidValueError: an argument is out of its range, or the executor has no known name,
+                or is ``"dask"`` without a client.
+            MissingExtraError: the executor is ``"dask"``, which is not installed.
+
+        >>> Options.checked(abs, [1], executor="thread", n_jobs=2, chunksize=None, sample_size=5,
+        ...                 target_chunk_duration=1, verbose=False).target_chunk_duration
+        1.0
+        """
+        _check_function(func)
+        _check_data(data)
+        options = cls(
+            engine=resolve(executor),
+            n_jobs=None if n_jobs is None else check_count("n_jobs", n_jobs, "a number of workers"),
+            chunksize=(
+                None
+                if chunksize is None
+                else check_count("chunksize", chunksize, "items per chunk")
+            ),
+            sample_size=check_count("sample_size", sample_size, "the items to try first"),
+            target_chunk_duration=check_seconds("target_chunk_duration", target_chunk_duration),
+            verbose=check_switch("verbose", verbose),
+            hooks=_check_hooks(hooks),
+            progress=check_switch("progress", progress),
+            progress_interval=check_seconds("progress_interval", progress_interval, zero=True),
+            return_exceptions=check_switch("return_exceptions", return_exceptions),
+            timeout=_check_limit("timeout", timeout),
+            item_timeout=_check_limit("item_timeout", item_timeout),
+            name=_check_name(name),
+        )
+        engine = options.engine
+        if item_timeout is not None and engine is not None and engine.external:
+            raise _value_error(
+                "item_timeout needs workers that can be ended, which those of an executor that "
+                "was passed, and of Dask, cannot; give timeout= for the whole run, or "
+                "executor='process' (or 'thread')."
+            )
+        return options
 
 
-def validate(
-    func: Callable[[Any], Any],
-    data: Iterable[Any],
-    *,
-    sample_size: int,
-    target_chunk_duration: float,
-    n_jobs: int | None,
-    chunksize: int | None,
-    executor: Any,
-) -> Arguments:
-    """Refuse what cannot be run, before anything runs.
-
-    Anything with ``__index__`` is an integer (those of NumPy too), except a bool.
-
-    Raises:
-        InvalidTypeError: an argument has the wrong type.
-        InvalidValueError: an argument is out of its range, or the executor has no known name,
-            or is ``"dask"`` without a client.
-        MissingExtraError: the executor is ``"dask"``, which is not installed.
-
-    >>> validate(abs, [1], sample_size=5, target_chunk_duration=1, n_jobs=2, chunksize=None,
-    ...          executor="thread").target_chunk_duration
-    1.0
-    """
+def _check_function(func: Any) -> None:
     if not callable(func):
         raise _type_error(
             f"func is {_shown(func)}, which cannot be called; "
@@ -75,6 +123,9 @@ def validate(
             f"func is {_shown(func)}, a coroutine function: its calls only make coroutines; "
             "give a plain function, such as lambda item: asyncio.run(func(item))."
         )
+
+
+def _check_data(data: Any) -> None:
     # What iter() looks for, without calling it: that may already start something.
     kind = type(data)
     if not hasattr(kind, "__getitem__") and getattr(kind, "__iter__", None) is None:
@@ -82,15 +133,28 @@ def validate(
             f"data is {_shown(data)}, which cannot be iterated; "
             "give a list, a generator or any other iterable of items."
         )
-    return Arguments(
-        engine=resolve(executor),
-        sample_size=check_count("sample_size", sample_size, "the items to try first"),
-        target_chunk_duration=check_seconds("target_chunk_duration", target_chunk_duration),
-        n_jobs=None if n_jobs is None else check_count("n_jobs", n_jobs, "a number of workers"),
-        chunksize=(
-            None if chunksize is None else check_count("chunksize", chunksize, "items of a chunk")
-        ),
-    )
+
+
+def _check_hooks(hooks: Any) -> HookManager | None:
+    if hooks is None:
+        return None
+    from amorsize.hooks.manager import HookManager
+
+    if not isinstance(hooks, HookManager):
+        raise _type_error(f"hooks must be a HookManager or None; got {hooks!r}")
+    return hooks
+
+
+def _check_limit(name: str, value: float | None) -> float | None:
+    if value is not None:
+        check_seconds(name, value)
+    return value  # as it was given: messages name it
+
+
+def _check_name(name: Any) -> str | None:
+    if name is not None and not isinstance(name, str):
+        raise _type_error(f"name must be a string or None; got {name!r}")
+    return name
 
 
 def _is_coroutine_function(func: Callable[..., Any]) -> bool:
@@ -113,33 +177,6 @@ def _makes_coroutines(func: Any) -> bool:
         func = func.__func__ if isinstance(func, MethodType) else func.func
     code = getattr(func, "__code__", None)
     return isinstance(code, CodeType) and bool(code.co_flags & _CO_COROUTINE)
-
-
-def check_options(
-    *,
-    name: str | None,
-    progress: bool,
-    progress_interval: float,
-    return_exceptions: bool,
-    timeout: float | None,
-    item_timeout: float | None,
-    verbose: bool,
-) -> None:
-    """Refuse what a run cannot be told to do; ``optimize()`` has none of these.
-
-    Raises:
-        InvalidTypeError: an argument has the wrong type.
-        InvalidValueError: an argument is out of its range.
-    """
-    if name is not None and not isinstance(name, str):
-        raise _type_error(f"name must be a string or None; got {name!r}")
-    check_seconds("progress_interval", progress_interval, zero=True)
-    check_switch("progress", progress)
-    check_switch("return_exceptions", return_exceptions)
-    check_switch("verbose", verbose)
-    for limit, seconds in (("timeout", timeout), ("item_timeout", item_timeout)):
-        if seconds is not None:
-            check_seconds(limit, seconds)
 
 
 def check_count(name: str, value: Any, meaning: str) -> int:

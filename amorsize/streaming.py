@@ -1,17 +1,18 @@
-"""``stream()``: arguments in, results out as they come. The loop itself is in ``run``."""
+"""``stream()``: arguments in, results out as they come. The loop itself is in ``running``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from amorsize.hooks.manager import HookManager
-from amorsize.running import signals
-from amorsize.running.background_run import Driver, require_order
-from amorsize.running.call import Call
+from amorsize.options import Options, check_switch
+from amorsize.running import environment, signals
+from amorsize.running.background_run import Driver
+from amorsize.running.loop import Run
 from amorsize.running.sinks import StreamBuffer
 
 if TYPE_CHECKING:
+    from amorsize.hooks.manager import HookManager
     from amorsize.planning.engine import AnyExecutor
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def stream(
 
     The run is driven by a thread of its own, which also draws the input and calls the hooks (with
     the caller's context variables), so that events flow while the consumer does something else.
-    A few chunks a worker are in flight or waiting to be consumed; a slow consumer slows the run
+    A few chunks per worker are in flight or waiting to be consumed; a slow consumer slows the run
     down. Closing the generator, or dropping it, cancels the run.
 
     Args:
@@ -55,31 +56,33 @@ def stream(
         >>> sum(amorsize.stream(abs, range(-3, 3)))
         9
     """
-    call = Call(
+    check_switch("ordered", ordered)
+    options = Options.checked(
         func,
         data,
-        hooks=hooks,
+        executor=executor,
         n_jobs=n_jobs,
         chunksize=chunksize,
-        executor=executor,
         sample_size=sample_size,
         target_chunk_duration=target_chunk_duration,
+        verbose=verbose,
+        hooks=hooks,
         progress=progress,
         progress_interval=progress_interval,
         return_exceptions=return_exceptions,
         timeout=timeout,
         item_timeout=item_timeout,
         name=name,
-        verbose=verbose,
     )
-    require_order(ordered)
-    return _consume(call, ordered)
+    environment.apply()
+    return _consume(func, data, options, ordered)
 
 
-def _consume(call: Call, ordered: bool) -> Iterator[Any]:
-    call.begin()
+def _consume(
+    func: Callable[[Any], Any], data: Iterable[Any], options: Options, ordered: bool
+) -> Iterator[Any]:
     buffer = StreamBuffer(ordered=ordered)
-    driver = Driver(call, buffer)
+    driver = Driver(Run(func, data, options, buffer, in_background=True), buffer)
     with signals.DuringStream(driver.cancel):
         try:
             driver.start()

@@ -306,22 +306,41 @@ def test_a_serial_run_imports_no_process_engine() -> None:
     assert not loaded & (SDKS | {"multiprocessing", "subprocess", "cloudpickle"})
 
 
-def test_a_run_that_is_over_at_once_loads_its_beginning_alone() -> None:
-    """Loading what plans, runs and reports takes longer than such a run."""
+def test_a_run_that_is_over_at_once_loads_the_loop_the_planner_and_the_serial_engine() -> None:
+    """Loading the other engines, the reporter and the comparison takes longer than such a run."""
     loaded = loaded_after(
         "import amorsize\nassert amorsize.execute(abs, range(-5000, 0)) == list(range(5000, 0, -1))"
     )
     assert within(loaded, "amorsize") == {
+        "engines.base",
+        "engines.factory",
+        "engines.serial",
+        "engines.warm_pool",
         "executor",
+        "hooks.interruption",
         "options",
+        "planning.chunk_sizes",
         "planning.clocks",
         "planning.engine",
         "planning.gil_probe",
         "planning.known_functions",
-        "planning.sampling",
+        "planning.observations",
+        "planning.plan",
+        "planning.planner",
         "planning.workload",
+        "running.call_monitor",
         "running.environment",
         "running.first_items",
+        "running.input",
+        "running.loop",
+        "running.measurement",
+        "running.observers",
+        "running.retries",
+        "running.sinks",
+        "workers.chunk",
+        "workers.collectors",
+        "workers.item_slots",
+        "workers.observers",
         "workers.pass_monitor",
         "workers.record",
         "workers.slices",
@@ -331,9 +350,18 @@ def test_a_run_that_is_over_at_once_loads_its_beginning_alone() -> None:
     assert not unwanted & loaded
 
 
-def test_a_run_without_hooks_loads_the_manager_alone() -> None:
-    """Conditions, chains, decorators and helpers are for those who register a hook."""
+def test_a_run_that_nobody_observes_loads_no_hooks() -> None:
+    """Not even the manager: nobody is notified."""
     loaded = loaded_after("import amorsize\namorsize.execute(abs, [1], executor='serial')")
+    assert within(loaded, "amorsize.hooks") == {"interruption"}
+
+
+def test_a_run_with_hooks_loads_the_manager_alone() -> None:
+    """Conditions, chains, decorators and helpers are for those who ask for them."""
+    loaded = loaded_after(
+        "import amorsize\n"
+        "amorsize.execute(abs, [1], executor='serial', hooks=amorsize.HookManager())"
+    )
     assert within(loaded, "amorsize.hooks") == {
         "entries",
         "events",

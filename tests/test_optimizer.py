@@ -16,29 +16,57 @@ from typing import Any
 import pytest
 
 import amorsize
+from amorsize.engines.base import Task
 from amorsize.errors import InvalidTypeError, InvalidValueError
-from amorsize.optimizer import OptimizationResult, choose, optimize
+from amorsize.optimizer import optimize
 from amorsize.planning.clocks import Clocks
+from amorsize.planning.engine import resolve
+from amorsize.planning.explanation import OptimizationResult, make_result
+from amorsize.planning.gil_probe import GilProbe
 from amorsize.planning.machine import StartupCosts, SystemFacts
-from amorsize.planning.sampling import GilProbe, Sample
+from amorsize.planning.observations import Observations
+from amorsize.planning.planner import Planner
+from amorsize.running.first_items import FirstItems
+from amorsize.running.input import Input
+from amorsize.running.measurement import Measurement
 
 FOUR = SystemFacts.of(4, total_bytes=16 << 30, available_bytes=8 << 30)
 
 
+class Announced:
+    """An iterator whose length is announced."""
+
+    def __init__(self, iterator: Iterator[Any], length: int) -> None:
+        self.iterator, self.length = iterator, length
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.iterator
+
+    def __len__(self) -> int:
+        return self.length
+
+
 def chosen(
     func: Callable[[Any], Any], data: Iterable[Any], total: int | None = None, **others: Any
-) -> tuple[OptimizationResult, Sample | None]:
+) -> tuple[OptimizationResult, FirstItems]:
     """Choose on a described machine of four cores, where nothing has been measured yet."""
-    options: dict[str, Any] = {
-        "n_jobs": None,
-        "chunksize": None,
-        "executor": None,
-        "sample_size": 5,
-        "target_chunk_duration": 0.2,
-        "system": FOUR,
-        "startup": StartupCosts(),
-    }
-    return choose(func, iter(data), total, **{**options, **others})
+    clocks, startup = others.pop("clocks", None), others.pop("startup", StartupCosts())
+    task = Task(func, return_exceptions=others.pop("returns_exceptions", False))
+    system = others.pop("system", FOUR)
+    seen = Observations(
+        engine=resolve(others.pop("executor", None)),
+        machine=system,
+        memory_read=system is not None,
+        startup={engine: startup.model(engine) for engine in ("serial", "thread", "process")},
+        returns_exceptions=task.return_exceptions,
+        **others,
+    )
+    source = Input(iter(data) if total is None else Announced(iter(data), total))
+    measurement = Measurement(
+        task, source, seen, Planner(), starts_early=False, clocks=clocks, startup=startup
+    )
+    result = make_result(measurement.find_plan(), seen)
+    return result, measurement.first
 
 
 def increment(item: int) -> int:
@@ -78,10 +106,9 @@ def ticking(seconds: float, *, cores: float = 1.0) -> tuple[Clocks, Callable[[An
 
 def test_computing_in_python_gets_processes() -> None:
     """Measured on a real function; the number of cores is described."""
-    result, sample = chosen(burn, range(100_000), 100_000)
+    result, _ = chosen(burn, range(100_000), 100_000)
     assert (result.executor_type, result.n_jobs) == ("process", 4)
     assert 1.5 < result.estimated_speedup <= 4.1
-    assert sample is not None
     assert "computes under the GIL" in result.reason
 
 
@@ -121,11 +148,10 @@ def test_releasing_the_gil_gets_threads(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_tiny_work_is_serial_and_the_machine_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten additions."""
-    monkeypatch.setattr("amorsize.planning.planner.read_system", lambda **_: pytest.fail("looked"))
+    monkeypatch.setattr("amorsize.planning.machine.read_system", lambda **_: pytest.fail("looked"))
     result, sample = chosen(increment, range(10), 10, system=None)
     assert (result.executor_type, result.n_jobs, result.estimated_speedup) == ("serial", 1, 1.0)
-    assert sample is not None
-    assert sample.results == [1, 2, 3, 4, 5]
+    assert sample.results[:5] == [1, 2, 3, 4, 5]
     assert "too little" in result.reason
 
 
@@ -157,11 +183,10 @@ def test_large_payload_stays_inside() -> None:
     """16 MB of real pickling for each millisecond of computing."""
     clocks, compute = ticking(0.001)
     data = [os.urandom(16 << 20)] * 400
-    result, sample = chosen(lambda x: compute(x) and None, data, 400, clocks=clocks)
+    result, _ = chosen(lambda x: compute(x) and None, data, 400, clocks=clocks)
     assert result.executor_type == "serial"
     assert "moving an item and its result (16.8 MB)" in result.reason
     assert "given a path or an index" in result.warnings[0]
-    assert sample is not None
 
 
 def test_parallel_inside_stays_serial() -> None:
@@ -177,8 +202,6 @@ def test_one_slow_call_is_looked_at_again_where_many_remain() -> None:
     clocks, func = ticking(0.3)
     _, many = chosen(func, range(100), 100, clocks=clocks)
     _, few = chosen(func, range(10), 10, clocks=clocks)
-    assert many is not None
-    assert few is not None
     assert (len(many.items), len(few.items)) == (2, 1)
 
 
@@ -196,7 +219,7 @@ def test_a_named_executor_takes_no_sample(executor: str, n_jobs: int) -> None:
     """The first chunks on its workers are the sample."""
     untouched = count()
     result, sample = chosen(increment, untouched, None, executor=executor)
-    assert sample is None
+    assert sample.items == []
     assert next(untouched) == 0
     assert (result.executor_type, result.n_jobs, result.chunksize) == (executor, n_jobs, 1)
     assert result.reason.endswith("as asked for.")
@@ -207,7 +230,7 @@ def test_a_named_executor_takes_no_sample(executor: str, n_jobs: int) -> None:
 def test_one_worker_is_a_serial_run() -> None:
     """Nothing to choose, nothing to sample; workers beside a serial run are a mistake."""
     result, sample = chosen(increment, range(10), 10, n_jobs=1)
-    assert (result.executor_type, sample) == ("serial", None)
+    assert (result.executor_type, sample.items) == ("serial", [])
     result, _ = chosen(increment, range(10), 10, n_jobs=4, executor="serial")
     assert result.n_jobs == 1
     assert "n_jobs=4 has no effect" in result.warnings[0]
@@ -226,7 +249,6 @@ def test_given_numbers_are_honoured() -> None:
 def test_a_failure_ends_the_choice(total: int | None) -> None:
     """The caller learns what was sampled, and tells it in its own way."""
     result, sample = chosen(lambda x: 1 // (1 - x), range(3), total)
-    assert sample is not None
     assert (sample.items, sample.results, len(sample.failures)) == ([0, 1], [1], 1)
     assert result.executor_type == "serial"
     assert "raised ZeroDivisionError on item 1" in result.reason
@@ -235,8 +257,7 @@ def test_a_failure_ends_the_choice(total: int | None) -> None:
 
 def test_failures_in_place_do_not_end_it() -> None:
     """Under return_exceptions they are results."""
-    result, sample = chosen(lambda x: 1 // (1 - x), range(3), 3, return_exceptions=True)
-    assert sample is not None
+    result, sample = chosen(lambda x: 1 // (1 - x), range(3), 3, returns_exceptions=True)
     assert len(sample.results) == 3
     assert "too little" in result.reason or "nothing remains" in result.reason
 
@@ -350,12 +371,15 @@ def test_a_long_run_measures_the_start_of_processes(monkeypatch: pytest.MonkeyPa
     """optimize() only: a run measures its own pool."""
     measured: list[str] = []
     costs = StartupCosts()
-    monkeypatch.setattr("amorsize.optimizer.STARTUP", costs)
-    monkeypatch.setattr("amorsize.planning.planner.STARTUP", costs)
-    monkeypatch.setattr("amorsize.planning.planner.measure_startup", measured.append)
+
+    def measure(engine: str) -> None:
+        measured.append(engine)
+        costs.record(engine, workers=1, seconds=0.1, cores=4)
+
+    monkeypatch.setattr("amorsize.planning.machine.measure_startup", measure)
     clocks, func = ticking(0.01)
-    for again, expected in ((False, []), (True, ["process"])):
-        chosen(func, range(1000), 1000, clocks=clocks, startup=None, again=again)
+    for runs_again, expected in ((False, []), (True, ["process"])):
+        chosen(func, range(1000), 1000, clocks=clocks, startup=costs, runs_again=runs_again)
         assert measured == expected
 
 

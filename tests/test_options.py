@@ -14,7 +14,7 @@ import pytest
 
 import amorsize
 from amorsize.errors import AmorsizeError, InvalidTypeError, InvalidValueError
-from amorsize.options import _CO_COROUTINE, known_length, validate
+from amorsize.options import _CO_COROUTINE, Options, known_length
 
 
 def check(func: Any = abs, data: Any = (1,), **others: Any) -> Any:
@@ -24,8 +24,9 @@ def check(func: Any = abs, data: Any = (1,), **others: Any) -> Any:
         "n_jobs": None,
         "chunksize": None,
         "executor": None,
+        "verbose": False,
     }
-    return validate(func, data, **{**options, **others})
+    return Options.checked(func, data, **{**options, **others})
 
 
 class Index:

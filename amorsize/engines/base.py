@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from amorsize.errors import UnpicklableItemError
 from amorsize.workers.chunk import Chunk, ChunkOutcome
 from amorsize.workers.collectors import CollectSettings
 from amorsize.workers.record import Record, made
+
+if TYPE_CHECKING:
+    from amorsize.errors import UnpicklableItemError
 
 SHORT_CHUNK_SECONDS = 0.02
 """After a chunk that is shorter than this, a worker gets the next one ahead, so that it is not idle

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from amorsize.engines.base import Backend, ChunkDone, Message, Task, WorkerEnded, WorkerStarted
 from amorsize.workers.chunk import HOSTNAME, Chunk, run_chunk
-from amorsize.workers.pass_monitor import TooLong, Watcher
+from amorsize.workers.pass_monitor import PassMonitor, TooLong
 
 
 class SerialBackend(Backend):
@@ -20,7 +20,7 @@ class SerialBackend(Backend):
     """
 
     def __init__(self, too_long: TooLong | None = None) -> None:
-        self._watcher = None if too_long is None else Watcher(too_long)
+        self._monitor = None if too_long is None else PassMonitor(too_long)
         self._task: Task | None = None
         self._chunk: Chunk | None = None
         self._started = False
@@ -42,14 +42,14 @@ class SerialBackend(Backend):
             self._started = True
             name = threading.current_thread().name
             return (WorkerStarted(0, os.getpid(), HOSTNAME, name),)
-        chunk, watcher = self._chunk, self._watcher
+        chunk, monitor = self._chunk, self._monitor
         outcome = run_chunk(
             self._task.func,
             chunk,
             return_exceptions=self._task.return_exceptions,
             exits_pass=True,
             collect=self._task.collect,
-            over=None if watcher is None else watcher.look_after(chunk.items, chunk.start),
+            over=None if monitor is None else monitor.pass_over(chunk.items, chunk.start),
         )
         self._chunk = None
         return (ChunkDone(0, outcome),)
@@ -58,8 +58,8 @@ class SerialBackend(Backend):
         pass  # wait() never sleeps
 
     def close(self, *, cancel: bool) -> Sequence[Message]:
-        if self._watcher is not None:
-            self._watcher.close()
+        if self._monitor is not None:
+            self._monitor.close()
         if not self._started:
             return ()
         return (WorkerEnded(0, "cancelled" if cancel else "finished"),)

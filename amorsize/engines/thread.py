@@ -25,7 +25,7 @@ from amorsize.engines.base import (
 from amorsize.errors import ExecutionError
 from amorsize.workers.chunk import HOSTNAME, Chunk, run_chunk
 from amorsize.workers.item_slots import CHUNK, ITEM, ITEM_STARTED, SLOT_COUNT
-from amorsize.workers.pass_monitor import TooLong, Watcher
+from amorsize.workers.pass_monitor import PassMonitor, TooLong
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class ThreadBackend(Backend):
 
     def __init__(self, n_jobs: int, too_long: TooLong | None = None) -> None:
         self._n_jobs = n_jobs
-        self._watcher = None if too_long is None else Watcher(too_long)
+        self._monitor = None if too_long is None else PassMonitor(too_long)
         self._workers: dict[int, _Worker] = {}
         self._chunks: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
         self._messages: queue.SimpleQueue[WorkerStarted | ChunkDone | None] = queue.SimpleQueue()
@@ -124,8 +124,8 @@ class ThreadBackend(Backend):
         self._messages.put(None)
 
     def close(self, *, cancel: bool) -> Sequence[Message]:
-        if self._watcher is not None:
-            self._watcher.close()
+        if self._monitor is not None:
+            self._monitor.close()
         if cancel:
             self._stop.set()
         for _ in self._workers:
@@ -204,7 +204,7 @@ class ThreadBackend(Backend):
     def _work(self, worker: _Worker) -> None:
         task = self._task
         assert task is not None
-        key, watcher = worker.key, self._watcher
+        key, monitor = worker.key, self._monitor
         reported = False
 
         def stopped() -> bool:
@@ -226,7 +226,7 @@ class ThreadBackend(Backend):
                 stamp_items=task.stamp_items,
                 stopped=stopped,
                 collect=task.collect,
-                over=None if watcher is None else watcher.look_after(chunk.items, chunk.start),
+                over=None if monitor is None else monitor.pass_over(chunk.items, chunk.start),
             )
             if outcome.results is None and not outcome.failures:
                 return  # stopped half way: this outcome is not waited for

@@ -42,19 +42,11 @@ def read_peak_bytes() -> int:
 class Reading(Record):
     """CPU seconds and context switches so far, as :class:`Clocks` have them."""
 
-    def __init__(
-        self,
-        cpu: float,
-        process_cpu: float,
-        voluntary: int | None,
-        involuntary: int,
-        children_cpu: float,
-    ) -> None:
-        self.cpu = cpu
-        self.process_cpu = process_cpu
-        self.voluntary = voluntary
-        self.involuntary = involuntary
-        self.children_cpu = children_cpu
+    cpu: float
+    process_cpu: float
+    voluntary: int | None
+    involuntary: int
+    children_cpu: float
 
 
 class Clocks(Record):
@@ -70,21 +62,12 @@ class Clocks(Record):
         peak_bytes: the highest resident size of the process so far.
     """
 
-    def __init__(
-        self,
-        wall: Callable[[], float] = time.perf_counter,
-        epoch: Callable[[], float] = time.time,
-        thread_cpu: Callable[[], float] = time.thread_time,
-        process_cpu: Callable[[], float] = time.process_time,
-        usage: Callable[[], tuple[int | None, int, float]] = _read_usage,
-        peak_bytes: Callable[[], int] = read_peak_bytes,
-    ) -> None:
-        self.wall = wall
-        self.epoch = epoch
-        self.thread_cpu = thread_cpu
-        self.process_cpu = process_cpu
-        self.usage = usage
-        self.peak_bytes = peak_bytes
+    wall: Callable[[], float] = time.perf_counter
+    epoch: Callable[[], float] = time.time
+    thread_cpu: Callable[[], float] = time.thread_time
+    process_cpu: Callable[[], float] = time.process_time
+    usage: Callable[[], tuple[int | None, int, float]] = _read_usage
+    peak_bytes: Callable[[], int] = read_peak_bytes
 
     def read(self) -> Reading:
         """Read all clocks but those on the wall."""

@@ -1,4 +1,4 @@
-"""Facts in, plan out: arithmetic only, no clock, no I/O.
+"""Compares the engines: arithmetic only, no clock, no I/O.
 
 The prediction for an engine with ``n`` workers is Amdahl's law with the costs of dividing in it::
 
@@ -24,6 +24,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
+from amorsize.planning.chunk_sizes import MOST_FIRST_ITEMS
 from amorsize.planning.workload import Workload
 from amorsize.workers.record import Record
 
@@ -41,8 +42,6 @@ WORKER_BYTES = 30 << 20
 """What an interpreter with the worker's imports takes."""
 MEMORY_SHARE = 0.8
 """The share of the available memory that a plan may fill."""
-MAX_CHUNK_ITEMS = 1 << 16
-"""So that a stream of trivial items keeps a bounded number of them in flight."""
 MAX_CHUNK_BYTES = 32 << 20
 CHUNKS_PER_WORKER = 16
 """Chunks a worker gets, where they are not too short for that: the slack that evens out items of
@@ -87,44 +86,29 @@ class Candidate(Record):
         wanted_jobs: workers that would have been considered, had memory held them.
     """
 
-    def __init__(
-        self,
-        engine: str,
-        n_jobs: int = 1,
-        chunksize: int = 1,
-        startup_seconds: float = 0.0,
-        compute_seconds: float = 0.0,
-        pickling_seconds: float = 0.0,
-        round_trip_seconds: float = 0.0,
-        seconds: float = 0.0,
-        speedup: float = 1.0,
-        problem: str | None = None,
-        wanted_jobs: int = 0,
-    ) -> None:
-        self.engine = engine
-        self.n_jobs = n_jobs
-        self.chunksize = chunksize
-        self.startup_seconds = startup_seconds
-        self.compute_seconds = compute_seconds
-        self.pickling_seconds = pickling_seconds
-        self.round_trip_seconds = round_trip_seconds
-        self.seconds = seconds
-        self.speedup = speedup
-        self.problem = problem
-        self.wanted_jobs = wanted_jobs
+    engine: str
+    n_jobs: int = 1
+    chunksize: int = 1
+    startup_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    pickling_seconds: float = 0.0
+    round_trip_seconds: float = 0.0
+    seconds: float = 0.0
+    speedup: float = 1.0
+    problem: str | None = None
+    wanted_jobs: int = 0
 
 
-class Plan(Record):
-    """What to do, and what was considered.
+class Comparison(Record):
+    """The engines, compared.
 
     Attributes:
         chosen: the candidate taken.
         candidates: the best of each engine, the serial run first.
     """
 
-    def __init__(self, chosen: Candidate, candidates: tuple[Candidate, ...]) -> None:
-        self.chosen = chosen
-        self.candidates = candidates
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
 
 
 def effective_cores(system: SystemFacts, workers: int) -> float:
@@ -144,8 +128,9 @@ def choose_chunksize(
     workload: Workload, n_jobs: int, target_chunk_duration: float, call_seconds: float
 ) -> int:
     """Items of a chunk that lasts ``target_chunk_duration`` seconds, if enough chunks remain."""
-    size = target_chunk_duration / call_seconds if call_seconds > 0 else MAX_CHUNK_ITEMS
-    size = min(size, MAX_CHUNK_ITEMS)
+    size: float = MOST_FIRST_ITEMS
+    if call_seconds > 0:
+        size = min(target_chunk_duration / call_seconds, MOST_FIRST_ITEMS)
     if n_jobs > 1 and workload.total is not None:
         most = workload.remaining / (n_jobs * FEWEST_CHUNKS_PER_WORKER)
         short = SHORT_CHUNK_SECONDS / call_seconds if call_seconds > 0 else most
@@ -287,7 +272,7 @@ def memory_workers(engine: str, workload: Workload, system: SystemFacts, chunksi
     return int(MEMORY_SHARE * system.available_bytes / each)
 
 
-def make_plan(
+def compare(
     workload: Workload,
     system: SystemFacts,
     startup: Mapping[str, StartupModel],
@@ -298,7 +283,7 @@ def make_plan(
     allowed: Iterable[str] = ("serial", "thread", "process"),
     warm_workers: int = 0,
     meanwhile: bool = False,
-) -> Plan:
+) -> Comparison:
     """Compare the engines and take one.
 
     Args:
@@ -352,7 +337,9 @@ def make_plan(
             best = best._replace(wanted_jobs=most)
         candidates.append(best)
         possible.append(best)
-    return Plan(_take(serial, possible, workload, forced=n_jobs is not None), tuple(candidates))
+    return Comparison(
+        _take(serial, possible, workload, forced=n_jobs is not None), tuple(candidates)
+    )
 
 
 def _worker_counts(

@@ -1,4 +1,4 @@
-"""What ``executor=`` stands for: an engine of amorsize's own by its name, or one that was lent."""
+"""What ``executor=`` stands for: an engine of amorsize's own by its name, or an external one."""
 
 from __future__ import annotations
 
@@ -27,14 +27,13 @@ class Engine(Record):
 
     Attributes:
         type: ``serial``, ``thread``, ``process``, ``dask`` or ``custom``.
-        lent: the Dask client or the executor that it goes through, or None for our own engines.
-        workers: how many chunks a lent one runs at once, or None when that is not known.
+        external: the Dask client or the executor that the caller owns; None for our own engines.
+        workers: how many chunks an external one runs at once, or None when that is not known.
     """
 
-    def __init__(self, type: str, lent: Any = None, workers: int | None = None) -> None:
-        self.type = type
-        self.lent = lent
-        self.workers = workers
+    type: str
+    external: Any = None
+    workers: int | None = None
 
 
 def resolve(executor: Any) -> Engine | None:

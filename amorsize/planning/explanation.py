@@ -7,34 +7,28 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from amorsize.planning.cost import ONE_CORE
+from amorsize.planning.cost import ONE_CORE, Comparison, serial_candidate
+from amorsize.planning.machine import PRIORS
 from amorsize.workers.record import Record
 
 if TYPE_CHECKING:
-    from amorsize.planning.cost import Candidate, Plan
+    from amorsize.planning.cost import Candidate
     from amorsize.planning.machine import StartupModel, SystemFacts
-    from amorsize.planning.sampling import Sample
+    from amorsize.planning.observations import Observations
+    from amorsize.planning.plan import Choice, RunChunks
     from amorsize.planning.workload import Workload
 
 logger = logging.getLogger(__name__)
 
 LABEL_WIDTH = 11
 
-NAMES = {
-    "serial": "Serial",
-    "thread": "Threads",
-    "process": "Processes",
-    "dask": "Dask",
-    "custom": "The executor that was passed",
-}
-
 
 class Details(Record):
     """What a choice was made from.
 
     Attributes:
-        plan: the candidates and the one taken.
-        workload: what the sample said.
+        comparison: the candidates and the one taken.
+        workload: what the sample shows.
         system: what may be used; None where too little work was left to look.
         startup: the start-up models used.
         call_seconds: the shortest and the longest call of the sample.
@@ -43,27 +37,15 @@ class Details(Record):
         notes: steps taken on the way.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        workload: Workload,
-        system: SystemFacts | None,
-        startup: Mapping[str, StartupModel],
-        call_seconds: tuple[float, float],
-        switches: int | None,
-        n_jobs: int | None,
-        chunksize: int | None,
-        notes: list[str],
-    ) -> None:
-        self.plan = plan
-        self.workload = workload
-        self.system = system
-        self.startup = startup
-        self.call_seconds = call_seconds
-        self.switches = switches
-        self.n_jobs = n_jobs
-        self.chunksize = chunksize
-        self.notes = notes
+    comparison: Comparison
+    workload: Workload
+    system: SystemFacts | None
+    startup: Mapping[str, StartupModel]
+    call_seconds: tuple[float, float]
+    switches: int | None
+    n_jobs: int | None
+    chunksize: int | None
+    notes: Sequence[str]
 
 
 class OptimizationResult:
@@ -184,45 +166,74 @@ class OptimizationResult:
         )
 
 
-def details_of(
-    plan: Plan,
-    workload: Workload,
-    sample: Sample,
-    system: SystemFacts | None,
-    startup: Mapping[str, StartupModel],
-    *,
-    n_jobs: int | None,
-    chunksize: int | None,
-    notes: list[str],
-) -> Details:
-    """Gather what the explanation needs, without the items."""
-    calls = sample.item_seconds or [0.0]
-    return Details(
-        plan,
+def make_result(plan: RunChunks, seen: Observations) -> OptimizationResult:
+    """Make the result that explains a plan."""
+    choice = plan.choice
+    workload = choice.workload
+    if workload is None:
+        return _result_of(plan, choice.reason, list(choice.warnings))
+    comparison = _comparison_of(choice, workload, seen)
+    calls = seen.sample.item_seconds or [0.0]
+    details = Details(
+        comparison,
         workload,
-        system,
-        startup,
+        None if choice.comparison is None else seen.machine,
+        seen.startup or PRIORS,
         (min(calls), max(calls)),
-        sample.voluntary_switches,
-        n_jobs,
-        chunksize,
-        notes,
+        seen.sample.voluntary_switches,
+        seen.n_jobs,
+        seen.chunksize,
+        choice.notes,
+    )
+    warnings = [] if details.system is None else say_warnings(comparison, workload, details.system)
+    return _result_of(plan, reason_of(choice, seen), warnings, details)
+
+
+def reason_of(choice: Choice, seen: Observations) -> str:
+    """Say why a choice was made, in a sentence."""
+    if choice.reason or choice.workload is None:
+        return choice.reason
+    comparison = _comparison_of(choice, choice.workload, seen)
+    begun = seen.early is not None and seen.early.dispatched and seen.early.engine == "process"
+    n_jobs = choice.n_jobs if begun else seen.n_jobs
+    return say_reason(comparison, choice.workload, n_jobs=n_jobs)
+
+
+def _comparison_of(choice: Choice, workload: Workload, seen: Observations) -> Comparison:
+    if choice.comparison is not None:
+        return choice.comparison
+    serial = serial_candidate(workload, seen.target_chunk_duration, seen.chunksize)
+    return Comparison(serial, (serial,))
+
+
+def _result_of(
+    plan: RunChunks, reason: str, warnings: list[str], details: Details | None = None
+) -> OptimizationResult:
+    choice = plan.choice
+    return OptimizationResult(
+        n_jobs=choice.n_jobs,
+        chunksize=plan.usual_size,
+        executor_type=choice.engine.type,
+        estimated_speedup=choice.estimated_speedup,
+        reason=reason,
+        warnings=warnings,
+        details=details,
     )
 
 
-def say_reason(plan: Plan, workload: Workload, *, n_jobs: int | None = None) -> str:
+def say_reason(comparison: Comparison, workload: Workload, *, n_jobs: int | None = None) -> str:
     """Why this engine, in a sentence that a user understands.
 
     Args:
-        plan: what was chosen.
+        comparison: what was chosen, and what else was considered.
         workload: what it was chosen for.
         n_jobs: the number of workers where the caller gave it.
     """
-    chosen = plan.chosen
+    chosen = comparison.chosen
     workers = f"{n_jobs} workers as asked for" if n_jobs else ""
     item = format_seconds(workload.item_seconds)
     if chosen.engine == "serial":
-        return f"Serial, because {_why_serial(plan, workload)}."
+        return f"Serial, because {_why_serial(comparison, workload)}."
     if chosen.engine == "process":
         spent = f"{item} an item"
         if workload.waits:  # not enough for threads to gain: the computing decides
@@ -252,14 +263,14 @@ def say_reason(plan: Plan, workload: Workload, *, n_jobs: int | None = None) -> 
     return f"{lead} processes would take longer for calls of {item}."
 
 
-def _why_serial(plan: Plan, workload: Workload) -> str:
+def _why_serial(comparison: Comparison, workload: Workload) -> str:
     item = format_seconds(workload.item_seconds)
     if workload.remaining == 0:
-        return "nothing remains behind the sample" if workload.sampled else "the input is empty"
+        return "nothing remains after the sample" if workload.sampled else "the input is empty"
     if workload.parallel_inside:
         return f"the function already uses {workload.inner_parallelism:.1f} cores by itself"
     payload = workload.payload
-    process = _candidate(plan, "process")
+    process = _candidate(comparison, "process")
     if payload is not None and payload.problem is not None:
         return f"{payload.problem}, and threads would gain nothing"
     if process is not None and process.problem == ONE_CORE:
@@ -285,11 +296,11 @@ def _why_serial(plan: Plan, workload: Workload) -> str:
     return f"the remaining {left} of work are too little to gain from workers"
 
 
-def say_warnings(plan: Plan, workload: Workload, system: SystemFacts) -> list[str]:
+def say_warnings(comparison: Comparison, workload: Workload, system: SystemFacts) -> list[str]:
     """What the user may want to change."""
-    chosen = plan.chosen
+    chosen = comparison.chosen
     warnings = []
-    for candidate in plan.candidates:
+    for candidate in comparison.candidates:
         if candidate.wanted_jobs:
             held = "no two" if candidate.problem else f"no more than {candidate.n_jobs}"
             if candidate.n_jobs == candidate.wanted_jobs and not candidate.problem:
@@ -334,8 +345,8 @@ def render(
     details: Details, reason: str, warnings: list[str], corrected: Sequence[str] = ()
 ) -> str:
     """The arithmetic as text of several lines, for people; ``corrected`` comes of the run."""
-    plan, workload = details.plan, details.workload
-    chosen = plan.chosen
+    comparison, workload = details.comparison, details.workload
+    chosen = comparison.chosen
     lines = [
         f"{chosen.engine}: {count_of(chosen.n_jobs, 'worker')}, chunks of "
         f"{count_of(chosen.chunksize, 'item')}, estimated speedup {chosen.speedup:.1f}",
@@ -350,7 +361,7 @@ def render(
     header = ("engine", "workers", "chunk", "start-up", "compute", "pickling", "round trips")
     rows = [(*header, "total", "speedup")]
     footnotes = []
-    for candidate in plan.candidates:
+    for candidate in comparison.candidates:
         mark = " *" if candidate.engine == chosen.engine else ""
         if candidate.problem is not None:
             footnotes.append(f"{candidate.engine}: not possible, {candidate.problem}")
@@ -386,8 +397,8 @@ def render(
     return "\n".join(lines)
 
 
-def _candidate(plan: Plan, engine: str) -> Candidate | None:
-    return next((c for c in plan.candidates if c.engine == engine), None)
+def _candidate(comparison: Comparison, engine: str) -> Candidate | None:
+    return next((c for c in comparison.candidates if c.engine == engine), None)
 
 
 def _labelled(label: str, texts: list[str]) -> list[str]:

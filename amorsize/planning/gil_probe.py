@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from amorsize.planning.planner import LOOK_SECONDS
 from amorsize.workers.thread_cache import run_beside
 
 AFTER_SECONDS = 1e-3
@@ -16,9 +17,6 @@ AFTER_SECONDS = 1e-3
 
 WINDOW_SECONDS = 5e-3
 """Below this the probe's ticks say nothing: the interpreter's switch interval is 5 ms."""
-
-LOOK_SECONDS = 1e-2
-"""A call in progress is looked at once it has taken about this long."""
 
 
 class Look(Protocol):

@@ -2,42 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
-K = TypeVar("K")
+from amorsize.workers.record import Record
+
+if TYPE_CHECKING:
+    from amorsize.planning.workload import Workload
 
 
-class KnownFunctions(Generic[K]):
-    """Remembers something of functions; of what cannot be remembered, nothing.
+class Known(Record):
+    """What is known of one function.
 
-    Functions are told apart by their identity: none of their code runs.
+    Attributes:
+        workload: what its calls are like, where it last ran with workers; else None.
+        short: whether its first calls were over before anybody could look at one.
+        sent_type: the type of the first item of a run whose results came back from processes.
+    """
 
-    >>> known = KnownFunctions[str]()
-    >>> known.remember(len, "short")
-    >>> known.recall(len), known.recall(max), known.recall([])
-    ('short', None, None)
+    workload: Workload | None = None
+    short: bool = False
+    sent_type: type | None = None
+
+
+NOTHING = Known()
+
+
+class KnownFunctions:
+    """Remembers :class:`Known` of functions, as long as these exist.
+
+    Functions are told apart by their identity: none of their code runs. Those that cannot be
+    referred to weakly are not remembered.
+
+    >>> known = KnownFunctions()
+    >>> known.remember(len, short=True)
+    >>> known.recall(len).short, known.recall(max).short, known.recall([]).short
+    (True, False, False)
     """
 
     def __init__(self) -> None:
-        self._known: dict[int, tuple[ref[Any], K]] = {}
+        self._known: dict[int, tuple[ref[Any], Known]] = {}
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def remember(self, func: Any, what: K) -> None:
-        """Remember something of a function for as long as that is there."""
+    def remember(self, func: Any, **facts: Any) -> None:
+        """Remember facts of a function; those that are not named stay."""
         key, known = id(func), self._known
+        before = self.recall(func)
         try:
-            known[key] = ref(func, lambda gone: known.pop(key, None)), what
+            known[key] = ref(func, lambda gone: known.pop(key, None)), before._replace(**facts)
         except TypeError:
-            pass  # not to be referred to weakly
+            pass
 
-    def recall(self, func: Any) -> K | None:
-        """Return what was last remembered of a function."""
+    def recall(self, func: Any) -> Known:
+        """Return what is known of a function."""
         found = self._known.get(id(func))
-        return found[1] if found is not None and found[0]() is func else None
+        return found[1] if found is not None and found[0]() is func else NOTHING
 
-    def forget(self, func: Any) -> None:
-        """Remember nothing more of a function."""
-        self._known.pop(id(func), None)
+
+KNOWN = KnownFunctions()
+"""What the runs of this process have shown."""

@@ -55,23 +55,13 @@ class SystemFacts(Record):
         available_bytes: memory that can still be taken, None when not read.
     """
 
-    def __init__(
-        self,
-        logical_cores: int,
-        affinity_cores: int,
-        physical_cores: int,
-        quota_cores: float | None,
-        usable_cores: int,
-        total_bytes: int | None = None,
-        available_bytes: int | None = None,
-    ) -> None:
-        self.logical_cores = logical_cores
-        self.affinity_cores = affinity_cores
-        self.physical_cores = physical_cores
-        self.quota_cores = quota_cores
-        self.usable_cores = usable_cores
-        self.total_bytes = total_bytes
-        self.available_bytes = available_bytes
+    logical_cores: int
+    affinity_cores: int
+    physical_cores: int
+    quota_cores: float | None
+    usable_cores: int
+    total_bytes: int | None = None
+    available_bytes: int | None = None
 
     @classmethod
     def of(
@@ -332,10 +322,9 @@ class StartupModel(Record):
     2.0
     """
 
-    def __init__(self, boot_seconds: float, spawn_seconds: float, measured: bool = False) -> None:
-        self.boot_seconds = boot_seconds
-        self.spawn_seconds = spawn_seconds
-        self.measured = measured
+    boot_seconds: float
+    spawn_seconds: float
+    measured: bool = False
 
     def seconds(self, workers: int, *, cores: int) -> float:
         """Seconds until ``workers`` new workers are ready."""

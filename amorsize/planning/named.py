@@ -1,74 +1,61 @@
-"""Fills in what an engine that the caller named leaves open; nothing is sampled."""
+"""What an engine that the caller named leaves open; nothing is measured for it."""
 
 from __future__ import annotations
 
-from amorsize.planning import cost
+from amorsize.planning.cost import MAX_THREADS
 from amorsize.planning.engine import Engine
-from amorsize.planning.explanation import NAMES, OptimizationResult, log_choice
-from amorsize.planning.machine import ENGINES, SystemFacts, read_system
+from amorsize.planning.observations import Observations
+from amorsize.planning.plan import Choice, RunChunks
 
 DEFAULT_THREADS_PER_CORE = 4
-"""Threads a core where the caller asks for threads and nothing was sampled: who names threads
-expects waiting, and too many that wait cost little. At least 8, at most 64."""
+"""Threads per core where the caller asks for threads and nothing was measured: a caller who names
+threads expects waiting, and too many that wait cost little. At least 8, at most 64."""
+
+NAMES = {
+    "serial": "Serial",
+    "thread": "Threads",
+    "process": "Processes",
+    "dask": "Dask",
+    "custom": "The executor that was passed",
+}
 
 
-def choose_named(
-    engine: Engine | None,
-    total: int | None,
-    n_jobs: int | None,
-    chunksize: int | None,
-    verbose: bool,
-    *,
-    system: SystemFacts | None = None,
-) -> OptimizationResult:
-    """Fill in what a named executor (or None, with one worker) leaves open; nothing is sampled."""
-    named = Engine("serial") if engine is None else engine
-    result = _named(named, total, n_jobs, chunksize, system)
-    if engine is None:
-        result.reason = "Serial, because one worker was asked for."
-    log_choice(result, verbose)
-    return result
+def needs_cores(engine: Engine, n_jobs: int | None) -> bool:
+    """Say whether the cores of this machine matter for a named engine."""
+    if engine.type == "process":
+        return True
+    return n_jobs is None and engine.type != "serial" and engine.workers is None
 
 
-def _named(
-    engine: Engine,
-    total: int | None,
-    n_jobs: int | None,
-    chunksize: int | None,
-    system: SystemFacts | None,
-) -> OptimizationResult:
-    """The executor is the caller's: only what he left open is filled in, and nothing is sampled."""
-    warnings = []
-    named = engine.type
-    ours = named in ENGINES or (engine.workers is None and n_jobs is None)
-    cores = (system or read_system(memory=False)).usable_cores if ours else 1
+def plan_named(seen: Observations, engine: Engine) -> RunChunks:
+    """Fill in what a named engine leaves open."""
+    named, n_jobs, total = engine.type, seen.n_jobs, seen.left
+    warnings: tuple[str, ...] = ()
+    cores = 1 if seen.machine is None else seen.machine.usable_cores
     if named == "serial":
         if n_jobs is not None and n_jobs > 1:
-            warnings.append(f"A serial run has one worker: n_jobs={n_jobs} has no effect.")
+            warnings = (f"A serial run has one worker: n_jobs={n_jobs} has no effect.",)
         jobs = 1
     elif named == "custom" and engine.workers is not None:
         if n_jobs is not None and n_jobs > engine.workers:
-            warnings.append(
-                f"The executor has {engine.workers} workers: n_jobs={n_jobs} has no effect."
+            warnings = (
+                f"The executor has {engine.workers} workers: n_jobs={n_jobs} has no effect.",
             )
         jobs = min(n_jobs or engine.workers, engine.workers)
     elif n_jobs is not None:
         jobs = n_jobs  # of Dask, also threads that are still to come
     elif named == "thread":
-        jobs = min(cost.MAX_THREADS, max(8, DEFAULT_THREADS_PER_CORE * cores))
+        jobs = min(MAX_THREADS, max(8, DEFAULT_THREADS_PER_CORE * cores))
     elif engine.workers is not None:
         jobs = max(1, engine.workers)
     else:
         jobs = cores
-    # Not sampled: nothing better is known than that so many can run at once.
+    # Nothing better is known than that so many can run at once.
     at_once = jobs if total is None else min(jobs, max(1, total))
     if named == "process":
         at_once = min(at_once, cores)
-    return OptimizationResult(
-        n_jobs=jobs,
-        chunksize=chunksize or 1,
-        executor_type=named,
-        estimated_speedup=float(at_once),
-        reason=f"{NAMES[named]}, as asked for.",
-        warnings=warnings,
-    )
+    reason = f"{NAMES[named]}, as asked for."
+    if seen.engine is None:
+        reason = "Serial, because one worker was asked for."
+    choice = Choice(engine, jobs, reason, float(at_once), warnings=warnings)
+    return RunChunks(choice, seen.chunksize or 1, seen.chunksize or 1)

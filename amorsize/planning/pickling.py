@@ -1,4 +1,4 @@
-"""What would cross to a worker process and back: its size, and whether it can."""
+"""The payload: what would cross to a worker process and back, its size, and whether it can."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from amorsize.planning.sampling import Sample
 from amorsize.workers.record import Record
 
 PICKLE_LIMIT_BYTES = 64 << 20
@@ -24,48 +23,37 @@ class Payload(Record):
         problem: why it cannot be sent to another process, or None.
     """
 
-    def __init__(
-        self,
-        function_bytes: int = 0,
-        function_seconds: float = 0.0,
-        item_bytes: int = 0,
-        item_seconds: float = 0.0,
-        result_bytes: int = 0,
-        result_seconds: float = 0.0,
-        problem: str | None = None,
-    ) -> None:
-        self.function_bytes = function_bytes
-        self.function_seconds = function_seconds
-        self.item_bytes = item_bytes
-        self.item_seconds = item_seconds
-        self.result_bytes = result_bytes
-        self.result_seconds = result_seconds
-        self.problem = problem
+    function_bytes: int = 0
+    function_seconds: float = 0.0
+    item_bytes: int = 0
+    item_seconds: float = 0.0
+    result_bytes: int = 0
+    result_seconds: float = 0.0
+    problem: str | None = None
 
 
 def measure_payload(
-    sample: Sample,
     func: Callable[[Any], Any],
+    items: list[Any],
+    results: list[Any],
     *,
     wall: Callable[[], float] = time.perf_counter,
     limit_bytes: int = PICKLE_LIMIT_BYTES,
 ) -> Payload:
-    """Pickle the function and representatives of the sample's items and results.
+    """Pickle a function, and representatives of its items and results.
 
     Nothing is kept: the bytes are counted as they come. One object is pickled up to
-    ``limit_bytes``; the other items of a sample only where the first was small.
+    ``limit_bytes``; the other ones only where the first was small.
 
-    >>> payload = measure_payload(Sample(items=[b"x" * 1000], results=[1000]), len)
+    >>> payload = measure_payload(len, [b"x" * 1000], [1000])
     >>> payload.problem is None, payload.item_bytes > 1000
     (True, True)
     """
     try:
         what, named = "the function", getattr(func, "__qualname__", type(func).__name__)
         function = _pickled(func, wall, limit_bytes)
-        failed = {index for index, _, _ in sample.failures}
-        what, named = "an item", _type_name(sample.items)
-        item = _representative(sample.items, wall, limit_bytes)
-        results = [r for i, r in enumerate(sample.results) if i not in failed]
+        what, named = "an item", _type_name(items)
+        item = _representative(items, wall, limit_bytes)
         what, named = "a result", _type_name(results)
         result = _representative(results, wall, limit_bytes)
     except Exception as error:  # pickling runs the objects' own code, which may raise anything

@@ -1,54 +1,68 @@
-"""One choice in the making: looks further as long as that can change it.
+"""The planner: given everything observed so far, what next?
 
-::
+It is one object with one question, :meth:`Planner.next`, which is asked before the first item,
+while a call is in progress, before each chunk, and where items deviate from what was expected. It
+is pure: no clock, no thread, no effect. ``running`` observes, asks, and does what the plan says.
 
-    sampling -> cost -> explanation
-    system  ------^
+Looking costs time as well, so it goes as far as it can change the answer: the first items first;
+the machine only where enough work is left; pickling and memory only where processes would win if
+they were free.
 
-Looking costs time as well, so it goes as far as it can change the answer: the sample first; the
-machine only where enough work is left; pickling and memory only where processes would win if they
-were free.
+Importing this module is paid for by the shortest runs: what only longer ones need (the comparison
+of engines) is imported by the functions that need it.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
-from amorsize.planning import cost
-from amorsize.planning.clocks import Clocks
-from amorsize.planning.explanation import (
-    NAMES,
-    OptimizationResult,
-    count_of,
-    details_of,
-    say_reason,
-    say_warnings,
+from amorsize.planning.chunk_sizes import (
+    SHORTEST_CHUNK_SECONDS,
+    SHORTEST_OWN_CHUNK_SECONDS,
+    chunk_seconds,
+    corrected_size,
+    first_size,
+    next_size,
 )
-from amorsize.planning.gil_probe import LOOK_SECONDS, switching_often
-from amorsize.planning.machine import (
-    ENGINES,
+from amorsize.planning.engine import Engine
+from amorsize.planning.observations import EarlyWork, Observations
+from amorsize.planning.plan import (
+    CALL,
+    CORES,
+    ITEMS,
+    ITEMS_MEANWHILE,
+    ITEMS_TOGETHER,
+    MEMORY,
+    PAYLOAD,
     STARTUP,
-    StartupCosts,
-    SystemFacts,
-    measure_startup,
-    read_system,
+    Choice,
+    LookFurther,
+    Plan,
+    RunChunks,
+    StartWorkers,
 )
-from amorsize.planning.pickling import measure_payload
-from amorsize.planning.sampling import Sample, extend_sample
 from amorsize.planning.workload import (
-    HOPELESS_SECONDS,
-    KNOWN_WORKLOADS,
-    TRIVIAL_SECONDS,
+    LITTLE_SECONDS,
+    SHORTEST_ITEM_SECONDS,
     Workload,
+    assumed_items,
     describe,
 )
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from amorsize.planning.cost import Comparison
+
+LOOK_SECONDS = 1e-2
+"""A call in progress is looked at once it has taken about this long."""
+
+TOGETHER_SECONDS = 1e-3
+"""About so long very short calls are timed together; calls of a sixteenth of it are very short."""
+MOST_TOGETHER = 256
+FEWEST_LEFT_TOGETHER = 64
+"""Where fewer remain, it does not matter what a very short call takes exactly."""
 
 SECOND_LOOK_ITEMS = 32
-"""A single slow call tells neither whether it holds the GIL nor whether it was a warm-up. Where so
+"""A single slow call shows neither whether it holds the GIL nor whether it was a warm-up. Where so
 many items remain, another one alone costs at most 3 % of a serial run."""
 
 MEASURE_STARTUP_SECONDS = 2.0
@@ -56,387 +70,480 @@ MEASURE_STARTUP_SECONDS = 2.0
 
 UNTRIED_SECONDS = 0.1
 """Once the first call of a function has taken so long, processes begin with further items before it
-is known whether its results can be sent home."""
+is known whether its results can be sent back."""
 
 FIRST_THREADS_PER_CORE = 4
-"""Threads that begin while the first call is in progress: more of them once it has told all."""
+"""Threads that start while the first call is in progress: more of them once it is over."""
 
-CHUNKS_A_THREAD = 2
-"""Items that threads may begin with at once where an earlier run has told all."""
+CHUNKS_PER_THREAD = 2
+"""Items that threads may begin with at once where an earlier run has shown what they take."""
 
 ALIKE = 3
 """Calls that take less than so many times what others took are like them."""
 
 DISTURBED_SHARE = 0.2
-"""No threads begin on a look during which the call had to wait for a CPU for more of its time."""
+"""No threads start on a look during which the call had to wait for a CPU for more of its time."""
+
+DEVIATION = 4
+"""Items are no longer what they were once they take so many times as long."""
+
+REPLANNING_SECONDS = 0.01
+"""What planning again takes, about, in a process that has not loaded what it needs."""
+
+CHEAP_SECONDS = 5e-7
+"""An item that takes less is done sooner than it is handed to a worker and back."""
+
+MOST_GROWTHS = 8
+"""How often a serial run goes over to workers: items may change for ever."""
+
+SURE_SECONDS = 0.13
+"""Serial work for each worker but the first that makes processes a sure gain: twice what starting
+two interpreters takes, about."""
+MOST_UNASSIGNED = 8
+"""Worker processes that start before it is planned how many there are to be."""
+
+SERIAL = Engine("serial")
 
 
-class Ahead(Protocol):
-    """Where workers begin while the sample runs; ``running.early_workers`` has it."""
+class Planner:
+    """Answers one question; most of it is what :func:`amorsize.execute` promises to choose."""
 
-    engine: str | None
-    n_jobs: int
-    dispatched: int
-    may_work: bool
-
-    @property
-    def may_dispatch(self) -> bool: ...
-    @property
-    def travels(self) -> bool: ...
-    def begin(self, engine: str, n_jobs: int) -> None: ...
-    def dispatch(self, sample: Sample, chunks: int, *, start: int | None = None) -> bool: ...
-    def is_up(self) -> bool: ...
-    def abandon(self) -> None: ...
-
-
-class Chooser:
-    """One choice; most arguments are those of :func:`amorsize.optimizer.choose`.
-
-    Attributes:
-        ahead: where workers may begin before the choice is made; None for nowhere.
-        load: called once workers are starting, with something that takes a moment and is needed
-            later; None for nothing.
-        notes: what is to be said of how the choice was made.
-    """
-
-    def __init__(
-        self,
-        func: Callable[[Any], Any],
-        iterator: Iterator[Any],
-        total: int | None,
-        sample: Sample,
-        sample_size: int,
-        return_exceptions: bool,
-        n_jobs: int | None,
-        chunksize: int | None,
-        target_chunk_duration: float,
-        allowed: tuple[str, ...],
-        warm_workers: int,
-        again: bool,
-        system: SystemFacts | None,
-        startup: StartupCosts,
-        clocks: Clocks | None,
-        ahead: Ahead | None = None,
-        load: Callable[[], object] | None = None,
-    ) -> None:
-        self.func = func
-        self.iterator = iterator
-        self.total = total
-        self.sample = sample
-        self.sample_size = sample_size
-        self.return_exceptions = return_exceptions
-        self.n_jobs = n_jobs
-        self.chunksize = chunksize
-        self.target_chunk_duration = target_chunk_duration
-        self.allowed = allowed
-        self.warm_workers = warm_workers
-        self.again = again
-        self.system = system
-        self.startup = startup
-        self.clocks = clocks
-        self.ahead = ahead
-        self.load = load
-        self.notes: list[str] = []
-        self._known: Workload | None = None
-
-    def look(self, sample: Sample, workload: Workload) -> float | None:
-        """Begin ahead what a call in progress already warrants; say when to look again.
-
-        Called from another thread. Mistakes end here.
-
-        Args:
-            sample: the items so far, with the call in progress as one that ends now.
-            workload: what it means for the whole input, that call included.
+    def next(self, seen: Observations) -> Plan | None:
+        """Say what to do next.
 
         Returns:
-            Seconds until the next look; None for no other.
+            A look, a start of workers, or chunks to run; None where nothing changes while the call
+            in progress lasts on. Asked with the same observations, it gives an equal answer.
         """
-        if self.ahead is None:
-            return None
-        try:
-            return self._look(self.ahead, sample, workload)
-        except Exception:
-            logger.debug("Nothing is begun ahead of the run", exc_info=True)
-            return None
+        if seen.plan is not None:
+            return _while_running(seen, seen.plan)
+        if seen.in_progress:
+            return _during_call(seen)
+        if seen.engine is not None or seen.n_jobs == 1:
+            return _as_named(seen)
+        return _first_look(seen) or _choose(seen)
 
-    def _look(self, ahead: Ahead, sample: Sample, workload: Workload) -> float | None:
-        taken = sample.item_seconds[-1]
-        later = max(LOOK_SECONDS, taken)  # when it has taken twice as long
-        with switching_often():
-            wanted = self._wanted(sample, workload)
-        if wanted is None:
-            return later
-        engine, n_jobs = wanted.engine, wanted.n_jobs
-        if ahead.engine not in (None, engine):
-            return None  # calls are not what they seemed: once this one is over, more is known
-        if engine == "process":
-            ahead.begin(engine, n_jobs)
-            # Whether results travel is known where they did before; else the first one tells, and
-            # only where it is long in coming the others begin without that.
-            if not ahead.travels and taken < UNTRIED_SECONDS:
-                return min(later, UNTRIED_SECONDS - taken)
-            # This thread's call has one of the cores.
-            ahead.dispatch(self.sample, n_jobs - 1)
-            self._load()
-            return None
-        if workload.queued_share > DISTURBED_SHARE or not ahead.may_dispatch:
-            return later  # threads are of no use to what holds the GIL: a calmer look tells
-        self._load()  # not beside threads: should they compute, each file that is read waits long
-        # As many as a call warrants that has come to its end; till then a few, and twice as many
-        # at each look.
-        few = max(2 * ahead.n_jobs, FIRST_THREADS_PER_CORE * self._cores().usable_cores)
-        threads = n_jobs if len(sample.item_seconds) > 1 else min(n_jobs, few)
-        ahead.begin(engine, threads)
-        ahead.dispatch(self.sample, CHUNKS_A_THREAD * threads - 1 - ahead.dispatched)
-        return later if threads < n_jobs else None
 
-    def _wanted(self, sample: Sample, workload: Workload) -> cost.Candidate | None:
-        """Plan for a call in progress; None where nothing is to be begun."""
-        if self._hopeless(workload):
-            return None
-        plan = self._plan(workload, self._cores())
-        if plan.chosen.engine != "serial":
-            if plan.chosen.engine == "process":
-                workload = workload._replace(payload=measure_payload(sample, self.func))
-            plan = self._plan(workload, self._machine())
-        return plan.chosen if _gains(plan, workload) else None
+# --- before the first chunk ----
 
-    def _load(self) -> None:
-        if self.load is not None:
-            self.load()
 
-    def begin_at_once(self) -> bool:
-        """Begin what an earlier run of the function warrants; say whether anything was begun.
+def _as_named(seen: Observations) -> Plan:
+    """Fill in what an engine that the caller named leaves open; nothing is measured."""
+    from amorsize.planning.named import needs_cores, plan_named
 
-        All but the first item, which is the sample's, may then be elsewhere.
-        """
-        ahead, known = self.ahead, KNOWN_WORKLOADS.recall(self.func)
-        if ahead is None or known is None:
-            return False
-        workload = known.over(self.total, 0)
-        plan = self._plan(workload, self._machine())
-        engine, n_jobs = plan.chosen.engine, plan.chosen.n_jobs
-        if not _gains(plan, workload) or (engine == "process" and not ahead.travels):
-            return False
-        try:
-            ahead.begin(engine, n_jobs)
-            # Behind a busy GIL it may be long before this thread hands out anything again.
-            each = 1 if engine == "process" else CHUNKS_A_THREAD
-            ahead.dispatch(self.sample, each * n_jobs - 1, start=1)
-        except Exception:
-            logger.debug("Nothing is begun ahead of the run", exc_info=True)
-        if ahead.dispatched:
-            self._known = known
-        return ahead.dispatched > 0
+    engine = seen.engine or SERIAL
+    if seen.machine is None and needs_cores(engine, seen.n_jobs):
+        return LookFurther(CORES)
+    return plan_named(seen, engine)
 
-    def choose(self) -> OptimizationResult:
-        if (stopped := self._stopped()) is not None:
-            return stopped
-        workload = describe(self.sample, self.total, again=self.again)
-        if self.ahead is not None and self.ahead.dispatched:
-            return self._go_on(self.ahead, workload)
-        if self._hopeless(workload):
-            serial = cost.serial_candidate(workload, self.target_chunk_duration, self.chunksize)
-            return self._result(cost.Plan(serial, (serial,)), workload, None)
 
-        cores = self._cores()
-        plan = self._plan(workload, cores)
-        many = self.total is None or workload.remaining >= SECOND_LOOK_ITEMS
-        if many and plan.chosen.engine != "serial" and self._look_again(workload):
-            if (stopped := self._stopped()) is not None:
-                return stopped
-            workload = describe(self.sample, self.total, again=self.again)
-            plan = self._plan(workload, cores)
-        system = cores
-        if plan.chosen.engine == "process" or workload.working_bytes > 1 << 20:
-            system = self._machine()
-        if plan.chosen.engine == "process":
-            workload = workload._replace(payload=measure_payload(self.sample, self.func))
-            if self._worth_measuring_startup(workload):
-                measure_startup("process")
-        if system is not cores or workload.payload is not None:
-            plan = self._plan(workload, system)
-        if plan.chosen.engine == "process" and self.ahead is not None:
-            missing = plan.chosen.n_jobs - self.warm_workers
-            if missing > 0 and self._work_meanwhile(self.ahead, plan.chosen.n_jobs, workload):
-                if (stopped := self._stopped()) is not None:
-                    return stopped
-                # How long a call takes is known from before: now workers were starting beside.
-                after = describe(self.sample, self.total)
-                workload = workload._replace(
-                    total=after.total,
-                    sampled=after.sampled,
-                    remaining=after.remaining if after.total is not None else workload.remaining,
-                    sample_seconds=after.sample_seconds,
-                )
-                plan = self._plan(workload, system)
-        # Payloads that are dear to move: whether the GIL is free now decides.
-        heavy = workload.payload is not None and plan.chosen.engine == "serial"
-        if heavy and workload.remaining >= 4 and self._look_again(workload):
-            if (stopped := self._stopped()) is not None:
-                return stopped
-            workload = describe(self.sample, self.total, payload=workload.payload, again=self.again)
-            plan = self._plan(workload, system)
-        return self._result(plan, workload, system)
-
-    def _work_meanwhile(self, ahead: Ahead, n_jobs: int, workload: Workload) -> bool:
-        """Start workers, and go on with the sample until one is up; say whether that was so."""
-        try:
-            ahead.begin("process", n_jobs)
-        except Exception:
-            logger.debug("No workers can be started ahead of the run", exc_info=True)
-            return False  # the run meets that again, and says so
-        self.warm_workers = n_jobs  # what they cost is spent
-        self._load()
-        before = len(self.sample.items)
-        leave = 0 if self.total is None else n_jobs
-        if ahead.may_work and workload.item_seconds < cost.MEANWHILE_SECONDS and not ahead.is_up():
-            extend_sample(
-                self.sample,
-                self.func,
-                self.iterator,
-                max(0, workload.remaining - leave),
-                return_exceptions=self.return_exceptions,
-                clocks=self.clocks,
-                probe=False,
-                until=ahead.is_up,
+def _first_look(seen: Observations) -> Plan | None:
+    """Measure the first items, unless an earlier run has shown what they are like."""
+    sample, early = seen.sample, seen.early
+    if sample.asked_items == 0:
+        if (start := _start_at_once(seen)) is not None:
+            return start
+        if early is not None and early.dispatched:
+            return LookFurther(ITEMS, 1, monitored=False)
+        return LookFurther(
+            ITEMS,
+            seen.sample_size,
+            monitored=early is not None and seen.total != 1,
+            from_start=not seen.known.short,
+        )
+    if seen.stopped:
+        return None
+    if not sample.asked_together and not seen.returns_exceptions and not seen.runs_again:
+        calls = sorted(sample.item_seconds)
+        each = calls[len(calls) // 2] if calls else 0.0
+        short = len(calls) > 1 and each <= TOGETHER_SECONDS / 16
+        enough = seen.left is None or seen.left >= FEWEST_LEFT_TOGETHER
+        if short and enough and not sample.exhausted and max(sample.input_seconds) <= 1e-3:
+            return LookFurther(
+                ITEMS_TOGETHER, min(MOST_TOGETHER, int(TOGETHER_SECONDS / max(each, 1e-9)))
             )
-        worked = len(self.sample.items) - before
-        if worked:
-            self.notes.append(
-                f"while the workers started, {count_of(worked, 'item')} more ran here"
+    elif sample.together and not sample.exhausted:
+        calls = sorted(sample.item_seconds)
+        each = sample.together_seconds / sample.together
+        if deviates(each, seen.left, calls[len(calls) // 2]):
+            return LookFurther(ITEMS, seen.sample_size, afresh=True, monitored=early is not None)
+    return None
+
+
+def _start_at_once(seen: Observations) -> Plan | None:
+    """Start what an earlier run of the function has shown to be worth it; else None."""
+    early, known = seen.early, seen.known.workload
+    if early is None or early.engine is not None or early.refused or known is None:
+        return None
+    if not seen.indexable:
+        return None
+    if not seen.memory_read:
+        return LookFurther(MEMORY)
+    workload = known.over(seen.left, 0)
+    comparison = _compare(seen, workload)
+    engine, n_jobs = comparison.chosen.engine, comparison.chosen.n_jobs
+    if not _gains(comparison, workload) or (engine == "process" and not seen.travelled):
+        return None
+    # Beside busy threads it may be long before the calling thread hands out anything again.
+    each = 1 if engine == "process" else CHUNKS_PER_THREAD
+    return StartWorkers(engine, n_jobs, each * n_jobs - 1, keep=1)
+
+
+def _choose(seen: Observations) -> Plan:
+    """Choose the engine for what is left, or look at what could change the choice."""
+    early = seen.early
+    if seen.stopped:
+        return _stopped(seen)
+    workload = _workload(seen)
+    if early is not None and early.dispatched:
+        return _join_early_workers(seen, early, workload)
+    if _is_little(seen, workload):
+        return _run(seen, None, workload)
+    if (start := _start_unassigned(seen, workload)) is not None:
+        return start
+    if seen.machine is None:
+        return LookFurther(CORES)
+    comparison = _compare(seen, workload._replace(payload=None))
+    wanted = comparison.chosen.engine
+    if seen.payload is None:
+        many = seen.left is None or workload.remaining >= SECOND_LOOK_ITEMS
+        if many and wanted != "serial" and _is_open(seen, workload):
+            return _look_again(seen)
+    if not seen.memory_read and (wanted == "process" or workload.working_bytes > 1 << 20):
+        return LookFurther(MEMORY)
+    if wanted == "process" and seen.payload is None:
+        return LookFurther(PAYLOAD)
+    if wanted == "process" and _is_startup_worth_measuring(seen, workload):
+        return LookFurther(STARTUP)
+    comparison = _compare(seen, workload)
+    chosen = comparison.chosen
+    if chosen.engine == "process" and early is not None:
+        if early.engine is None and not early.refused and chosen.n_jobs > seen.warm_workers:
+            return StartWorkers("process", chosen.n_jobs)
+        if early.engine == "process" and _may_work_meanwhile(seen, early, workload):
+            leave = 0 if seen.left is None else chosen.n_jobs
+            return LookFurther(ITEMS_MEANWHILE, max(0, workload.remaining - leave))
+    # Payloads that are dear to move: whether the GIL is free now decides.
+    heavy = seen.payload is not None and chosen.engine == "serial"
+    if heavy and workload.remaining >= 4 and _is_open(seen, workload):
+        return _look_again(seen)
+    return _run(seen, comparison, workload)
+
+
+def _workload(seen: Observations) -> Workload:
+    return describe(seen.sample, seen.total, payload=seen.payload, again=seen.runs_again)
+
+
+def _is_little(seen: Observations, workload: Workload) -> bool:
+    """Whether the rest is done sooner than anything better could begin."""
+    if seen.n_jobs is not None:
+        return False
+    if workload.item_seconds < SHORTEST_ITEM_SECONDS:
+        return True
+    known = seen.left is not None or seen.sample.exhausted
+    return known and workload.serial_seconds < max(LITTLE_SECONDS, seen.loading_seconds)
+
+
+def _start_unassigned(seen: Observations, workload: Workload) -> Plan | None:
+    """Start worker processes before what plans for them is loaded, where they surely gain.
+
+    An interpreter takes some 50 ms to start, and so does, beside a call that holds the GIL, loading
+    what compares engines. Where the calls leave hardly a doubt, both happen at the same time.
+    """
+    early = seen.early
+    computes = not (workload.waits or workload.releases_gil or workload.parallel_inside)
+    wanted = 1 + int(workload.serial_seconds / SURE_SECONDS)
+    if not (seen.loading_seconds and computes and wanted > 1 and "process" in seen.allowed):
+        return None
+    if early is None or early.engine or early.unassigned or early.refused or seen.n_jobs:
+        return None
+    if seen.machine is None:
+        return LookFurther(CORES)
+    wanted = min(wanted, seen.machine.usable_cores, workload.remaining, MOST_UNASSIGNED)
+    return StartWorkers("process", wanted, unassigned=True) if wanted > 1 else None
+
+
+def _is_open(seen: Observations, workload: Workload) -> bool:
+    """Whether one slow call left open whether it holds the GIL."""
+    slow = seen.sample.taken == 1 and not seen.sample.exhausted
+    return slow and not workload.waits and not workload.gil_known and seen.sample_size > 1
+
+
+def _look_again(seen: Observations) -> LookFurther:
+    note = "one slow call leaves too much open: sampled further"
+    return LookFurther(ITEMS, seen.sample_size - 1, monitored=False, note=note)
+
+
+def _is_startup_worth_measuring(seen: Observations, workload: Workload) -> bool:
+    return (
+        seen.runs_again
+        and seen.startup is not None
+        and not seen.startup["process"].measured
+        and workload.serial_seconds >= MEASURE_STARTUP_SECONDS
+    )
+
+
+def _may_work_meanwhile(seen: Observations, early: EarlyWork, workload: Workload) -> bool:
+    from amorsize.planning.cost import MEANWHILE_SECONDS
+
+    short = workload.item_seconds < MEANWHILE_SECONDS
+    return not (seen.time_limit or early.is_up) and short and not seen.sample.exhausted
+
+
+def _join_early_workers(seen: Observations, early: EarlyWork, workload: Workload) -> Plan:
+    """Plan for what was begun while the first call was in progress."""
+    engine = str(early.engine)
+    if not seen.memory_read:
+        return LookFurther(MEMORY)
+    if engine == "process" and seen.payload is None:
+        return LookFurther(PAYLOAD)
+    if (known := seen.known.workload) is not None and is_like(workload, known):
+        # The items that others ran beside it have disturbed this call.
+        workload = known.over(seen.total, workload.sampled, workload.sample_seconds)
+    workload = workload._replace(
+        remaining=max(0, workload.remaining - early.dispatched),
+        payload=seen.payload if engine == "process" else None,
+    )
+    n_jobs, warm = seen.n_jobs, seen.warm_workers
+    if engine == "process":
+        n_jobs = warm = early.n_jobs
+    comparison = _compare(seen, workload, n_jobs=n_jobs, warm=warm, allowed=(engine,))
+    from amorsize.planning.cost import Candidate, Comparison
+
+    candidates = comparison.candidates
+    begun = next((c for c in candidates if c.engine == engine and not c.problem), None)
+    items = "1 item" if early.dispatched == 1 else f"{early.dispatched:,} items"
+    note = f"while the first call was in progress, workers began with {items}"
+    comparison = Comparison(begun or Candidate(engine, early.n_jobs), candidates)
+    return _run(seen, comparison, workload, note=note)
+
+
+def is_like(workload: Workload, known: Workload) -> bool:
+    """Whether calls take about what is known of them."""
+    seconds = (workload.item_seconds, known.item_seconds)
+    return max(seconds) < ALIKE * min(seconds)
+
+
+def _stopped(seen: Observations) -> RunChunks:
+    """Nothing more runs: the reason says what ended the measuring."""
+    size, early = seen.chunksize or 1, seen.early
+    if early is None or not early.dispatched:
+        return RunChunks(Choice(SERIAL, 1, f"Serial, because {seen.stopped}."), size, size)
+    begun = "Threads" if early.engine == "thread" else "Processes"
+    reason = f"{begun} were begun while the first call was in progress; {seen.stopped}."
+    return RunChunks(Choice(Engine(str(early.engine)), early.n_jobs, reason), size, size)
+
+
+def _compare(
+    seen: Observations,
+    workload: Workload,
+    *,
+    n_jobs: int | None = None,
+    warm: int | None = None,
+    allowed: tuple[str, ...] | None = None,
+) -> Comparison:
+    from amorsize.planning.cost import compare
+    from amorsize.planning.machine import PRIORS
+
+    assert seen.machine is not None
+    return compare(
+        workload,
+        seen.machine,
+        seen.startup or PRIORS,
+        target_chunk_duration=seen.target_chunk_duration,
+        n_jobs=n_jobs or seen.n_jobs,
+        chunksize=seen.chunksize,
+        allowed=allowed or seen.allowed,
+        warm_workers=_warm_workers(seen) if warm is None else warm,
+        meanwhile=seen.early is not None and not seen.time_limit,
+    )
+
+
+def _warm_workers(seen: Observations) -> int:
+    # What starting those costs that were started ahead is spent.
+    early = seen.early
+    started = early.n_jobs if early is not None and early.engine == "process" else 0
+    return max(seen.warm_workers, started)
+
+
+def _gains(comparison: Comparison, workload: Workload) -> bool:
+    """Whether workers are worth starting: of named ones the lesser evil may be chosen."""
+    from amorsize.planning.cost import MINIMUM_GAIN
+
+    chosen = comparison.chosen
+    return chosen.engine != "serial" and chosen.seconds * MINIMUM_GAIN <= workload.serial_seconds
+
+
+def _run(
+    seen: Observations, comparison: Comparison | None, workload: Workload, *, note: str = ""
+) -> RunChunks:
+    """Run what is left, as was chosen: without a comparison, in the calling thread."""
+    name, n_jobs, speedup = "serial", 1, 1.0
+    if comparison is None:
+        size = first_size(seen.target_chunk_duration, workload.item_seconds)
+    else:
+        chosen = comparison.chosen
+        name, n_jobs, size, speedup = (
+            chosen.engine,
+            chosen.n_jobs,
+            chosen.chunksize,
+            chosen.speedup,
+        )
+    size = seen.chunksize or size
+    # Items that were short again when they were measured are less of a deviation the next time: a
+    # single one may have stood in the queue for a CPU, but some inputs go on like that.
+    before = max(SHORTEST_ITEM_SECONDS, seen.expected_seconds)
+    expected = max(workload.item_seconds, min(seen.deviating_seconds, DEVIATION * before))
+    is_free = seen.n_jobs is None
+    grows = name != "serial" and seen.deviating_seconds > 0
+    choice = Choice(
+        engine=SERIAL if name == "serial" else Engine(name),
+        n_jobs=n_jobs,
+        estimated_speedup=speedup,
+        item_seconds=expected,
+        may_leave=(
+            is_free and seen.chunksize is None and name != "serial" and not seen.interruptible
+        ),
+        may_grow=is_free and not seen.item_time_limit and seen.growths + grows < MOST_GROWTHS,
+        workload=workload,
+        comparison=comparison,
+        notes=(*seen.notes, note) if note else seen.notes,
+    )
+    return RunChunks(choice, size, size)
+
+
+# --- while a call is in progress ----
+
+
+def _during_call(seen: Observations) -> Plan | None:
+    """Start ahead what a call in progress already warrants, or look at it again later.
+
+    A call so far counts as a call of that length: it can only get longer.
+    """
+    early, sample = seen.early, seen.sample
+    if early is None:
+        return None
+    taken = sample.item_seconds[-1]
+    later = max(LOOK_SECONDS, taken)  # when it has taken twice as long
+    again = LookFurther(CALL, seconds=later)
+    workload = _workload(seen)
+    # The call in progress is work as well: two items are enough for two workers.
+    workload = workload._replace(remaining=workload.remaining + 1)
+    if (start := _start_unassigned(seen, workload)) is not None:
+        return start
+    if _is_little(seen, workload):
+        return again
+    if seen.machine is None:
+        return LookFurther(CORES)
+    if _compare(seen, workload._replace(payload=None)).chosen.engine == "process":
+        if seen.payload is None:
+            return LookFurther(PAYLOAD)
+        if not seen.memory_read:
+            return LookFurther(MEMORY)
+    comparison = _compare(seen, workload)
+    if not _gains(comparison, workload):
+        return again
+    engine, n_jobs = comparison.chosen.engine, comparison.chosen.n_jobs
+    if early.refused or early.engine not in (None, engine):
+        return None  # calls are not what they seemed: once this one is over, more is known
+    if engine == "process":
+        return _processes_during_call(seen, early, n_jobs, taken)
+    if workload.queued_share > DISTURBED_SHARE or not seen.indexable:
+        return again  # threads are of no use to calls that hold the GIL: a calmer look shows it
+    if not seen.memory_read:
+        return LookFurther(MEMORY)
+    return _threads_during_call(seen, early, n_jobs, later)
+
+
+def _processes_during_call(
+    seen: Observations, early: EarlyWork, n_jobs: int, taken: float
+) -> Plan | None:
+    # Whether results can be sent is known where they were before; else the first one shows it, and
+    # only where it is long in coming the others begin without that.
+    untried = not seen.travelled and taken < UNTRIED_SECONDS
+    if early.engine is None:
+        wait = min(max(LOOK_SECONDS, taken), UNTRIED_SECONDS - taken) if untried else 0.0
+        return StartWorkers("process", n_jobs, look_again_seconds=wait)
+    if untried:
+        return LookFurther(CALL, seconds=min(max(LOOK_SECONDS, taken), UNTRIED_SECONDS - taken))
+    if early.dispatched or not seen.indexable:
+        return None
+    return StartWorkers("process", n_jobs, n_jobs - 1)  # the call in progress has one of the cores
+
+
+def _threads_during_call(
+    seen: Observations, early: EarlyWork, n_jobs: int, later: float
+) -> StartWorkers | None:
+    # As many as a call warrants that is over; till then a few, and twice as many at each look.
+    assert seen.machine is not None
+    few = max(2 * early.n_jobs, FIRST_THREADS_PER_CORE * seen.machine.usable_cores)
+    threads = n_jobs if len(seen.sample.item_seconds) > 1 else min(n_jobs, few)
+    if early.engine is not None and threads <= early.n_jobs:
+        return None
+    return StartWorkers(
+        "thread",
+        threads,
+        CHUNKS_PER_THREAD * threads - 1 - early.dispatched,
+        look_again_seconds=later if threads < n_jobs else None,
+    )
+
+
+# --- between two chunks ----
+
+
+def deviates(each_seconds: float, left: int | None, expected_seconds: float) -> bool:
+    """Say whether items take so much longer than expected that it pays to plan again.
+
+    Args:
+        each_seconds: what an item took lately.
+        left: how many are left; None where that is unknown.
+        expected_seconds: what an item was expected to take.
+
+    >>> deviates(0.02, 10, 1e-6), deviates(0.02, 2, 1e-6), deviates(0.02, 10, 0.01)
+    (True, False, False)
+    """
+    expected = max(SHORTEST_ITEM_SECONDS, expected_seconds)
+    if each_seconds <= DEVIATION * expected:
+        return False
+    remaining = assumed_items(each_seconds) if left is None else left
+    return each_seconds * remaining > DEVIATION * REPLANNING_SECONDS
+
+
+def _while_running(seen: Observations, plan: RunChunks) -> Plan:
+    choice = plan.choice
+    if choice.may_grow and choice.is_serial:
+        if deviates(seen.deviating_seconds, seen.left, choice.item_seconds):
+            return LookFurther(
+                ITEMS, seen.sample_size, afresh=True, monitored=seen.early is not None
             )
-        return True
-
-    def _go_on(self, ahead: Ahead, workload: Workload) -> OptimizationResult:
-        """Plan for what was begun while the first call was in progress."""
-        engine = str(ahead.engine)
-        if self._known is not None:
-            seconds = (workload.item_seconds, self._known.item_seconds)
-            if max(seconds) < ALIKE * min(seconds):
-                # What others did beside it has disturbed this one.
-                workload = self._known.over(self.total, workload.sampled, workload.sample_seconds)
-            else:
-                KNOWN_WORKLOADS.forget(self.func)
-        system = self._machine()
-        remaining = max(0, workload.remaining - ahead.dispatched)
-        workload = workload._replace(remaining=remaining)
-        if engine == "process":
-            self.n_jobs = ahead.n_jobs
-            self.warm_workers = ahead.n_jobs
-            workload = workload._replace(payload=measure_payload(self.sample, self.func))
-        self.allowed = (engine,)
-        plan = self._plan(workload, system)
-        begun = next((c for c in plan.candidates if c.engine == engine and not c.problem), None)
-        if begun is None:
-            begun = cost.Candidate(engine, ahead.n_jobs)
-        self.notes.append(
-            "while the first call was in progress, workers began with "
-            f"{count_of(ahead.dispatched, 'item')}"
-        )
-        return self._result(cost.Plan(begun, plan.candidates), workload, system)
-
-    def _machine(self) -> SystemFacts:
-        """What may be used; read once a run: each file waits for the GIL beside busy threads."""
-        if self.system is None:
-            self.system = read_system()
-        return self.system
-
-    def _cores(self) -> SystemFacts:
-        return self.system or read_system(memory=False)
-
-    def _hopeless(self, workload: Workload) -> bool:
-        """Whether so little is left that not even looking at the machine pays."""
-        known = self.total is not None or self.sample.exhausted
-        if self.n_jobs is None and workload.item_seconds < TRIVIAL_SECONDS:
-            return True
-        little = workload.serial_seconds < HOPELESS_SECONDS
-        return self.n_jobs is None and known and little
-
-    def _look_again(self, workload: Workload) -> bool:
-        """Sample further where one slow call left open whether it holds the GIL."""
-        slow = len(self.sample.items) == 1 and not self.sample.exhausted
-        if not slow or workload.waits or workload.gil_known or self.sample_size < 2:
-            return False
-        extend_sample(
-            self.sample,
-            self.func,
-            self.iterator,
-            self.sample_size - 1,
-            return_exceptions=self.return_exceptions,
-            clocks=self.clocks,
-        )
-        self.notes.append("one slow call leaves too much open: sampled further")
-        return True
-
-    def _worth_measuring_startup(self, workload: Workload) -> bool:
-        return (
-            self.again
-            and self.startup is STARTUP
-            and workload.serial_seconds >= MEASURE_STARTUP_SECONDS
-            and not STARTUP.model("process").measured
-        )
-
-    def _plan(self, workload: Workload, system: SystemFacts) -> cost.Plan:
-        return cost.make_plan(
-            workload,
-            system,
-            {engine: self.startup.model(engine) for engine in ENGINES},
-            target_chunk_duration=self.target_chunk_duration,
-            n_jobs=self.n_jobs,
-            chunksize=self.chunksize,
-            allowed=self.allowed,
-            warm_workers=self.warm_workers,
-            meanwhile=self.ahead is not None and self.ahead.may_work,
-        )
-
-    def _result(
-        self, plan: cost.Plan, workload: Workload, system: SystemFacts | None
-    ) -> OptimizationResult:
-        chosen = plan.chosen
-        if self.ahead is not None and chosen.engine != "serial":
-            KNOWN_WORKLOADS.remember(self.func, workload)
-        return OptimizationResult(
-            n_jobs=chosen.n_jobs,
-            chunksize=chosen.chunksize,
-            executor_type=chosen.engine,
-            estimated_speedup=chosen.speedup,
-            reason=say_reason(plan, workload, n_jobs=self.n_jobs),
-            warnings=say_warnings(plan, workload, system) if system is not None else [],
-            details=details_of(
-                plan,
-                workload,
-                self.sample,
-                system,
-                {engine: self.startup.model(engine) for engine in ENGINES},
-                n_jobs=self.n_jobs,
-                chunksize=self.chunksize,
-                notes=self.notes,
-            ),
-        )
-
-    def _stopped(self) -> OptimizationResult | None:
-        """A result that only says why nothing more runs, where the sample came to a bad end."""
-        sample = self.sample
-        if sample.interrupted is not None:
-            what = f"{type(sample.interrupted).__name__} stopped the run while it was sampling"
-        elif sample.input_error is not None:
-            error = type(sample.input_error).__name__
-            what = f"the input raised {error} behind {len(sample.items)} items"
-        elif sample.failures and not self.return_exceptions:
-            index, failure, _ = sample.failures[0]
-            what = f"the function raised {type(failure).__name__} on item {index}"
-        else:
-            return None
-        if self.ahead is not None and self.ahead.dispatched:
-            begun, jobs = str(self.ahead.engine), self.ahead.n_jobs
-            reason = f"{NAMES[begun]} were begun while the first call was in progress; {what}."
-            return OptimizationResult(jobs, self.chunksize or 1, begun, 1.0, reason)
-        return OptimizationResult(1, self.chunksize or 1, "serial", 1.0, f"Serial, because {what}.")
+    elif choice.may_leave and (each := seen.chunks.item_seconds) is not None:
+        if choice.engine.type == "thread":
+            # They take turns at the GIL: what an item takes has items of all others in it.
+            each /= choice.n_jobs
+        if each < CHEAP_SECONDS:
+            choice = choice._replace(
+                engine=SERIAL,
+                n_jobs=1,
+                may_leave=False,
+                item_seconds=CHEAP_SECONDS,
+                reason="Serial, because items cost less than their way to a worker and back.",
+            )
+    return _resize(seen, plan, choice)
 
 
-def _gains(plan: cost.Plan, workload: Workload) -> bool:
-    """Whether workers are worth beginning with: of named ones the lesser evil may be chosen."""
-    chosen = plan.chosen
-    worth = chosen.seconds * cost.MINIMUM_GAIN <= workload.serial_seconds
-    return chosen.engine != "serial" and worth
+def _resize(seen: Observations, plan: RunChunks, choice: Choice) -> RunChunks:
+    """Correct the size of the next chunk by what the chunks so far took."""
+    name, n_jobs, times = choice.engine.type, choice.n_jobs, seen.chunks
+    if seen.chunksize is not None:
+        size = usual = seen.chunksize
+    elif seen.whole and choice.is_serial:
+        size = usual = seen.most_serial_items
+    else:
+        most = seen.most_serial_items if choice.is_serial else seen.most_chunk_items
+        usual = min(plan.usual_size, most)
+        if times.count > plan.counted:
+            target = chunk_seconds(name, n_jobs, seen.target_chunk_duration)
+            usual = corrected_size(usual, times, target_seconds=target, most=most)
+        shortest = SHORTEST_CHUNK_SECONDS.get(name, SHORTEST_OWN_CHUNK_SECONDS)
+        size = next_size(usual, times, n_jobs=n_jobs, left=seen.left, shortest_seconds=shortest)
+    return RunChunks(choice, size, usual, times.count)

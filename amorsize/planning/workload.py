@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from amorsize.planning.known_functions import KnownFunctions
 from amorsize.workers.record import Record
 
 if TYPE_CHECKING:
+    from amorsize.planning.observations import Sample
     from amorsize.planning.pickling import Payload
-    from amorsize.planning.sampling import Sample
 
 SHORT_CALL_SECONDS = 20e-6
 CLOCK_SECONDS = 2e-6
@@ -29,9 +28,9 @@ TAKEN_CPU_SHARE = 0.3
 GIL_FREE_SHARE = 0.25
 """Ticks of the probe above which the GIL is free: between 0.06 (held) and 0.32 (free, with every
 core busy elsewhere)."""
-TRIVIAL_SECONDS = 3e-7
+SHORTEST_ITEM_SECONDS = 3e-7
 """Calls as short as this are done sooner than their items are handed to anybody else."""
-HOPELESS_SECONDS = 2e-3
+LITTLE_SECONDS = 2e-3
 """Serial work of this length is done before anything better has begun: planning alone takes a tenth
 of it."""
 STREAM_SECONDS = 10.0
@@ -59,37 +58,20 @@ class Workload(Record):
         payload: what crosses to a worker process; None when not measured.
     """
 
-    def __init__(
-        self,
-        total: int | None,
-        sampled: int,
-        remaining: int,
-        sample_seconds: float,
-        item_seconds: float,
-        cpu_seconds: float,
-        gil_seconds: float,
-        wait_seconds: float = 0.0,
-        input_seconds: float = 0.0,
-        inner_parallelism: float = 1.0,
-        gil_known: bool = False,
-        queued_share: float = 0.0,
-        working_bytes: int = 0,
-        payload: Payload | None = None,
-    ) -> None:
-        self.total = total
-        self.sampled = sampled
-        self.remaining = remaining
-        self.sample_seconds = sample_seconds
-        self.item_seconds = item_seconds
-        self.cpu_seconds = cpu_seconds
-        self.gil_seconds = gil_seconds
-        self.wait_seconds = wait_seconds
-        self.input_seconds = input_seconds
-        self.inner_parallelism = inner_parallelism
-        self.gil_known = gil_known
-        self.queued_share = queued_share
-        self.working_bytes = working_bytes
-        self.payload = payload
+    total: int | None
+    sampled: int
+    remaining: int
+    sample_seconds: float
+    item_seconds: float
+    cpu_seconds: float
+    gil_seconds: float
+    wait_seconds: float = 0.0
+    input_seconds: float = 0.0
+    inner_parallelism: float = 1.0
+    gil_known: bool = False
+    queued_share: float = 0.0
+    working_bytes: int = 0
+    payload: Payload | None = None
 
     @property
     def waits(self) -> bool:
@@ -121,10 +103,6 @@ class Workload(Record):
         return self.remaining * (self.item_seconds + self.input_seconds)
 
 
-KNOWN_WORKLOADS = KnownFunctions[Workload]()
-"""What calls of functions that last ran with workers are like."""
-
-
 def describe(
     sample: Sample,
     total: int | None,
@@ -145,7 +123,7 @@ def describe(
     others is a warm-up (imports, caches) and left out of the estimate.
     """
     calls = sample.item_seconds
-    taken = len(sample.items)
+    taken = sample.taken
     if sample.exhausted:
         total = taken
     warming = len(calls) >= 3 and calls[0] > 10 * _typical(calls[1:])

@@ -1,57 +1,61 @@
-"""A piece of a run on a thread of its own, while the run's thread keeps to its limits."""
+"""Code of the user's on a thread that can be left behind, while the run keeps to its limits."""
 
 from __future__ import annotations
 
 import contextvars
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
+
+Draw: TypeAlias = Callable[[int], Sequence[Any]]
+"""Gives up to so many further items, none at the end."""
 
 _CHECK_SECONDS = 0.05
 
 
-def run_apart(
-    work: Callable[[Iterator[Any]], T],
-    *,
-    draw: Callable[[], Sequence[Any]],
-    check: Callable[[], None],
-) -> T:
+def run_abandonable(work: Callable[[Draw], T], *, draw: Draw, check: Callable[[], None]) -> T:
     """Run something that cannot be interrupted, and be free to leave it behind.
 
     Args:
-        work: what is run, on a daemon thread, with the context variables of the caller. It takes
-            items from the iterator that it is given.
-        draw: gives the next item, in a sequence of one, or an empty one at the end; called from
-            the caller's thread, on which all of the input is drawn.
+        work: what is run, on a daemon thread, with the context variables of the caller. It draws
+            items by the function that it is given.
+        draw: gives those items; called from the caller's thread, on which all of the input is
+            drawn.
         check: called now and then from the caller's thread. Where it raises, ``work`` is left
             behind, and given no further item.
 
     Returns:
         What ``work`` returned; raises what it raised.
 
-    >>> run_apart(list, draw=iter([[1], [2], []]).__next__, check=lambda: None)
-    [1, 2]
+    >>> items = iter([1, 2, 3])
+    >>> run_abandonable(
+    ...     lambda draw: [*draw(2), *draw(2)],
+    ...     draw=lambda size: [item for _, item in zip(range(size), items)],
+    ...     check=lambda: None,
+    ... )
+    [1, 2, 3]
     """
-    asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    asked: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     given: queue.SimpleQueue[Sequence[Any]] = queue.SimpleQueue()
     results: list[T] = []
     errors: list[BaseException] = []
+    abandoned = threading.Event()
 
-    def items() -> Iterator[Any]:
-        asked.put(True)
-        while item := given.get():
-            yield item[0]
-            asked.put(True)
+    def relay(size: int) -> Sequence[Any]:
+        if abandoned.is_set():
+            return ()
+        asked.put(size)
+        return given.get()
 
     def run() -> None:
         try:
-            results.append(work(items()))
+            results.append(work(relay))
         except BaseException as error:
             errors.append(error)
-        asked.put(False)
+        asked.put(None)
 
     check()
     thread = threading.Thread(
@@ -59,16 +63,17 @@ def run_apart(
     )
     thread.start()
     try:
-        while _wants_item(asked, check):
-            given.put(draw())
+        while (size := _wait_for(asked, check)) is not None:
+            given.put(draw(size))
     finally:
+        abandoned.set()
         given.put(())
     if errors:
         raise errors[0]
     return results[0]
 
 
-def _wants_item(asked: queue.SimpleQueue[bool], check: Callable[[], None]) -> bool:
+def _wait_for(asked: queue.SimpleQueue[int | None], check: Callable[[], None]) -> int | None:
     while True:
         check()
         try:

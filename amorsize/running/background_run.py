@@ -7,12 +7,12 @@ import contextvars
 import threading
 from collections.abc import Callable
 
-from amorsize.errors import ExecutionCancelledError, InvalidTypeError
-from amorsize.planning.explanation import OptimizationResult
-from amorsize.running.call import Call
+from amorsize.errors import ExecutionCancelledError
+from amorsize.planning.plan import RunChunks
+from amorsize.running.loop import Run
 from amorsize.running.sinks import Sink, StreamBuffer
 
-_CHUNKS_A_WORKER = 3
+_CHUNKS_PER_WORKER = 3
 CLOSE_SECONDS = 1.0
 """How long a consumer that goes away waits for the run to end."""
 
@@ -21,7 +21,7 @@ class Driver:
     """Drives one run, with the context variables of whoever made it.
 
     Args:
-        call: what to run.
+        run: the run.
         sink: where the results go.
         on_end: called from the driver's thread when the run is over.
 
@@ -29,10 +29,8 @@ class Driver:
         error: what the run failed with, once it is over.
     """
 
-    def __init__(
-        self, call: Call, sink: Sink, *, on_end: Callable[[], None] = lambda: None
-    ) -> None:
-        self._call = call
+    def __init__(self, run: Run, sink: Sink, *, on_end: Callable[[], None] = lambda: None) -> None:
+        self._run = run
         self._sink = sink
         self._on_end = on_end
         self.error: BaseException | None = None
@@ -55,7 +53,7 @@ class Driver:
     def ask_to_cancel(self) -> None:
         """Have the run end early, and return at once."""
         self._sink.cancel()
-        self._call.wake()
+        self._run.wake()
 
     def cancel(self) -> None:
         """Have the run end early, and wait for that for a second."""
@@ -67,24 +65,19 @@ class Driver:
         self.abandon()
 
     def abandon(self) -> None:
-        """Tell, of a cancelled run that does not end, that it is over."""
-        if self._thread.is_alive() and self._call.run is not None:
-            self._call.run.abandon()
+        """Report the end of a cancelled run that does not end by itself."""
+        if self._thread.is_alive():
+            self._run.abandon()
         _open_drivers.discard(self.cancel)
 
     def _drive(self) -> None:
-        call = self._call
+        run = self._run
+        run.on_plan = self._get_ready
         try:
-            with call:
-                run = call.prepare(self._sink, interruptible=True)
+            with run:
                 if isinstance(self._sink, StreamBuffer):
-                    self._sink.on_room = call.wake
-                self._get_ready(call.result)
-                call.on_change = self._get_ready
-                try:
-                    run.drive()
-                finally:
-                    call.conclude()
+                    self._sink.on_room = run.wake
+                run.drive()
         except BaseException as caught:
             self.error = caught
         finally:
@@ -92,30 +85,24 @@ class Driver:
             cancelled = isinstance(self.error, ExecutionCancelledError)
             # A consumer that is gone knows.
             self._sink.end(None if cancelled else self.error)
-            # Those who know each other would keep the user's data until they are collected.
-            call.on_change = lambda result: None
+            # Objects that know each other would keep the user's data until they are collected.
             if isinstance(self._sink, StreamBuffer):
                 self._sink.on_room = lambda: None
             self._on_end()
 
-    def _get_ready(self, result: OptimizationResult) -> None:
-        """Get ready for as many workers as were chosen."""
+    def _get_ready(self, plan: RunChunks) -> None:
+        """Get ready for as many workers as are planned."""
+        choice = plan.choice
         if isinstance(self._sink, StreamBuffer):
-            self._sink.window = _CHUNKS_A_WORKER * result.n_jobs + 1
-        _cancel_at_exit(self.cancel, processes=result.executor_type == "process")
-
-
-def require_order(ordered: object) -> None:
-    """Raise InvalidTypeError for an ``ordered=`` that is neither True nor False."""
-    if not isinstance(ordered, bool):
-        raise InvalidTypeError(f"ordered must be True or False; got {ordered!r}")
+            self._sink.window = _CHUNKS_PER_WORKER * choice.n_jobs + 1
+        _cancel_at_exit(self.cancel, processes=choice.engine.type == "process")
 
 
 _open_drivers: set[Callable[[], None]] = set()
 
 
 def _cancel_at_exit(cancel: Callable[[], None], *, processes: bool) -> None:
-    """Have a run that is open when the interpreter exits tell its end.
+    """Have a run that is open when the interpreter exits report its end.
 
     Exit functions run last in, first out: this one before those that end workers and exporters.
     """

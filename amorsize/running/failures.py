@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection
+from functools import cache
 from itertools import islice
 
 from amorsize.engines.base import ChunkDone, Message, Overdue, WorkerLost
@@ -16,6 +18,8 @@ from amorsize.errors import (
 from amorsize.hooks.interruption import protected
 from amorsize.running.signals import Terminated
 from amorsize.workers.chunk import Chunk, ChunkOutcome, Failure, add_note
+
+logger = logging.getLogger(__name__)
 
 _HINT = "Pass return_exceptions=True to go on with the other items."
 
@@ -38,6 +42,26 @@ def is_failure(message: Message) -> bool:
     """Say whether a message may end the run."""
     return isinstance(message, WorkerLost) or (
         isinstance(message, ChunkDone) and bool(message.outcome.failures)
+    )
+
+
+def warn_of_failed_start(loss: WorkerLost) -> None:
+    """Log that a worker ended before it took any work."""
+    logger.warning(
+        "Worker process %s ended with exit code %s before it took any work; "
+        "another takes its place",
+        loss.pid,
+        loss.exit_code,
+    )
+
+
+@cache
+def warn_of_nested_run(engine: str) -> None:
+    """Log, once per process and not once per item, that a named engine is not used in a worker."""
+    logger.warning(
+        "execute() was called inside a worker process: executor='%s' runs serially there. "
+        "Name 'serial' or 'thread', or leave the choice open.",
+        engine,
     )
 
 

@@ -1,401 +1,414 @@
-"""How a run begins: its first items, called before what plans, runs and tells it is loaded.
+"""The first items of a run, called in its thread and measured; or those that are measured later.
 
-Loading all of amorsize takes longer than many a run takes in all. So what a run begins with imports
-little; and where the first items say that the others are done sooner than anything could be
-planned, and nobody is to be told of it, it goes on with them (:meth:`Opening.finish`). Everything
-else is loaded by whoever needs it first: the thread that looks at a long call in progress, or the
-caller.
+They are the first chunk of the serial engine, timed: no item is lost and none runs twice. The
+measuring stops at its size, or once the calls have taken :data:`BUDGET_SECONDS`, or as soon as the
+answer is clear: one slow call says what five fast ones say together, and while it runs all other
+cores idle.
 """
 
 from __future__ import annotations
 
-import contextvars
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from threading import Lock, get_ident
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from amorsize.options import known_length
-from amorsize.planning.clocks import ThreadClocks
-from amorsize.planning.gil_probe import AFTER_SECONDS, LOOK_SECONDS, GilProbe, switching_often
-from amorsize.planning.known_functions import KnownFunctions
-from amorsize.planning.sampling import Sample, draw_sample, sample_together
-from amorsize.planning.workload import (
-    HOPELESS_SECONDS,
-    KNOWN_WORKLOADS,
-    TRIVIAL_SECONDS,
-    Workload,
-    assumed_items,
-    describe,
-)
-from amorsize.workers.pass_monitor import Watcher
-from amorsize.workers.slices import Span
+from amorsize.planning.clocks import Clocks, Reading, read_peak_bytes
+from amorsize.planning.gil_probe import AFTER_SECONDS, WINDOW_SECONDS, GilProbe, Look
+from amorsize.planning.observations import Sample
+from amorsize.planning.planner import TOGETHER_SECONDS
+from amorsize.running.input import Input
+from amorsize.workers.chunk import HOSTNAME, ChunkOutcome, Failure, call_all, call_each, failure_of
+from amorsize.workers.slices import Pass
 
 if TYPE_CHECKING:
-    from amorsize.planning.explanation import OptimizationResult
-    from amorsize.planning.plan import Rest
-    from amorsize.planning.planner import Chooser
     from amorsize.workers.collectors import ChunkCollector
 
-LOADING_SECONDS = 0.01
-"""What loading everything else takes, about, in a process that has not done so."""
+BUDGET_SECONDS = 0.05
+"""Once the calls have taken this long, no further item is measured. Long enough for the probe of
+the GIL (it needs some 5 ms) and for clocks, short against any work worth dividing."""
 
-_SHORT = KnownFunctions[bool]()
-"""Functions whose first calls were over before a look at one."""
+CLEAR_SECONDS = 0.01
+"""Nor once two calls or more have taken this long together, when they agree within a factor of two
+and the probe has seen enough: all other cores idle meanwhile."""
 
-SURPRISE = 4
-"""Items are no longer what they were once they take so many times as long."""
+UNREAD_SECONDS = 2e-5
+"""Reading all clocks takes as long as shorter calls do: such are taken to compute."""
 
+TOGETHER_SLICE_ITEMS = 32
+"""Calls that are timed as one, at most: items after a few short ones may take longer."""
 
-def is_surprise(each_seconds: float, left: int, foreseen_seconds: float) -> bool:
-    """Say whether items take so much longer than foreseen that the others are to be planned anew.
-
-    Args:
-        each_seconds: what an item took lately.
-        left: how many are left.
-        foreseen_seconds: what an item was foreseen to take.
-
-    >>> is_surprise(0.02, 10, 1e-6), is_surprise(0.02, 2, 1e-6), is_surprise(0.02, 10, 0.01)
-    (True, False, False)
-    """
-    foreseen = max(TRIVIAL_SECONDS, foreseen_seconds)
-    return each_seconds > SURPRISE * foreseen and each_seconds * left > SURPRISE * LOADING_SECONDS
+ASK_SECONDS = 1e-3
+"""While workers start, they are asked about so often whether one is up."""
 
 
-class Opening:
-    """The first items of one run, and the choice that they lead to.
+class FirstItems:
+    """Items that were called in this thread, with their results and what they cost.
 
     Args:
         func: the function.
-        data: the input.
-        make_chooser: makes what looks at a call in progress, and chooses; called once, from this
-            thread or another.
-        sample_size: items to measure at most.
-        return_exceptions: go on behind items that raise.
-        prestart: told what calls are like, once, before ``make_chooser`` is called, which may take
-            long; None where it does not.
-        rest: what to begin with instead of the first item, in the middle of a run.
+        source: where items are taken from, just before they are called.
+        return_exceptions: go on after an item that raises an ``Exception``; without it the
+            measuring stops there and takes no further item.
+        collector: keeps what the calls bring beside results; None for none.
+        chunk_id: of the chunk that they are.
+        clocks: where time is read from; None for the real clocks.
 
     Attributes:
-        began: when the run began, by ``time.perf_counter()``.
-        iterator: where further items come from.
-        total: the length of the input, or of what is left of it; or None.
-        sequence: the input, where slices of it say the same as its iterator; or None.
-        start: the index in the input of the first item.
-        chunk_id: the id of the chunk that the sample is.
-        sample: the items so far.
-        context: the context variables of the calling thread.
-        result: the choice, once it is made.
+        start: the index in the input of the first one.
+        items: every item taken, in order.
+        results: one for each call that returned; exceptions in place under
+            ``return_exceptions``.
+        failures: the calls that raised.
+        interrupted: what stopped the measuring from outside (KeyboardInterrupt, SystemExit); the
+            run raises it once its events are emitted.
+        sample: what the calls cost.
+        draw: takes items from the input.
+
+    Nothing that the function or the input raises leaves the methods.
+
+    >>> first = FirstItems(abs, Input([-1, -2, -3]))
+    >>> first.measure(2)
+    >>> first.items, first.results, first.sample.taken
+    ([-1, -2], [1, 2], 2)
     """
 
     def __init__(
         self,
         func: Callable[[Any], Any],
-        data: Iterable[Any],
-        make_chooser: Callable[[Opening], Chooser],
+        source: Input,
         *,
-        sample_size: int,
         return_exceptions: bool = False,
-        prestart: Callable[[Workload], None] | None = None,
-        rest: Rest | None = None,
+        collector: ChunkCollector | None = None,
+        chunk_id: int = 0,
+        clocks: Clocks | None = None,
     ) -> None:
-        self.began = time.perf_counter()
         self._func = func
-        self._sample_size = sample_size
+        self._source = source
+        self.draw: Callable[[int], Sequence[Any]] = source.draw
         self._return_exceptions = return_exceptions
-        self.iterator: Iterator[Any]
-        self.sequence: Sequence[Any] | None
-        if rest is None:
-            self.iterator, self.total = iter(data), known_length(data)
-            # A range may be endless; and of a subclass one never knows.
-            sliceable = type(data) in (list, tuple, range) and self.total is not None
-            self.sequence = data if sliceable else None  # type: ignore[assignment]
-            self.start = self.chunk_id = 0
-        else:
-            self.iterator, self.sequence, self.total = rest.iterator, rest.sequence, rest.left
-            self.start, self.chunk_id = rest.start, rest.chunk_id
-            _SHORT.forget(func)
+        self._collector = collector
+        self._clocks = Clocks() if clocks is None else clocks
+        self.chunk_id = chunk_id
+        self.start = source.drawn
+        self.items: list[Any] = []
+        self.results: list[Any] = []
+        self.failures: list[Failure] = []
+        self.interrupted: BaseException | None = None
         self.sample = Sample()
-        self.context = contextvars.copy_context()
-        self.result: OptimizationResult | None = None
-        self._make_chooser = make_chooser
-        self._prestart = prestart
-        self._chooser: Chooser | None = None
-        self._done = False
-        self._begun_anew = rest is not None
-        self._abandoned = False
+        self._started_at = 0.0
+        self._in_progress: tuple[float, Reading] | None = None
+        self._raised_at: float | None = None
+        self._peak_bytes = 0
+        self._gil: GilProbe | None = None
+        self._closed = False
+        self._taking = Lock()
 
     @property
-    def chooser(self) -> Chooser:
-        """What looks at a call in progress, and chooses; made when it is first asked for."""
-        if self._chooser is None:
-            self._chooser = self._make_chooser(self)
-            if self._abandoned:  # by a run that did not wait for a call that is looked at only now
-                self.abandon()
-        return self._chooser
+    def stopped(self) -> str:
+        """What ended the measuring, in words; empty where nothing did."""
+        if self.interrupted is not None:
+            return f"{type(self.interrupted).__name__} stopped the run in its first items"
+        if self._source.error is not None:
+            error = type(self._source.error).__name__
+            return f"the input raised {error} after {self._source.drawn} items"
+        if self.failures and not self._return_exceptions:
+            failure = self.failures[0]
+            return f"the function raised {type(failure.error).__name__} on item {failure.index}"
+        return ""
 
-    def draw(self, collector: ChunkCollector | None = None) -> None:
-        """Call the function on the first items.
+    def measure(
+        self,
+        size: int,
+        *,
+        look: Look | None = None,
+        from_start: bool = True,
+        budget_seconds: float = BUDGET_SECONDS,
+        probe: bool = True,
+    ) -> None:
+        """Call the function on further items, timed one by one.
 
         Args:
-            collector: keeps what the calls bring beside results; None for none.
+            size: how many at most.
+            look: called, from another thread, while a long call is in progress; see
+                :class:`~amorsize.planning.gil_probe.GilProbe`. None for no looks.
+            from_start: whether the first call may be long, so that it is to be looked at as well.
+            budget_seconds: take no further item once the calls have taken this long.
+            probe: whether the GIL may be probed, by a second thread, where the calls are slow.
         """
-        size = self._measure(collector)
-        if size > 1 and not self._return_exceptions:
-            sample_together(self.sample, self._func, self.iterator, self.total)
-            if self._is_well() and self._have_changed():
-                self._begin_anew()
-                self._measure(collector)
+        clocks, sample = self._clocks, self.sample
+        self._gil = None
+        if look is not None and from_start:
+            # From the first call on: one may take longer than all that is to be learned.
+            look.begin()
+            self._gil = self._start_probe(look)
+            probe = False
+        if not self.items:
+            self._started_at = clocks.epoch()
+        self._peak_bytes = clocks.peak_bytes()
+        sample.asked_items += size
+        self._call(self._timed(size, budget_seconds, look, probe))
+        if (gil := self._gil) is not None:
+            gil.stop()
+            sample.gil_share = gil.share()
+            self._gil = None  # it knows who looks, and that knows this
+        sample.peak_growth_bytes += max(0, clocks.peak_bytes() - self._peak_bytes)
 
-    def _measure(self, collector: ChunkCollector | None) -> int:
-        """Call the function on a few items, timed one by one; say on how many at most."""
-        look: _Look | None = None
-        size = self._sample_size
-        if self._is_known() and self.chooser.begin_at_once():
-            size = 1
-        elif (clocks := ThreadClocks.of_this_thread()) is not None and self.total != 1:
-            look = _Look(self, clocks)
+    def measure_together(self, size: int) -> None:
+        """Call the function on further items, a few at each look at the clock."""
+        func, source, sample, collector = self._func, self._source, self.sample, self._collector
+        sample.asked_together = True
+        wall, done, seconds = self._clocks.wall, 0, 0.0
         try:
-            draw_sample(
+            while done < size and seconds < 4 * TOGETHER_SECONDS and not self._closed:
+                wanted = min(max(4, done), TOGETHER_SLICE_ITEMS, size - done)
+                piece = self.draw(wanted)
+                if not piece:
+                    break
+                self.items.extend(piece)
+                over = Pass(piece)
+                if collector is not None:
+                    collector.enter()
+                began = wall()
+                try:
+                    with over as items:
+                        self.results += call_all(func, items)
+                except Exception as error:
+                    at = self.start + len(self.results) + over.taken - 1
+                    del self.items[at - self.start + 1 :]
+                    self.failures.append(failure_of(at, error))
+                    break
+                finally:
+                    seconds += wall() - began
+                    if collector is not None:
+                        collector.leave()
+                done += len(piece)
+        except BaseException as error:
+            self.interrupted = error
+        sample.taken = len(self.items)
+        sample.together, sample.together_seconds = done, max(0.0, seconds)
+        sample.exhausted = source.exhausted and source.error is None
+
+    def work_until(self, size: int, until: Callable[[], bool]) -> int:
+        """Call the function on further items, until something is true; return on how many.
+
+        It is asked about once a millisecond.
+        """
+        before, wall = len(self.items), self._clocks.wall
+        began = wall()
+        self._call(self._untimed(size, until))
+        self.sample.other_seconds += max(0.0, wall() - began)
+        return len(self.items) - before
+
+    def forget_times(self) -> None:
+        """Forget how long calls took: from here on they are others."""
+        sample = self.sample
+        self.sample = Sample(
+            taken=sample.taken,
+            exhausted=sample.exhausted,
+            other_seconds=sample.all_seconds,
+            peak_growth_bytes=sample.peak_growth_bytes,
+            asked_together=sample.asked_together,
+        )
+
+    def so_far(self, wall: float, cpu: float, process_cpu: float) -> Sample | None:
+        """Say what is known in the middle of a call, taken as one that ends now; else None.
+
+        May be called from another thread.
+
+        Args:
+            wall, cpu, process_cpu: the clocks of :class:`Clocks`, now.
+        """
+        if (in_progress := self._in_progress) is None:
+            return None
+        (began, before), sample = in_progress, self.sample
+        seconds = max(0.0, wall - began)
+        return Sample(
+            taken=len(self.items),
+            seconds=sample.seconds + seconds,
+            item_seconds=[*sample.item_seconds, seconds],
+            cpu_seconds=sample.cpu_seconds + max(0.0, cpu - before.cpu),
+            process_cpu_seconds=sample.process_cpu_seconds
+            + max(0.0, process_cpu - before.process_cpu),
+            input_seconds=sample.input_seconds[:],
+            voluntary_switches=None,  # those of another thread are not to be had
+            peak_growth_bytes=max(0, read_peak_bytes() - self._peak_bytes),
+            asked_items=sample.asked_items,
+        )
+
+    def close(self) -> int | None:
+        """Take no further item; return how many were taken, or None where one is taken just now.
+
+        May be called from another thread.
+        """
+        if not self._taking.acquire(blocking=False):
+            return None
+        try:
+            self._closed = True
+            return len(self.items)
+        finally:
+            self._taking.release()
+
+    def reopen(self) -> None:
+        """Take further items again."""
+        self._closed = False
+
+    def returned(self) -> list[Any]:
+        """Return the results of calls that did not raise."""
+        failed = {failure.index - self.start for failure in self.failures}
+        return [result for index, result in enumerate(self.results) if index not in failed]
+
+    def outcome(self) -> ChunkOutcome | None:
+        """Return what came of the items, as of a chunk; None where there were none."""
+        size = len(self.items)
+        if self.interrupted is not None:
+            size = len(self.results)  # the last call did not come to its end
+        if not size:
+            return None
+        complete = len(self.results) == size
+        assert complete or self.failures, "results of the first items are lost"
+        return ChunkOutcome(
+            chunk_id=self.chunk_id,
+            start=self.start,
+            size=size,
+            results=self.results if complete else None,
+            failures=self.failures,
+            started_at=self._started_at,
+            duration=self.sample.all_seconds,
+            pid=os.getpid(),
+            hostname=HOSTNAME,
+            thread_name=threading.current_thread().name,
+            extras={} if self._collector is None else self._collector.take(),
+        )
+
+    def _call(self, items: Iterator[Any]) -> None:
+        try:
+            call_each(
                 self._func,
-                self.iterator,
-                size,
-                return_exceptions=self._return_exceptions,
-                collector=collector,
-                look=look,
-                look_early=_SHORT.recall(self._func) is None,
-                sample=self.sample,
+                items,
+                self.results,
+                self.failures,
+                start=self.start,
+                go_on=self._return_exceptions,
+                on_error=self._note_end,
             )
+        except BaseException as error:
+            self.interrupted = error
         finally:
-            if look is not None:
-                look.settle(self.sample)
-        return size
+            items.close()  # type: ignore[attr-defined]  # a generator
+        self.sample.taken = len(self.items)
+        self.sample.exhausted = self._source.exhausted and self._source.error is None
 
-    def _have_changed(self) -> bool:
-        """Whether calls that were timed together were not as short as those before them."""
-        sample = self.sample
-        if not sample.together or sample.exhausted:
-            return False
-        each = sample.together_seconds / sample.together
-        left = assumed_items(each) if self.total is None else self.total - len(sample.items)
-        return is_surprise(each, left, sorted(sample.item_seconds)[len(sample.item_seconds) // 2])
+    def _note_end(self) -> None:
+        self._raised_at = self._clocks.wall()
 
-    def _begin_anew(self) -> None:
-        """Measure the next items like first ones."""
-        _SHORT.forget(self._func)
-        self.sample.begin_anew()
-        self._begun_anew = True
+    def _take(self) -> bool:
+        """Take an item, unless there is none, or others have begun with those that follow."""
+        with self._taking:
+            if self._closed:
+                return False
+            # One call in C: a Ctrl-C cannot fall between taking the item and keeping it.
+            taken = len(self.items)
+            self.items.extend(self.draw(1))
+        return len(self.items) > taken
 
-    def finish(self) -> list[Any] | None:
-        """Call the function on all other items, where workers would not help; the results.
+    def _start_probe(self, look: Look | None) -> GilProbe | None:
+        gil = GilProbe(self._clocks.wall, look)
+        return gil if gil.start() else None
 
-        Where items turn out to be longer than foreseen, the next ones are measured anew.
-
-        Returns:
-            The results; None where something else is to be done, behind what :attr:`sample` holds:
-            what the function or the input raised is there, too.
-        """
-        while self._may_go_on():
-            workload = describe(self.sample, self.total)
-            if self._is_hopeless(workload):
-                if workload.item_seconds < AFTER_SECONDS:
-                    _SHORT.remember(self._func, True)
-            elif self.choose().executor_type != "serial" or not self._is_well():
-                return None  # choosing may have measured further items
-            if self._go_on():
+    def _timed(
+        self, size: int, budget_seconds: float, look: Look | None, probe: bool
+    ) -> Iterator[Any]:
+        """Give items to call, and measure the calls."""
+        clocks, sample, collector = self._clocks, self.sample, self._collector
+        wall = clocks.wall
+        before: Reading | None = None
+        spent = unread = 0.0
+        for _ in range(size):
+            began = wall()
+            if not self._take():
                 break
-            # Items are not what they were: the next ones say what to do with the rest.
-            self._begin_anew()
-            self.result = None
-            self.draw()
-        if not self._is_well() or not (self._done or self._is_over()):
-            return None
-        self.abandon()  # workers that were begun before items turned out to be short
-        return self.sample.results
-
-    def choose(self) -> OptimizationResult:
-        """Choose, once, what is done with all other items; it is :attr:`result` from then on."""
-        if self.result is None:
-            if self._is_well():
-                self.prestart(describe(self.sample, self.total))
-            self.result = self.chooser.choose()
-            if self._begun_anew:  # a further run's first items are not like these
-                KNOWN_WORKLOADS.forget(self._func)
-        return self.result
-
-    def prestart(self, workload: Workload) -> None:
-        """Have workers start that calls of this kind need, before what chooses is loaded."""
-        if (prestart := self._prestart) is not None and self._chooser is None:
-            self._prestart = None
-            prestart(workload)
-
-    def abandon(self) -> None:
-        """End what was begun, and nobody took over; begin nothing more."""
-        self._abandoned = True
-        if self._chooser is not None and self._chooser.ahead is not None:
-            self._chooser.ahead.abandon()
-
-    def _is_known(self) -> bool:
-        """Whether an earlier run has shown what the calls are like."""
-        known = KNOWN_WORKLOADS.recall(self._func) is not None
-        first = not self.sample.items and not self._begun_anew
-        return known and first and self.sequence is not None
-
-    def _is_well(self) -> bool:
-        sample = self.sample
-        return not sample.failures and sample.input_error is None and sample.interrupted is None
-
-    def _is_over(self) -> bool:
-        if self.sample.exhausted or self.sequence is None:
-            return self.sample.exhausted or len(self.sample.items) == self.total
-        return len(self.sample.items) == self.total == len(self.sequence)
-
-    def _may_go_on(self) -> bool:
-        ahead = None if self._chooser is None else self._chooser.ahead
-        if self.sequence is None or (ahead is not None and ahead.dispatched) or self._is_over():
-            return False
-        # Of a list that the function has made longer, or shorter, the run loop takes care.
-        return self._is_well() and len(self.sequence) == self.total
-
-    def _is_hopeless(self, workload: Workload) -> bool:
-        """Whether the rest is done sooner than anything better could begin."""
-        if workload.item_seconds < TRIVIAL_SECONDS:
-            return True
-        loaded = "amorsize.running.call" in sys.modules
-        return workload.serial_seconds < (HOPELESS_SECONDS if loaded else LOADING_SECONDS)
-
-    def _go_on(self) -> bool:
-        """Call the function on all other items, as long as they are as short as foreseen.
-
-        Says whether that was the end, by whatever.
-        """
-        assert self.sequence is not None
-        assert self.total is not None
-        sample, sequence, total = self.sample, self.sequence, self.total
-        before = len(sample.items)
-        foreseen = describe(sample, total).item_seconds
-
-        def too_long(each: float, at: int) -> bool:
-            return is_surprise(each, total - at, foreseen)
-
-        func, watcher = self._func, Watcher(too_long)
-        watch = watcher.look_after(Span(sequence, before, total), before)
-        began = time.perf_counter()
-        try:
-            with watch as items:
-                results = [func(item) for item in items]
-            watch.settle(results)
-        except Exception as error:
-            taken = before + watch.taken
-            sample.fail(taken - 1, error)
-            lost = taken - len(sequence)  # a list may have become shorter
-            sample.items = [*sequence[:taken], *[None] * max(0, lost)]
-            return True
-        finally:
-            watcher.close()
-            sample.earlier_seconds += time.perf_counter() - began
-        taken = before + watch.taken
-        results[:0] = sample.results
-        sample.results = results
-        if taken == total:
-            self._done = True
-            # They are not copied: nobody adds to them.
-            whole = taken == len(sequence)
-            sample.items = sequence if whole else list(sequence[:taken])  # type: ignore[assignment]
-            return True
-        sample.items = list(sequence[:taken])
-        self.iterator = Span(sequence, taken, total).iterator()
-        if self._chooser is not None:
-            self._chooser.iterator = self.iterator
-        return False
-
-
-class _Look:
-    """What the probe's thread does while the first calls run."""
-
-    def __init__(self, opening: Opening, clocks: ThreadClocks) -> None:
-        self._opening = opening
-        self._clocks = clocks
-        self._looking = Lock()
-        self._caller = get_ident()
-        self._settled = False
-        self._spent = 0.0
-        self.begin = clocks.begin
-
-    def __call__(self, probe: GilProbe) -> float | None:
-        with self._looking:
-            # What is computed here is not the function's.
-            self._spent -= time.thread_time()
+            produced = max(0.0, wall() - began)
+            sample.input_seconds.append(produced)
+            if self._gil is None and probe and sample.seconds >= AFTER_SECONDS:
+                if look is not None:
+                    look.begin()
+                self._gil = self._start_probe(look)
+                probe = self._gil is not None
+            gil = self._gil
+            unread += produced
+            if before is None or unread >= UNREAD_SECONDS:
+                before = clocks.read()
+            if collector is not None:
+                collector.enter()
+            self._raised_at = None
+            began = wall()
+            self._in_progress = began, before
+            if gil is not None:
+                gil.enter(began)
             try:
-                return None if self._settled else self._look(probe)
+                yield self.items[-1]
             finally:
-                self._spent += time.thread_time()
+                ended = self._raised_at or wall()
+                self._in_progress = None
+                if collector is not None:
+                    collector.leave()
+                if gil is not None:
+                    gil.leave(began, ended)
+                seconds = max(0.0, ended - began)
+                sample.seconds += seconds
+                sample.item_seconds.append(seconds)
+                if seconds < UNREAD_SECONDS:
+                    unread += seconds
+                    sample.cpu_seconds += seconds
+                    sample.process_cpu_seconds += seconds
+                else:
+                    before, unread = _add_usage(sample, before, clocks.read()), 0.0
+            spent += seconds
+            if spent >= budget_seconds or _is_clear(sample, spent, gil):
+                break
 
-    def _look(self, probe: GilProbe) -> float | None:
-        if self._is_importing():
-            return LOOK_SECONDS
-        with switching_often():
-            if (seen := self._see(probe)) is None:
-                return LOOK_SECONDS
-            self._opening.prestart(seen[1])
+    def _untimed(self, size: int, until: Callable[[], bool]) -> Iterator[Any]:
+        """Give items to call, until something is true."""
+        wall, collector = self._clocks.wall, self._collector
+        asked = wall()
+        for _ in range(size):
+            if not self._take():
+                break
+            if collector is not None:
+                collector.enter()
             try:
-                chooser = self._opening.chooser
-            except Exception:
-                return None  # the caller's thread meets that again
-            # Loading it may have taken long enough for a call to come to its end.
-            seen = self._see(probe)
-        return LOOK_SECONDS if seen is None else chooser.look(*seen)
-
-    def _is_importing(self) -> bool:
-        """Whether the caller is in the middle of an import.
-
-        To pickle what is of that module, this thread would wait until it is over; and the caller,
-        after its call, for this thread.
-        """
-        frame = sys._current_frames().get(self._caller)
-        while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
-            frame = frame.f_back
-        return frame is not None
-
-    def _see(self, probe: GilProbe) -> tuple[Sample, Workload] | None:
-        """Say what is known in the middle of a call, and what it means for the whole input.
-
-        A call so far counts as a call of that length: it can only get longer.
-        """
-        cpu, process_cpu = self._clocks.cpu(), time.process_time()
-        sample = self._opening.sample.so_far(time.perf_counter(), cpu, process_cpu)
-        if sample is None or (share := probe.share()) is None:
-            return None
-        sample.gil_share = share
-        self._correct(sample, self._spent + time.thread_time())
-        workload = describe(sample, self._opening.total)
-        # The call in progress is work as well: two items are enough for two workers.
-        return sample, workload._replace(remaining=workload.remaining + 1)
-
-    def settle(self, sample: Sample) -> None:
-        """Wait for a look in progress, allow no other, and note what looks told of the calls."""
-        self._settled = True
-        with self._looking:
-            self._correct(sample, self._spent)
-
-    def _correct(self, sample: Sample, spent: float) -> None:
-        sample.queued_seconds = self._clocks.queued()
-        ours = max(0.0, sample.process_cpu_seconds - sample.cpu_seconds)
-        sample.process_cpu_seconds -= min(ours, spent)
+                yield self.items[-1]
+            finally:
+                if collector is not None:
+                    collector.leave()
+            now = wall()
+            if now - asked >= ASK_SECONDS:
+                asked = now
+                if until():
+                    break
 
 
-def nobody_listens() -> bool:
-    """Say whether an execution without hooks of its own would be told to anybody.
+def _add_usage(sample: Sample, before: Reading, after: Reading) -> Reading:
+    """Add what the clocks counted during a call; return ``after``."""
+    sample.cpu_seconds += max(0.0, after.cpu - before.cpu)
+    sample.cpu_seconds += max(0.0, after.children_cpu - before.children_cpu)
+    sample.process_cpu_seconds += max(0.0, after.process_cpu - before.process_cpu)
+    sample.involuntary_switches += after.involuntary - before.involuntary
+    if before.voluntary is None or after.voluntary is None:
+        sample.voluntary_switches = None
+    elif sample.voluntary_switches is not None:
+        sample.voluntary_switches += after.voluntary - before.voluntary
+    return after
 
-    That is the default manager, the chunk that this code runs in, or the log.
-    """
-    modules = sys.modules
-    manager = getattr(modules.get("amorsize.hooks.manager"), "get_default_manager", None)
-    if manager is not None and manager().has_hooks():
-        return False
-    numbers = getattr(modules.get("amorsize.workers.user_metrics"), "current_collector", None)
-    if numbers is not None and numbers() is not None:
-        return False
-    logging = modules.get("logging")
-    return logging is None or not logging.getLogger("amorsize").isEnabledFor(logging.DEBUG)
+
+def _is_clear(sample: Sample, spent: float, gil: GilProbe | None) -> bool:
+    calls = sample.item_seconds
+    return (
+        spent >= CLEAR_SECONDS
+        and len(calls) >= 2
+        and max(calls) < 2 * min(calls)
+        and gil is not None
+        and gil.window() >= WINDOW_SECONDS
+    )

@@ -1,19 +1,27 @@
-"""The run loop: the only one, for every engine, for lists and for streams.
+"""The run loop: the only one, for every engine, observed or not, for lists and for streams.
 
-It draws chunks from the input, hands them to a backend while that and the sink have room, and
-turns what the backend tells into results and events. Whatever happens, every start that was told
-has its end, and ``POST_EXECUTE`` comes last.
+::
+
+    measure the first items -> plan -> run chunks on an engine -> observe -> plan again
+
+The planner is asked before the first item, and before each chunk; what it wants to know is measured
+by :mod:`.measurement`. The loop draws chunks from the input, hands them to a backend while that and
+the sink have room, and turns what the backend reports into results and events. A change of engine
+happens between two chunks. Every reported start of a worker has its end, and ``POST_EXECUTE`` comes
+last, whatever happens.
+
+Importing this module is paid for by the shortest runs: what only others need is imported by the
+functions that need it.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from amorsize.engines.base import (
     Backend,
@@ -26,136 +34,276 @@ from amorsize.engines.base import (
     WorkerStarted,
 )
 from amorsize.engines.factory import make_backend
-from amorsize.errors import ExecutionCancelledError, ExecutionError, UnpicklableItemError
-from amorsize.hooks.interruption import protected_between_calls
-from amorsize.planning.plan import Begun, TimeLimits
-from amorsize.running import failures, signals
-from amorsize.running.abandonable import run_apart
-from amorsize.running.early_workers import TRAVELLED
+from amorsize.hooks.interruption import protected, protected_between_calls
+from amorsize.options import Options
+from amorsize.planning.engine import Engine
+from amorsize.planning.gil_probe import AFTER_SECONDS
+from amorsize.planning.known_functions import KNOWN, NOTHING
+from amorsize.planning.observations import ChunkTimes, Observations
+from amorsize.planning.plan import LookFurther, Plan, RunChunks
+from amorsize.planning.planner import REPLANNING_SECONDS, Planner
 from amorsize.running.input import Input
-from amorsize.running.replanning import Course
-from amorsize.running.reporter import Reporter
+from amorsize.running.measurement import Measurement, asked_for
+from amorsize.running.observers import Observers, is_logged
 from amorsize.running.retries import Retries
 from amorsize.running.sinks import Sink
-from amorsize.workers import log_records
-from amorsize.workers.chunk import Chunk, ChunkOutcome, Failure, add_note
+from amorsize.workers.chunk import Chunk, ChunkOutcome, Failure
+from amorsize.workers.collectors import CollectSettings
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from amorsize.errors import ExecutionCancelledError, ExecutionError, UnpicklableItemError
+    from amorsize.planning.explanation import OptimizationResult
+    from amorsize.running.early_workers import HandedOver
+    from amorsize.running.reporter import Reporter
+    from amorsize.running.signals import DuringExecute
 
 T = TypeVar("T")
+
+MOST_CHUNK_ITEMS = 100_000
+"""A bound on items that are held at once; chunks of very short items could be millions long."""
+MOST_STREAM_CHUNK_ITEMS = 10_000
+MOST_SERIAL_CHUNK_ITEMS = 10_000_000
+"""Nothing is copied for a serial chunk of an input that is held in memory anyway: the duration of
+chunks alone bounds them."""
+
+LONGEST_WAIT_SECONDS = 0.5
+"""A signal that comes just before the loop begins to wait does not interrupt the wait: Python runs
+its handler when the wait is over."""
+
+_loaded = False
+"""Whether what plans for workers is loaded: whether a run of this process has compared engines."""
 
 
 @protected_between_calls
 class Run:
-    """One execution, from the plan to its end."""
+    """One execution.
+
+    Args:
+        func: the function.
+        data: the input.
+        options: the checked arguments.
+        sink: where the results go.
+        in_background: whether a thread of ours drives it, for a consumer in another one.
+        explain: whether the result that explains the choice is wanted.
+
+    Attributes:
+        result: the choice, where it is wanted, once it is made.
+        on_plan: called with each choice of an engine, from the thread that drives.
+    """
 
     def __init__(
         self,
-        *,
-        task: Task,
-        course: Course,
-        data: Input,
+        func: Callable[[Any], Any],
+        data: Iterable[Any],
+        options: Options,
         sink: Sink,
-        reporter: Reporter,
-        limits: TimeLimits,
+        *,
+        in_background: bool = False,
+        explain: bool = False,
     ) -> None:
-        self._task = task
-        self._input = data
+        self._began_monotonic = time.monotonic()
+        self._func = func
+        self._data = data
+        self._options = options
         self._sink = sink
-        self._report = reporter
-        self._limits = limits
-        self._course = course
-        self._begun: Begun | None
-        self._backend: Backend | None
-        self._begin()
+        self._in_background = in_background
+        self._explain = explain or options.verbose
+        self.result: OptimizationResult | None = None
+        self.on_plan: Callable[[RunChunks], None] = lambda plan: None
+        self._observers = Observers(func, options, time.perf_counter())
+        self._report: Reporter | None = None
+        self._signals: DuringExecute | None = None
+        self._seen: Observations
+        self._planner = Planner()
+        self._measurement: Measurement
+        self._input: Input
+        self._task: Task
+        self._plan: RunChunks | None = None
+        self._change: Plan | None = None
+        self._backend: Backend | None = None
+        self._handed_over: HandedOver | None = None
         self._in_flight: dict[int, Chunk] = {}
         self._retries = Retries()
         self._unsendable: deque[tuple[Chunk, UnpicklableItemError]] = deque()
         self._next_chunk_id = 0
-        self._told: BaseException | None = None
+        self._workers: dict[int, WorkerStarted] = {}
+        self._items_completed = 0
+        self._busy_seconds = 0.0
+        self._failures: list[Failure] = []
+        self._reported_size = 1
+        self._corrections = 0
+        self._final_chunksize: int | None = None
+        self._changes: list[str] = []
+        self._reported_error: BaseException | None = None
         self._progress_due = False
         self._held_up = False
         self._handover = threading.Lock()
         self._abandoned = False
 
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        try:
+            # Objects that know each other would keep the user's data until they are collected.
+            signals, self._signals = self._signals, None
+            if signals is not None:
+                signals.__exit__(*exc)
+        finally:
+            if self._report is not None:
+                self._report.forget_trace()
+            self._observers.close()
+
     def drive(self) -> None:
-        """Run to the end; raises what the run failed with."""
+        """Run to the end; raises what the run failed with. Called inside of the run's context."""
         status = "ok"
         failed: BaseException | None = None
-        plan, begun = self._course.plan, self._begun
         try:
-            self._report.pre_execute(
-                n_jobs=plan.n_jobs,
-                chunksize=plan.chunksize,
-                total_items=self._course.total,
-                executor_type=plan.engine.type,
-                estimated_speedup=plan.estimated_speedup,
-                decided={
-                    "reason": plan.reason,
-                    "sampled_items": len(self._course.sampled.items),
-                    "head_start_items": 0 if begun is None else len(begun.chunks),
-                },
-            )
-            self._take_sample()
-            self._take_over()
-            self._work()
-        except BaseException as error:
-            status, failed = failures.status_of(error), error
-            if error is not self._told and not self._abandoned:
-                self._report.error(error)
-            raise
+            try:
+                self._begin()
+                self._follow(self._measurement.find_plan(), is_first=True)
+                while (look := self._run_chunks()) is not None:
+                    self._plan_again(look)
+            except BaseException as error:
+                status, failed = _status_of(error), error
+                report = self._report
+                if report and error is not self._reported_error and not self._abandoned:
+                    report.error(error)
+                raise
+            finally:
+                if not self._abandoned:
+                    self._end(status, failed)
         finally:
-            if not self._abandoned:
-                self._end(status, failed)
+            self._conclude()
 
     def abandon(self) -> bool:
         """End, from another thread, a cancelled run that is held up in code of the user's.
 
         Neither the input nor a call that is measured can be interrupted, and it may never return:
-        the run's end is told now, by the calling thread, and nothing after it. Says whether that
-        was so.
+        the run's end is reported now, by the calling thread, and nothing after it. Says whether
+        that was so.
         """
         with self._handover:
-            if not self._held_up or self._report.is_telling():
+            if not self._held_up or (self._report is not None and self._report.is_emitting()):
                 return False
             self._abandoned = True
         self._input.exhausted = True  # nothing more is begun
         error = self._cancelled_error()
-        self._report.error(error)
+        if self._report is not None:
+            self._report.error(error)
         self._end("cancelled", error)
         return True
 
-    def _end(self, status: str, failed: BaseException | None) -> None:
-        on_processes = self._course.plan.engine.type == "process" and self._backend is not None
-        try:
-            self._close_backend(cancel=failed is not None)
-        except BaseException as error:
-            if failed is None:  # Ctrl-C at the very end of a run that had gone well
-                status, failed = failures.status_of(error), error
-                self._report.error(error)
-            raise
-        finally:
-            self._report.post_execute(status, failed)
-        if on_processes and failed is None:
-            first = self._course.sampled.items[0] if self._course.sampled.items else None
-            TRAVELLED.remember(self._task.func, type(first))
-
     def wake(self) -> None:
-        """Make the loop look at its sink; may be called from any thread."""
-        if self._backend is not None:
-            self._backend.wake()
+        """Make the loop look at its sink; from any thread, and from a signal handler."""
+        backend = self._backend
+        if backend is not None:
+            backend.wake()
 
-    def _take_sample(self) -> None:
-        sampled = self._course.sampled
-        if (outcome := sampled.outcome) is not None:
-            chunk = Chunk(self._new_id(), outcome.start, sampled.items)
+    # --- the beginning, and every plan ----
+
+    def _begin(self) -> None:
+        options, collect = self._options, CollectSettings()
+        if self._observers.are_there():
+            self._guard()
+            self._report = self._observers.make_reporter()
+            collect = self._report.begin_collecting()
+        self._input = data = Input(self._data)
+        self._task = Task(
+            self._func, options.return_exceptions, options.item_timeout is not None, collect
+        )
+        known, sequence = KNOWN.recall(self._func), data.sequence
+        self._seen = seen = asked_for(options)
+        seen.engine = _engine_here(options.engine)
+        seen.interruptible = seen.time_limit or self._in_background
+        seen.loading_seconds = 0.0 if _loaded else REPLANNING_SECONDS
+        seen.known = known
+        seen.travelled = bool(sequence) and type(sequence[0]) is known.sent_type  # type: ignore[index]
+        seen.most_chunk_items = seen.most_serial_items = MOST_CHUNK_ITEMS
+        if self._sink.is_bounded:
+            seen.most_chunk_items = seen.most_serial_items = MOST_STREAM_CHUNK_ITEMS
+        elif sequence is not None:
+            seen.most_serial_items = MOST_SERIAL_CHUNK_ITEMS
+            seen.whole = self._report is None and not seen.interruptible
+        self._measurement = Measurement(
+            self._task, data, seen, self._planner, starts_early=seen.n_jobs != 1 and not seen.engine
+        )
+
+    def _guard(self) -> None:
+        """Have SIGTERM and Ctrl-C end the run in order: its events, and its workers."""
+        if self._signals is None and not self._in_background:
+            from amorsize.running.signals import DuringExecute
+
+            self._signals = DuringExecute(self.wake)
+            self._signals.__enter__()
+
+    def _follow(self, plan: RunChunks, *, is_first: bool = False) -> None:
+        """Go by a plan: use its engine from now on, after the items that were measured for it."""
+        global _loaded
+        seen, choice, first = self._seen, plan.choice, self._measurement.first
+        self._explain_choice(plan, is_first)
+        self._plan = seen.plan = plan
+        seen.chunks = ChunkTimes()
+        seen.deviating_seconds = 0.0
+        seen.loading_seconds = 0.0
+        self._reported_size = plan.usual_size
+        self._remember(plan, is_first)
+        if choice.comparison is not None:
+            _loaded = True
+        alone = choice.is_serial
+        if not alone:
+            self._guard()
+        self._input.copies = not alone or seen.interruptible
+        if self._measurement.has_started:
+            early = self._measurement.early
+            self._handed_over = early.hand_over(choice.engine.type, choice.n_jobs)
+            if self._handed_over is not None:
+                self._backend = self._handed_over.backend
+        self.on_plan(plan)
+        if is_first:
+            if self._report is not None:
+                self._emit_start(self._report)
+        elif not alone:
+            self._note_change(plan)
+        self._take_measured()
+        if first.interrupted is not None:
+            raise first.interrupted
+        self._take_over()
+
+    def _explain_choice(self, plan: RunChunks, is_first: bool) -> None:
+        if not (self._explain or is_logged()):
+            return
+        from amorsize.planning.explanation import log_choice, make_result
+
+        result = make_result(plan, self._seen)
+        log_choice(result, self._options.verbose)
+        if is_first:
+            self.result = result
+            result.data = self._data
+
+    def _remember(self, plan: RunChunks, is_first: bool) -> None:
+        """Remember what the function is like, for the next run."""
+        seen, choice = self._seen, plan.choice
+        if choice.workload is None:
+            return
+        if not is_first or self._measurement.has_changed:
+            # A further run's first items are not like these.
+            KNOWN.remember(self._func, workload=None, short=False)
+        elif not choice.is_serial:
+            KNOWN.remember(self._func, workload=choice.workload)
+        elif choice.comparison is None and not (seen.known.short or self._input.exhausted):
+            KNOWN.remember(self._func, short=choice.workload.item_seconds < AFTER_SECONDS)
+
+    def _take_measured(self) -> None:
+        """Deliver the items that were measured, as a chunk."""
+        first = self._measurement.first
+        if (outcome := first.outcome()) is not None:
+            chunk = Chunk(self._new_id(), outcome.start, first.items[: outcome.size])
             self._take_outcome(chunk, outcome, None, sampled=True)
-        if sampled.interrupted is not None:
-            raise sampled.interrupted
 
     def _take_over(self) -> None:
-        """Go on with what was begun while the sample ran."""
-        begun, self._begun = self._begun, None
+        """Go on with what was begun while the first items ran."""
+        begun, self._handed_over = self._handed_over, None
         if begun is None:
             return
         if begun.error is not None:
@@ -164,77 +312,129 @@ class Run:
             self._input.skip(len(chunk.items))
             self._in_flight[chunk.id] = chunk
             self._next_chunk_id = chunk.id + 1
-        for message in begun.news:
+        for message in begun.messages:
             self._handle(message)
 
-    def _work(self) -> None:
+    def _note_change(self, plan: RunChunks) -> None:
+        """Note that the run goes on with another engine, and why."""
+        from amorsize.planning.explanation import reason_of
+
+        change = f"After {self._items_completed:,} items: {reason_of(plan.choice, self._seen)}"
+        self._changes.append(change)
+        if self._report is not None:
+            self._report.changed_engine(plan, change)
+
+    # --- running chunks ----
+
+    def _run_chunks(self) -> LookFurther | None:
+        """Run chunks until the run is over (None), or has to be planned again."""
         self._fill()
         while not self._is_over():
             self._check_limits()
             if self._unsendable:
                 self._take_unsendable(*self._unsendable.popleft())
             elif self._backend is not None:
-                # Failures last: they may end the run, and what came with them counts.
-                for message in sorted(
-                    self._backend.wait(self._limits.patience()), key=failures.is_failure
-                ):
+                messages = self._backend.wait(self._patience())
+                if len(messages) > 1:
+                    # Failures last: they may end the run, and what came with them counts.
+                    from amorsize.running.failures import is_failure
+
+                    messages = sorted(messages, key=is_failure)
+                for message in messages:
                     self._handle(message)
-            self._leave_workers()
-            self._grow()
+            if self._change is not None and self._may_change():
+                change, self._change = self._change, None
+                self._close_backend(cancel=False)
+                if isinstance(change, LookFurther):
+                    return change
+                assert isinstance(change, RunChunks)
+                self._plan = self._seen.plan = change
+                self._note_change(change)
             self._fill()
-            self._tell_progress()
+            self._emit_progress()
         if self._input.error is not None:
+            from amorsize.workers.chunk import add_note
+
             add_note(self._input.error, f"Raised by the input, after {self._input.drawn} items.")
             raise self._input.error
+        return None
 
-    def _leave_workers(self) -> None:
-        """Go on in this thread where items turn out to be cheaper than their way to workers."""
-        self._course.look_for_cheap_items()
-        waiting = self._in_flight or self._retries or self._unsendable
-        if not self._course.leaving or waiting or self._input.exhausted:
-            return
-        self._close_backend(cancel=False)
-        self._course.leave_workers()
-        self._report.changed_engine(self._course.plan)
+    def _plan_again(self, look: LookFurther) -> None:
+        """Measure the next items like first ones, and go by what they say."""
+        seen, plan = self._seen, self._plan
+        assert plan is not None
+        seen.plan, seen.expected_seconds = None, plan.choice.item_seconds
+        seen.payload, seen.stopped, seen.notes = None, "", ()
+        seen.known, seen.travelled = NOTHING, False
+        self._input.copies = True
+        self._measurement = measurement = Measurement(
+            self._task,
+            self._input,
+            seen,
+            self._planner,
+            starts_early=True,
+            chunk_id=self._next_chunk_id,
+        )
+        if self._options.timeout is None:
 
-    def _grow(self) -> None:
-        """Choose anew where items turn out to be too long for one worker."""
-        if not self._course.growing or self._in_flight or self._input.exhausted:
-            return
-        self._course.growing = False
-        self._close_backend(cancel=False)
-        items, chunk_id = iter(self._input), self._next_chunk_id
-        if self._limits.deadline is None:
-            stage = self._run_theirs(lambda: self._course.ask(items, chunk_id))
+            def perform(step: LookFurther) -> None:
+                self._run_theirs(lambda: measurement.look(step))
         else:
-            stage = run_apart(
-                lambda items: self._course.ask(items, chunk_id),
-                draw=lambda: self._draw(1),
-                check=self._check_limits,
-            )
-        self._course.turn_to(stage)
-        self._begin()
-        if not self._course.is_alone:
-            self._report.changed_engine(self._course.plan)
-        self._take_sample()
-        self._take_over()
+            from amorsize.running.abandonable import Draw, run_abandonable
 
-    def _begin(self) -> None:
-        self._begun = begun = self._course.take_over()
-        self._backend = None if begun is None else begun.backend
+            def perform(step: LookFurther) -> None:
+                def work(draw: Draw) -> None:
+                    measurement.first.draw = draw
+                    measurement.look(step)
+
+                run_abandonable(work, draw=self._draw, check=self._check_limits)
+
+        perform(look)
+        again = measurement.find_plan(perform)
+        if not again.choice.is_serial:
+            seen.growths += 1
+        self._follow(again)
+
+    def _ask(self) -> RunChunks | None:
+        """Ask the planner what follows; None, and a note, where it is no chunk on this engine."""
+        seen, plan = self._seen, self._plan
+        assert plan is not None
+        seen.left = self._input.left
+        following = self._planner.next(seen)
+        if isinstance(following, RunChunks) and following.choice is plan.choice:
+            self._plan = seen.plan = following
+            return following
+        self._change = following
+        return None
+
+    def _may_change(self) -> bool:
+        waiting = self._in_flight or self._retries or self._unsendable
+        return not waiting and not self._input.exhausted
+
+    def _is_too_long(self, each_seconds: float, at: int) -> bool:
+        """Say whether a serial chunk is to end before the item of index ``at``.
+
+        Asked by the chunk, from the thread that runs it or another.
+        """
+        total = self._input.total
+        left = None if total is None else max(0, total - at)
+        seen = self._seen._replace(deviating_seconds=each_seconds, left=left)
+        if isinstance(self._planner.next(seen), RunChunks):
+            return False
+        self._seen.deviating_seconds = each_seconds
+        return True
 
     def _take_back(self, chunk: Chunk, outcome: ChunkOutcome) -> None:
         """Take back what a serial chunk has left because its items have become too long."""
         end = outcome.start + outcome.size
         if outcome.size < len(chunk.items):
-            # Those behind it were not begun.
-            behind = [each for each in self._in_flight.values() if each.start >= end]
-            self._input.give_back([chunk.items[outcome.size :], *(each.items for each in behind)])
-            for each in behind:
+            # Those after it were not begun.
+            later = [each for each in self._in_flight.values() if each.start >= end]
+            self._input.give_back([chunk.items[outcome.size :], *(each.items for each in later)])
+            for each in later:
                 del self._in_flight[each.id]
-            self._course.growing = True
-        elif outcome.size and self._course.is_too_long(outcome.duration / outcome.size, end):
-            self._course.growing = True
+        elif outcome.size:
+            self._seen.deviating_seconds = outcome.duration / outcome.size
 
     def _fill(self) -> None:
         """Dispatch what there is room for."""
@@ -246,25 +446,29 @@ class Run:
             if self._retries:
                 chunk = self._retries.take()
             elif (
-                not self._course.is_open
+                self._change is not None
                 or self._input.exhausted
                 or not self._sink.has_room(len(self._in_flight))
             ):
                 break
             else:
+                if (plan := self._ask()) is None:
+                    break
                 start = self._input.drawn
-                total = self._course.total
-                remaining = None if total is None else max(1, total - start)
-                items = self._draw(self._course.sizer.next_size(remaining))
+                items = self._draw(plan.size)
                 if not items:
                     break
                 chunk = Chunk(self._new_id(), start, items)
             self._submit(chunk)
         if self._input.exhausted and self._input.error is None:
             # Only now is the length certain: len() of the input may have been an estimate.
-            self._report.total_items = self._course.total = self._input.drawn
+            self._input.total = self._input.drawn
+            if self._report is not None:
+                self._report.total_items = self._input.total
 
     def _draw(self, size: int) -> Sequence[Any]:
+        if self._input.instant:
+            return self._input.draw(size)
         return self._run_theirs(lambda: self._input.draw(size))
 
     def _run_theirs(self, work: Callable[[], T]) -> T:
@@ -280,24 +484,41 @@ class Run:
 
     def _submit(self, chunk: Chunk) -> None:
         if self._backend is None:
-            plan = self._course.plan
-            self._backend = make_backend(plan, self._course.is_too_long if plan.may_grow else None)
+            assert self._plan is not None
+            choice = self._plan.choice
+            self._backend = make_backend(
+                choice.engine,
+                choice.n_jobs,
+                interruptible=self._seen.interruptible,
+                n_jobs_named=self._options.n_jobs is not None,
+                too_long=self._is_too_long if choice.may_grow else None,
+            )
             self._backend.open(self._task)
         self._in_flight[chunk.id] = chunk
         try:
             self._backend.submit(chunk)
-        except UnpicklableItemError as error:
-            # Told by the loop: here the events of another chunk may be half told.
+        except Exception as error:
+            from amorsize.errors import UnpicklableItemError
+
+            if not isinstance(error, UnpicklableItemError):
+                raise
+            # Reported by the loop: here the events of another chunk may be half emitted.
             del self._in_flight[chunk.id]
             self._unsendable.append((chunk, error))
+
+    # --- what backends report ----
 
     def _handle(self, message: Message) -> None:
         match message:
             case WorkerStarted():
-                self._report.worker_started(message)
+                self._workers[message.worker] = message
+                if self._report is not None:
+                    self._report.worker_started(message)
             case ChunkDone(worker, outcome):
                 chunk = self._in_flight.pop(outcome.chunk_id)
-                if self._course.plan.may_grow and self._course.is_alone:
+                assert self._plan is not None
+                choice = self._plan.choice
+                if choice.may_grow and choice.is_serial:
                     self._take_back(chunk, outcome)
                 self._take_outcome(chunk, outcome, worker)
             case ChunkRefused(chunk, error):
@@ -306,7 +527,11 @@ class Run:
             case WorkerLost():
                 self._take_loss(message)
             case WorkerEnded(worker, exit_reason, exit_code):
-                self._report.worker_ended(worker, exit_reason, exit_code)
+                self._end_worker(worker, exit_reason, exit_code)
+
+    def _end_worker(self, worker: int, exit_reason: str, exit_code: int | None = None) -> None:
+        if self._workers.pop(worker, None) is not None and self._report is not None:
+            self._report.worker_ended(worker, exit_reason, exit_code)
 
     def _take_outcome(
         self,
@@ -316,86 +541,106 @@ class Run:
         *,
         sampled: bool = False,
     ) -> None:
-        if records := outcome.extras.get("log_records"):
-            log_records.replay(records, worker_id=self._report.worker_id(worker), chunk_id=chunk.id)
+        report = self._report
+        if outcome.extras and (records := outcome.extras.get("log_records")):
+            from amorsize.workers import log_records
+
+            number = None if report is None else report.worker_id(worker)
+            log_records.replay(records, worker_id=number, chunk_id=chunk.id)
         results = outcome.results
         if outcome.failures:
-            first = outcome.failures[0]
-            if not self._task.return_exceptions:
-                outcome.results = None  # also where only one result did not travel
-            elif results is None:
-                # The chunk could not be carried over: that is every item's failure.
-                outcome.results = results = [first.error] * outcome.size
-                outcome.failures = [
-                    Failure(index, first.error, first.traceback)
-                    for index in range(outcome.start, outcome.start + outcome.size)
-                ]
-            if outcome.pid == os.getpid():  # those of others have a note with their traceback
-                for failure in outcome.failures:
-                    failures.note_item(failure)
-            self._fail(
-                first.error,
-                traceback_text=first.traceback,
-                failed_items=len(outcome.failures),
-                worker=worker,
-                chunk=chunk,
-                outcome=outcome,
-                metadata={"item_index": first.index} | ({"sampled": True} if sampled else {}),
-            )
+            results = self._take_failures(chunk, outcome, worker, sampled=sampled)
         if results is None:
-            return  # a sample that was interrupted before its first failure
-        self._course.sizer.learn(outcome.size, outcome.duration)
-        corrected = self._course.sizer.take_correction()
-        self._report.chunk_completed(
-            chunk, outcome, worker, sampled=sampled, corrected_chunksize=corrected
-        )
+            return  # first items that were interrupted before their first failure
+        self._seen.chunks.add(outcome.size, outcome.duration)
+        self._items_completed += outcome.size
+        self._busy_seconds += outcome.duration
+        if self._change is None:
+            self._ask()
+        if report is not None:
+            report.chunk_completed(
+                chunk,
+                outcome,
+                worker,
+                sampled=sampled,
+                corrected_chunksize=self._take_correction(),
+            )
+        else:
+            self._take_correction()
         self._sink.deliver(outcome.start, results)
         self._progress_due = True
         # Whether this was the last chunk may be known only by looking for another.
-        if not self._course.is_open and not self._in_flight:
+        if self._change is not None and not self._in_flight:
             self._input.give_back([self._draw(1)])
-        if self._course.total is None and not self._in_flight:
+        if self._input.total is None and not self._in_flight:
             self._fill()
-        self._tell_progress()
+        self._emit_progress()
+        if report is None and self._observers.are_there():
+            self._catch_up()
 
-    def _tell_progress(self) -> None:
-        if not self._progress_due:
-            return
-        if self._is_over():
-            last = self._input.error is None
-        elif self._in_flight or self._retries or self._unsendable or not self._course.is_open:
-            last = False
-        elif self._course.total is not None:
-            last = self._report.items_completed >= self._course.total
-        else:
-            return  # the sink is full, so that nothing could be drawn: the next draw decides
-        self._progress_due = False
-        self._report.progress(last=last)
+    def _take_correction(self) -> int | None:
+        """Return the size of chunks where it has changed by half or more since it was reported."""
+        assert self._plan is not None
+        size = self._plan.usual_size
+        if self._seen.whole or 2 / 3 < size / self._reported_size < 1.5:
+            return None
+        self._reported_size = self._final_chunksize = size
+        self._corrections += 1
+        return size
+
+    def _take_failures(
+        self, chunk: Chunk, outcome: ChunkOutcome, worker: int | None, *, sampled: bool
+    ) -> list[Any] | None:
+        from amorsize.running.failures import note_item
+
+        first = outcome.failures[0]
+        if not self._task.return_exceptions:
+            outcome.results = None  # also where only one result could not be sent
+        elif outcome.results is None:
+            # The chunk could not be sent back: that is every item's failure.
+            outcome.results = [first.error] * outcome.size
+            outcome.failures = [
+                Failure(index, first.error, first.traceback)
+                for index in range(outcome.start, outcome.start + outcome.size)
+            ]
+        if outcome.pid == os.getpid():  # those of others have a note with their traceback
+            for failure in outcome.failures:
+                note_item(failure)
+        if self._report is None:
+            self._failures += outcome.failures
+        self._fail(
+            first.error,
+            traceback_text=first.traceback,
+            failed_items=len(outcome.failures),
+            worker=worker,
+            chunk=chunk,
+            outcome=outcome,
+            metadata={"item_index": first.index} | ({"sampled": True} if sampled else {}),
+        )
+        return outcome.results
 
     def _take_loss(self, loss: WorkerLost, error: ExecutionError | None = None) -> None:
+        from amorsize.running import failures
+
         for untouched in loss.untouched:
             del self._in_flight[untouched.id]
         self._retries.put_first(loss.untouched)
         chunk = loss.chunk
         if chunk is None and not loss.started:
-            logger.warning(
-                "Worker process %s ended with exit code %s before it took any work; "
-                "another takes its place",
-                loss.pid,
-                loss.exit_code,
-            )
+            failures.warn_of_failed_start(loss)
             return
         culprit_known = error is not None
         if error is None:
             error = failures.died(loss, goes_on=self._task.return_exceptions)
         if loss.recovered:
-            self._report.error(
-                error,
-                worker=loss.worker,
-                chunk=chunk,
-                metadata={"exit_code": loss.exit_code, "item_index": None},
-            )
-            self._report.worker_ended(loss.worker, loss.exit_reason, loss.exit_code)
+            if self._report is not None:
+                self._report.error(
+                    error,
+                    worker=loss.worker,
+                    chunk=chunk,
+                    metadata={"exit_code": loss.exit_code, "item_index": None},
+                )
+            self._end_worker(loss.worker, loss.exit_reason, loss.exit_code)
             return
         # With return_exceptions, a first death is held against no item: each runs again, alone.
         final = chunk is not None and (
@@ -410,7 +655,7 @@ class Run:
                 metadata={"exit_code": loss.exit_code, "item_index": loss.item_index},
             )
         finally:
-            self._report.worker_ended(loss.worker, loss.exit_reason, loss.exit_code)
+            self._end_worker(loss.worker, loss.exit_reason, loss.exit_code)
         if chunk is None:
             return
         del self._in_flight[chunk.id]
@@ -428,76 +673,216 @@ class Run:
         self, chunk: Chunk, index: int, error: Exception, *, alone_before: bool = False
     ) -> None:
         """Let one item of a chunk fail, and run those around it."""
+        from amorsize.running.failures import in_place
+
         single = self._retries.put_around(
             chunk, index - chunk.start, self._new_id, alone_before=alone_before
         )
-        self._take_outcome(single, failures.in_place(single, error), None)
+        self._take_outcome(single, in_place(single, error), None)
 
-    def _fail(
-        self,
-        error: BaseException,
-        *,
-        traceback_text: str | None = None,
-        failed_items: int = 0,
-        worker: int | None = None,
-        chunk: Chunk | None = None,
-        outcome: ChunkOutcome | None = None,
-        metadata: dict[str, Any] | None = None,
-    ) -> None:
-        """Tell of a failure; it ends the run unless exceptions are returned in place."""
-        self._report.error(
-            error,
-            traceback_text=traceback_text,
-            failed_items=failed_items,
-            worker=worker,
-            chunk=chunk,
-            outcome=outcome,
-            metadata=metadata,
-        )
+    def _fail(self, error: BaseException, **details: Any) -> None:
+        """Report a failure; it ends the run unless exceptions are returned in place."""
+        if self._report is not None:
+            self._report.error(error, **details)
         if not self._task.return_exceptions:
-            self._told = error
+            self._reported_error = error
             raise error
 
+    # --- limits ----
+
+    def _patience(self) -> float:
+        """Return how long the loop may sleep before it must look at a limit again."""
+        patience, options = LONGEST_WAIT_SECONDS, self._options
+        if options.timeout is not None:
+            left = self._began_monotonic + options.timeout - time.monotonic()
+            patience = min(patience, max(0.0, left))
+        if options.item_timeout is not None:
+            patience = min(patience, options.item_timeout / 4, 0.25)
+        return patience
+
     def _check_limits(self) -> None:
-        signals.check()
+        if self._signals is not None:
+            from amorsize.running import signals
+
+            signals.check()
         if self._sink.cancelled:
             raise self._cancelled_error()
-        deadline = self._limits.deadline
-        if deadline is not None and time.monotonic() >= deadline:
-            done, in_flight = self._report.items_completed, self._in_flight.values()
-            raise failures.timed_out(self._limits.timeout, done, self._course.total, in_flight)
-        if self._limits.item_timeout is not None and self._backend is not None:
-            for late in self._backend.overdue(self._limits.item_timeout):
+        timeout, item_timeout = self._options.timeout, self._options.item_timeout
+        if timeout is not None and time.monotonic() >= self._began_monotonic + timeout:
+            from amorsize.running.failures import timed_out
+
+            done, in_flight = self._items_completed, self._in_flight.values()
+            raise timed_out(timeout, done, self._input.total, in_flight)
+        if item_timeout is not None and self._backend is not None:
+            for late in self._backend.overdue(item_timeout):
                 loss = self._backend.end_worker(late)
                 if loss is not None:
-                    self._take_loss(loss, failures.overdue(late, loss, self._limits.item_timeout))
+                    from amorsize.running.failures import overdue
+
+                    self._take_loss(loss, overdue(late, loss, item_timeout))
 
     def _cancelled_error(self) -> ExecutionCancelledError:
+        from amorsize.errors import ExecutionCancelledError
+
         return ExecutionCancelledError(
-            f"the run was cancelled by its consumer, after {self._report.items_completed} "
-            "completed items"
+            f"the run was cancelled by its consumer, after {self._items_completed} completed items"
         )
 
     def _is_over(self) -> bool:
         return self._input.exhausted and not (self._in_flight or self._retries or self._unsendable)
 
+    # --- events ----
+
+    def _emit_start(self, report: Reporter) -> None:
+        from amorsize.planning.explanation import reason_of
+
+        plan, begun = self._plan, self._handed_over
+        assert plan is not None
+        report.pre_execute(
+            n_jobs=plan.choice.n_jobs,
+            chunksize=plan.usual_size,
+            total_items=self._input.total,
+            executor_type=plan.choice.engine.type,
+            estimated_speedup=plan.choice.estimated_speedup,
+            decided={
+                "reason": reason_of(plan.choice, self._seen),
+                "sampled_items": len(self._measurement.first.items),
+                "head_start_items": 0 if begun is None else len(begun.chunks),
+            },
+        )
+
+    def _catch_up(self) -> None:
+        """Report to observers that have come meanwhile: what was done before is one chunk."""
+        self._guard()
+        self._report = report = self._observers.make_reporter()
+        self._emit_start(report)
+        for started in self._workers.values():
+            report.worker_started(started)
+        done = ChunkOutcome(
+            chunk_id=0,
+            start=0,
+            size=self._items_completed,
+            results=[],
+            failures=self._failures,
+            started_at=time.time() - self._busy_seconds,
+            duration=self._busy_seconds,
+            pid=os.getpid(),
+            hostname="",
+            thread_name="",
+        )
+        chunk = Chunk(0, 0, ())
+        if self._failures:
+            first = self._failures[0]
+            report.error(
+                first.error,
+                traceback_text=first.traceback,
+                failed_items=len(self._failures),
+                chunk=chunk,
+                outcome=done,
+                metadata={"item_index": first.index},
+            )
+        report.chunk_completed(chunk, done, None, sampled=True)
+        self._progress_due = True
+        self._emit_progress()
+
+    def _emit_progress(self) -> None:
+        if not self._progress_due:
+            return
+        if self._is_over():
+            last = self._input.error is None
+        elif self._in_flight or self._retries or self._unsendable or self._change is not None:
+            last = False
+        elif self._input.total is not None:
+            last = self._items_completed >= self._input.total
+        else:
+            return  # the sink is full, so that nothing could be drawn: the next draw decides
+        self._progress_due = False
+        if self._report is not None:
+            self._report.progress(last=last)
+
+    # --- the end ----
+
+    def _end(self, status: str, failed: BaseException | None) -> None:
+        plan = self._plan
+        on_processes = (
+            plan is not None and plan.choice.engine.type == "process" and self._backend is not None
+        )
+        try:
+            self._close_backend(cancel=failed is not None)
+        except BaseException as error:
+            if failed is None:  # Ctrl-C at the very end of a run that had gone well
+                status, failed = _status_of(error), error
+                if self._report is not None:
+                    self._report.error(error)
+            raise
+        finally:
+            if self._report is not None:
+                self._report.post_execute(
+                    status,
+                    failed,
+                    corrections=self._corrections,
+                    final_chunksize=self._final_chunksize,
+                )
+        if on_processes and failed is None:
+            items = self._measurement.first.items
+            KNOWN.remember(self._func, sent_type=type(items[0] if items else None))
+
     def _close_backend(self, *, cancel: bool) -> None:
         backend, self._backend = self._backend, None  # once, also where a signal comes between
+        begun = self._handed_over
+        if backend is None and begun is None and not self._workers:
+            return
         try:
-            for message in () if self._begun is None else self._begun.news:
-                if isinstance(message, WorkerStarted):  # what it was at ends with the run
-                    self._report.worker_started(message)
+            for message in () if begun is None else begun.messages:
+                if isinstance(message, WorkerStarted):  # its work ends with the run
+                    self._handle(message)
             if backend is not None:
                 for message in backend.close(cancel=cancel):
                     if isinstance(message, WorkerLost):
-                        self._report.worker_ended(message.worker, "died", message.exit_code)
+                        self._end_worker(message.worker, "died", message.exit_code)
                     else:
                         self._handle(message)
         finally:
-            # Whatever kept the backend from telling, every start has its end.
-            for worker in self._report.workers():
-                self._report.worker_ended(worker, "cancelled" if cancel else "finished")
+            # Whatever kept the backend from reporting, every start has its end.
+            for worker in list(self._workers):
+                self._end_worker(worker, "cancelled" if cancel else "finished")
+
+    def _conclude(self) -> None:
+        """Close what nobody went on with; complete the result; wait for hooks in the background."""
+        measurement = getattr(self, "_measurement", None)
+        if measurement is not None:
+            measurement.abandon()
+        self.on_plan = lambda plan: None
+        if self.result is not None:
+            self.result.corrections = self._corrections
+            self.result.final_chunksize = self._final_chunksize
+            self.result.changes = self._changes
+        if self._report is not None:
+            self._observers.drain(self._report.execution_id)
 
     def _new_id(self) -> int:
         self._next_chunk_id += 1
         return self._next_chunk_id - 1
+
+
+@protected
+def _status_of(error: BaseException) -> str:
+    from amorsize.running.failures import status_of
+
+    return status_of(error)
+
+
+@protected
+def _engine_here(engine: Engine | None) -> Engine | None:
+    """Return the engine that a named one stands for in this process."""
+    if engine is None or engine.type not in ("process", "dask"):
+        return engine
+    from amorsize.planning.machine import engines_here
+
+    if "process" in engines_here():
+        return engine
+    # And a task that waits for tasks, in a cluster of such tasks, may wait for ever.
+    from amorsize.running.failures import warn_of_nested_run
+
+    warn_of_nested_run(engine.type)
+    return Engine("serial")

@@ -17,11 +17,12 @@ from amorsize.hooks.interruption import protected
 from amorsize.hooks.manager import HookManager
 from amorsize.workers import trace_link
 from amorsize.workers.chunk import Chunk, ChunkOutcome, text_of
+from amorsize.workers.collectors import CollectSettings
 from amorsize.workers.trace_link import TraceLink
 from amorsize.workers.user_metrics import admit, current_collector
 
 if TYPE_CHECKING:
-    from amorsize.planning.plan import Plan
+    from amorsize.planning.plan import RunChunks
 
 logger = logging.getLogger(__name__)
 
@@ -74,13 +75,10 @@ class Reporter:
         self._decided: dict[str, Any] = {}
         self._percent = 0.0
         self._finished = False
-        self._telling = threading.Lock()
+        self._emitting = threading.Lock()
         self._open = False  # from PRE_EXECUTE to POST_EXECUTE
         self.n_jobs = 0
         self.chunksize = 0
-        self.changes: list[str] = []
-        self.corrections = 0
-        self.final_chunksize: int | None = None
         self.total_items: int | None = None
         self.items_completed = 0
 
@@ -95,6 +93,10 @@ class Reporter:
             if manager.has_hooks(event):
                 return True
         return False
+
+    def begin_collecting(self) -> CollectSettings:
+        """Say what each chunk is to collect; the trace that its events belong to begins."""
+        return CollectSettings(self.takes_user_metrics(), self.begin_trace())
 
     def begin_trace(self) -> TraceLink | None:
         """Begin the trace that the events belong to; None where nobody traces."""
@@ -114,7 +116,7 @@ class Reporter:
 
     def takes_user_metrics(self) -> bool:
         """Say whether the user's numbers reach anybody: a hook, or the chunk that this runs in."""
-        return self._tells_user_metrics() or current_collector() is not None
+        return self._reports_user_metrics() or current_collector() is not None
 
     def pre_execute(
         self,
@@ -135,15 +137,13 @@ class Reporter:
         self._metadata["estimated_speedup"] = estimated_speedup
         self._planning_seconds = self._elapsed()
         self._open = True
-        self._tell(HookEvent.PRE_EXECUTE)
+        self._emit(HookEvent.PRE_EXECUTE)
 
-    def changed_engine(self, plan: Plan) -> None:
+    def changed_engine(self, plan: RunChunks, change: str) -> None:
         """Note that the run goes on with another engine, and why."""
-        self._decided["changed_to"] = plan.engine.type
-        self.n_jobs, self.chunksize = plan.n_jobs, plan.chunksize
-        change = f"Behind {self.items_completed:,} items: {plan.reason}"
-        self.changes.append(change)
-        logger.debug("The run goes on otherwise. %s", change)
+        self._decided["changed_to"] = plan.choice.engine.type
+        self.n_jobs, self.chunksize = plan.choice.n_jobs, plan.usual_size
+        logger.debug("The run goes on with another engine. %s", change)
 
     def worker_started(self, message: WorkerStarted) -> None:
         """Tell that a worker takes its first chunk."""
@@ -158,7 +158,7 @@ class Reporter:
         )
         self._next_worker_id += 1
         self._workers[message.worker] = record
-        self._tell(HookEvent.ON_WORKER_START, metadata=record.metadata, worker_id=record.id)
+        self._emit(HookEvent.ON_WORKER_START, metadata=record.metadata, worker_id=record.id)
 
     def worker_ended(self, worker: int, exit_reason: str, exit_code: int | None = None) -> None:
         """Tell that a worker is done; nothing for one whose start was never told."""
@@ -171,7 +171,7 @@ class Reporter:
             "items": record.items,
             "busy_time": record.busy_seconds,
         }
-        self._tell(HookEvent.ON_WORKER_END, metadata=metadata, worker_id=record.id)
+        self._emit(HookEvent.ON_WORKER_END, metadata=metadata, worker_id=record.id)
 
     def workers(self) -> list[int]:
         """List the workers whose end has not been told, by the backend's numbers."""
@@ -193,9 +193,6 @@ class Reporter:
     ) -> None:
         """Take a chunk's results into account, and tell of them."""
         carried = self._take_carried(outcome)
-        if corrected_chunksize is not None:
-            self.corrections += 1
-            self.final_chunksize = corrected_chunksize
         # From here to the hooks no signal comes between: see hooks/interruption.py.
         self.items_completed += outcome.size
         self._results_bytes += outcome.results_bytes
@@ -209,7 +206,7 @@ class Reporter:
             metadata["sampled"] = True
         if corrected_chunksize is not None:
             metadata["corrected_chunksize"] = corrected_chunksize
-        self._tell(
+        self._emit(
             HookEvent.ON_CHUNK_COMPLETE,
             metadata=metadata,
             worker_id=None if record is None else record.id,
@@ -227,7 +224,7 @@ class Reporter:
             return
         self._last_progress = now
         self._finished = self._finished or last
-        self._tell(HookEvent.ON_PROGRESS)
+        self._emit(HookEvent.ON_PROGRESS)
 
     def error(
         self,
@@ -258,25 +255,32 @@ class Reporter:
             fields |= {"chunk_id": chunk.id, "chunk_size": size}
         if outcome is not None:
             fields["chunk_time"] = outcome.duration
-        self._tell(
+        self._emit(
             HookEvent.ON_ERROR,
             metadata=details | (metadata or {}) | carried,
             **_error_fields(error, traceback_text),
             **fields,
         )
 
-    def post_execute(self, status: str, error: BaseException | None) -> None:
+    def post_execute(
+        self,
+        status: str,
+        error: BaseException | None,
+        *,
+        corrections: int = 0,
+        final_chunksize: int | None = None,
+    ) -> None:
         """Tell that the run is over."""
         self._finished = status == "ok"
         elapsed = self._elapsed()
-        self._tell(
+        self._emit(
             HookEvent.POST_EXECUTE,
             metadata={
                 "status": status,
                 "planning_time": self._planning_seconds,
                 "measured_speedup": self._busy_seconds / elapsed if elapsed > 0 else 0.0,
-                "corrections": self.corrections,
-                "final_chunksize": self.final_chunksize or self.chunksize,
+                "corrections": corrections,
+                "final_chunksize": final_chunksize or self.chunksize,
                 **self._decided,
             },
             results_count=self.items_completed,
@@ -285,9 +289,9 @@ class Reporter:
         )
         self._open = False
 
-    def is_telling(self) -> bool:
+    def is_emitting(self) -> bool:
         """Say whether a hook is running now."""
-        return self._telling.locked()
+        return self._emitting.locked()
 
     def _chunk_metadata(self, chunk: Chunk, outcome: ChunkOutcome | None) -> dict[str, Any]:
         metadata: dict[str, Any] = {"chunk_start": chunk.start}
@@ -312,7 +316,7 @@ class Reporter:
             record.busy_seconds += outcome.duration
         return record
 
-    def _tells_user_metrics(self) -> bool:
+    def _reports_user_metrics(self) -> bool:
         return self.listens(HookEvent.ON_CHUNK_COMPLETE) or self.listens(HookEvent.ON_ERROR)
 
     def _take_carried(self, outcome: ChunkOutcome) -> dict[str, Any]:
@@ -326,7 +330,7 @@ class Reporter:
         carried = outcome.extras.pop("user_metrics", None)
         if carried is None:
             return {}
-        if self._tells_user_metrics():
+        if self._reports_user_metrics():
             return admit(carried)
         enclosing = current_collector()
         if enclosing is not None:
@@ -336,7 +340,7 @@ class Reporter:
     def _elapsed(self) -> float:
         return time.perf_counter() - self._began
 
-    def _tell(
+    def _emit(
         self, event: HookEvent, *, metadata: dict[str, Any] | None = None, **fields: Any
     ) -> None:
         if not self._open or not self.listens(event):
@@ -362,7 +366,7 @@ class Reporter:
             **fields,
         )
         interrupted: BaseException | None = None
-        with self._telling:
+        with self._emitting:
             for manager in self._managers:
                 try:
                     manager.trigger(context)

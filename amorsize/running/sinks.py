@@ -20,6 +20,9 @@ class Sink(Protocol):
     def cancelled(self) -> bool:
         """Whether nobody wants further results."""
 
+    is_bounded: bool
+    """Whether it holds a few chunks at a time, for a consumer."""
+
     def has_room(self, in_flight: int) -> bool:
         """Say whether a further chunk may be dispatched, beside those in flight."""
 
@@ -33,7 +36,7 @@ class Sink(Protocol):
         """Note that nobody wants further results."""
 
     def end(self, error: BaseException | None) -> None:
-        """Take note that no more comes, or what went wrong."""
+        """Note that no more comes, or what went wrong."""
 
 
 @protected
@@ -55,8 +58,10 @@ class _InOrder:
 
 
 @protected
-class Collector:
+class Results:
     """Collects all results in input order, in :attr:`results`."""
+
+    is_bounded = False
 
     def __init__(self) -> None:
         self.cancelled = False
@@ -69,7 +74,7 @@ class Collector:
     def deliver(self, start: int, results: list[Any]) -> None:
         for piece in self._order.push(start, results):
             if len(self.results) < len(piece):
-                # The longer one stays where it is: of trivial items one chunk is nearly all.
+                # The longer one stays where it is: of very short items one chunk is nearly all.
                 piece[:0] = self.results
                 self.results = piece
             else:
@@ -95,6 +100,8 @@ class StreamBuffer:
         on_change: called from the driver's thread when there is a piece more, or the end.
     """
 
+    is_bounded = True
+
     def __init__(self, *, ordered: bool) -> None:
         self._order = _InOrder() if ordered else None
         self.window = 1
@@ -118,14 +125,14 @@ class StreamBuffer:
         self.on_change()
 
     def end(self, error: BaseException | None) -> None:
-        """Tell the consumer that no more comes, or what went wrong."""
+        """Notify the consumer that no more comes, or of what went wrong."""
         with self._changed:
             self._ended, self._error = True, error
             self._changed.notify()
         self.on_change()
 
     def cancel(self) -> None:
-        """Tell the driver that the consumer is gone."""
+        """Notify the driver that the consumer is gone."""
         self.cancelled = True
         self.on_room()
 

@@ -1,7 +1,10 @@
 """Runs one chunk, anywhere: in the caller, in a thread, in a worker process, on a cluster.
 
-Imports the standard library, and of amorsize what a worker process imports anyway: every worker
-imports this module.
+The user's function is called in two places: :func:`call_all` is a comprehension, which nothing
+slows down; :func:`call_each` goes item by item, for those who measure calls, mark the item in
+progress, or keep exceptions in place.
+
+Every worker imports this module: it imports the standard library, and little of that.
 """
 
 from __future__ import annotations
@@ -9,20 +12,21 @@ from __future__ import annotations
 import os
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from types import CodeType
+from typing import TYPE_CHECKING, Any
 
-from amorsize.errors import FunctionExitError, TransportError
-from amorsize.workers.collectors import CollectSettings
 from amorsize.workers.item_slots import ITEM, ITEM_STARTED, ItemSlots, mark_chunk
-from amorsize.workers.record import Record
+from amorsize.workers.record import Record, made
 from amorsize.workers.slices import Pass
+
+if TYPE_CHECKING:
+    from amorsize.workers.collectors import CollectSettings
 
 HOSTNAME = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
 
 
-class Chunk:
+class Chunk(Record):
     """A run of consecutive items of the input.
 
     Attributes:
@@ -33,21 +37,11 @@ class Chunk:
         dispatched_at: when it was handed to a backend, seconds since the epoch.
     """
 
-    __slots__ = ("dispatched_at", "id", "items", "retry_of", "start")
-
-    def __init__(
-        self,
-        id: int,
-        start: int,
-        items: Sequence[Any],
-        retry_of: int | None = None,
-        dispatched_at: float = 0.0,
-    ) -> None:
-        self.id = id
-        self.start = start
-        self.items = items
-        self.retry_of = retry_of
-        self.dispatched_at = dispatched_at
+    id: int
+    start: int
+    items: Sequence[Any]
+    retry_of: int | None = None
+    dispatched_at: float = 0.0
 
 
 class Failure(Record):
@@ -55,17 +49,16 @@ class Failure(Record):
 
     Attributes:
         index: the item's index in the input.
-        error: what was raised.
+        error: the exception.
         traceback: as text, as the worker saw it.
     """
 
-    def __init__(self, index: int, error: BaseException, traceback: str) -> None:
-        self.index = index
-        self.error = error
-        self.traceback = traceback
+    index: int
+    error: BaseException
+    traceback: str
 
 
-class ChunkOutcome:
+class ChunkOutcome(Record):
     """What comes back from a chunk: an envelope that can grow.
 
     Attributes:
@@ -75,38 +68,73 @@ class ChunkOutcome:
         failures: the items that raised; without ``return_exceptions`` at most one.
         started_at: when the worker began, seconds since the epoch.
         duration: seconds around the calls of the function.
-        pid, hostname, thread_name: who ran it.
+        pid, hostname, thread_name: where it ran.
         results_bytes: size of the pickled results, 0 where nothing was pickled.
-        extras: what else rides home, by name (log records, the user's numbers, spans).
+        extras: what else is returned, by name (log records, the user's numbers, spans).
     """
 
-    def __init__(
-        self,
-        chunk_id: int,
-        start: int,
-        size: int,
-        results: list[Any] | None,
-        failures: list[Failure],
-        started_at: float,
-        duration: float,
-        pid: int,
-        hostname: str,
-        thread_name: str,
-        results_bytes: int = 0,
-        extras: dict[str, Any] | None = None,
-    ) -> None:
-        self.chunk_id = chunk_id
-        self.start = start
-        self.size = size
-        self.results = results
-        self.failures = failures
-        self.started_at = started_at
-        self.duration = duration
-        self.pid = pid
-        self.hostname = hostname
-        self.thread_name = thread_name
-        self.results_bytes = results_bytes
-        self.extras = {} if extras is None else extras
+    chunk_id: int
+    start: int
+    size: int
+    results: list[Any] | None
+    failures: list[Failure]
+    started_at: float
+    duration: float
+    pid: int
+    hostname: str
+    thread_name: str
+    results_bytes: int = 0
+    extras: dict[str, Any] = made(factory=dict)
+
+
+def call_all(func: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """Call ``func`` on every item, in a comprehension: a trivial function is compared with one."""
+    return [func(item) for item in items]
+
+
+def call_each(
+    func: Callable[[Any], Any],
+    items: Iterable[Any],
+    results: list[Any],
+    failures: list[Failure],
+    *,
+    start: int,
+    go_on: bool = False,
+    caught: type[BaseException] = Exception,
+    on_error: Callable[[], object] | None = None,
+) -> None:
+    """Call ``func`` item by item; an iterator that measures or marks runs between the calls.
+
+    Args:
+        func: the user's function.
+        items: the items.
+        results: where each call's result is added.
+        failures: where each call that raised is added.
+        start: the index of the item that the first of the results belongs to.
+        go_on: put an exception in place of the result, and call on; otherwise stop there.
+        caught: the exceptions that are failures of their item; others pass.
+        on_error: called as soon as a call has raised, before its traceback is formatted.
+    """
+    for item in items:
+        try:
+            results.append(func(item))
+        except caught as error:
+            if on_error is not None:
+                on_error()
+            failures.append(failure_of(start + len(results), error))
+            if not go_on:
+                return
+            results.append(failures[-1].error)
+
+
+def _codes_of(*codes: CodeType) -> Iterator[CodeType]:
+    for code in codes:
+        yield code
+        yield from (each for each in code.co_consts if isinstance(each, CodeType))
+
+
+_CALLING = frozenset(_codes_of(call_all.__code__, call_each.__code__))
+"""The code that calls the user's function: a traceback is shown from there on."""
 
 
 def run_chunk(
@@ -130,9 +158,9 @@ def run_chunk(
         item_slots: where to write which item is in progress; None where nobody reads them.
         stamp_items: also write when each item started (for ``item_timeout``).
         stopped: asked before each item; when true, the rest of the chunk is left.
-        exits_pass: let SystemExit, KeyboardInterrupt and the like through (the caller's own
+        exits_pass: let SystemExit, Keyitem_slotsInterrupt and the like through (the caller's own
             thread, where Ctrl-C raises) instead of reporting them as a failure of the item.
-        collect: what else to bring home, in the outcome's extras; None for nothing.
+        collect: what else to return, in the outcome's extras; None for nothing.
         over: the pass over its items, which may end early; None for one that does not.
 
     Returns:
@@ -154,25 +182,25 @@ def run_chunk(
         try:
             with over as items:
                 if item_slots is None and not return_exceptions:
-                    # A comprehension is what a trivial function is compared with.
-                    results = [func(item) for item in items]
+                    results = call_all(func, items)
                 else:
                     if item_slots is not None:
                         items = _marked(items, chunk.start, item_slots, stamp_items, stopped)
-                    for item in items:
-                        try:
-                            results.append(func(item))
-                        except caught as error:
-                            failures.append(_failure(chunk.start + len(results), error))
-                            if not return_exceptions:
-                                break
-                            results.append(failures[-1].error)
-            if item_slots is None:  # where there is one, nobody changes the items
+                    call_each(
+                        func,
+                        items,
+                        results,
+                        failures,
+                        start=chunk.start,
+                        go_on=return_exceptions,
+                        caught=caught,
+                    )
+            if item_slots is None:  # where there are some, nobody changes the items
                 over.settle(results)
                 end = chunk.start + len(results)
                 failures = [failure for failure in failures if failure.index < end]
         except caught as error:
-            failures = [_failure(chunk.start + over.taken - 1, error)]
+            failures = [failure_of(chunk.start + over.taken - 1, error)]
         duration = time.perf_counter() - before
     finally:
         if collector is not None:
@@ -201,6 +229,8 @@ def run_chunk(
 
 def unreadable(chunk_id: int, start: int, size: int, error: Exception) -> ChunkOutcome:
     """Make the outcome of a chunk whose items do not unpickle where it is to run."""
+    from amorsize.errors import TransportError
+
     failed = TransportError(
         f"items {start} to {start + size - 1} (chunk {chunk_id}) do not unpickle in the worker: "
         f"{type(error).__name__}: {error}"
@@ -255,12 +285,19 @@ def _marked(
         item_slots[ITEM_STARTED] = 0
 
 
-def _failure(index: int, error: BaseException) -> Failure:
+def failure_of(index: int, error: BaseException) -> Failure:
+    """Describe an exception that a call raised; our own frames are left out of its traceback."""
+    import traceback  # 5 ms, where no call raises
+
     frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_globals is globals():
-        frames = frames.tb_next  # our own, of no interest to the user
+    while frames is not None and frames.tb_frame.f_code not in _CALLING:
+        frames = frames.tb_next
+    while frames is not None and frames.tb_frame.f_code in _CALLING:
+        frames = frames.tb_next
     text = "".join(traceback.format_exception(type(error), error, frames))
     if not isinstance(error, Exception):
+        from amorsize.errors import FunctionExitError
+
         error = FunctionExitError(
             f"the function raised {type(error).__name__}({text_of(error)}) on item {index}; in a "
             "worker this ends neither the worker nor the program. Raise an Exception instead."

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 from types import ModuleType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from amorsize.workers.record import Record
-from amorsize.workers.trace_link import TraceLink
+
+if TYPE_CHECKING:
+    from amorsize.workers.trace_link import TraceLink
 
 
 class Collector(Protocol):

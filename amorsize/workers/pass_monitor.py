@@ -1,4 +1,10 @@
-"""A pass over a span that ends early where its items turn out to be longer than foreseen."""
+"""Ends a pass over items early, where they turn out to take longer than expected.
+
+Another thread looks every 20 ms how far the pass is, at no cost to its items; :mod:`.slices` says
+how it ends one. Rejected: a look at the clock, or at a flag, after each item (as long as a trivial
+call takes); a signal timer (main thread only, and the program's own timers); chunks so short that
+none needs to end (a chunk costs as much as a hundred trivial items).
+"""
 
 from __future__ import annotations
 
@@ -13,10 +19,10 @@ from amorsize.workers.slices import Pass
 from amorsize.workers.thread_cache import run_beside
 
 TooLong: TypeAlias = Callable[[float, int], bool]
-"""Told the seconds that an item took lately, and the index of the next: whether to end there."""
+"""Given the seconds that an item took lately, and the index of the next: whether to end there."""
 
 SLICED_ITEMS = 512
-"""So few are not worth another thread: they are gone over in slices."""
+"""So few are not worth another thread: the loop looks at the clock between slices of them."""
 
 SLICE_ITEMS = 16
 
@@ -26,26 +32,21 @@ SLICE_SECONDS = 1e-3
 LOOK_SECONDS = 0.02
 
 IDLE_LOOKS = 10
-"""Where there is nothing to look at for so long, the thread ends; the next pass begins another."""
+"""Where no pass has run for so many looks, the thread ends; the next pass begins another."""
 
 
-class Watcher:
-    """Looks after passes, one at a time, without costing their items anything.
-
-    Of a long span, a thread looks now and then how far the pass is. To end it, it moves the
-    iterator, of which the loop itself asks nothing else: a look at the clock, or at a flag, between
-    trivial calls would take as long as they do. Of a short one, the loop's own thread looks at the
-    clock between slices.
+class PassMonitor:
+    """Monitors passes, one at a time: long ones from another thread, short ones between slices.
 
     Args:
-        too_long: asked whether to end; from another thread, or from that of the loop.
+        too_long: asked whether to end a pass; from another thread, or from that of the loop.
 
     Example:
-        >>> watcher = Watcher(lambda each, at: False)
-        >>> with watcher.look_after([-1, -2, -3], 0) as items:
+        >>> monitor = PassMonitor(lambda each, at: False)
+        >>> with monitor.pass_over([-1, -2, -3], 0) as items:
         ...     [abs(item) for item in items]
         [1, 2, 3]
-        >>> watcher.close()
+        >>> monitor.close()
     """
 
     def __init__(self, too_long: TooLong) -> None:
@@ -54,51 +55,51 @@ class Watcher:
         self._over.acquire()
         self._changing = Lock()
         self._runs = False
-        self._watch: Watch | None = None
+        self._pass: MonitoredPass | None = None
 
-    def look_after(self, items: Sequence[Any], start: int) -> Watch:
+    def pass_over(self, items: Sequence[Any], start: int) -> MonitoredPass:
         """Make a pass over items, the first of which has the index ``start`` in the input."""
-        return Watch(items, start, self)
+        return MonitoredPass(items, start, self)
 
     def close(self) -> None:
         """End the thread."""
         if self._over.locked():
             self._over.release()
 
-    def begin(self, watch: Watch) -> bool:
-        """Have the thread look after a pass; False where none can be started."""
+    def begin(self, monitored: MonitoredPass) -> bool:
+        """Have the thread monitor a pass; False where no thread can be started."""
         with self._changing:
-            self._watch = watch
+            self._pass = monitored
             # One for all of them: waking one takes as long as many a pass.
             self._runs = self._runs or run_beside(self._look_around)
             return self._runs
 
     def end(self) -> None:
         """The pass is over."""
-        self._watch = None
+        self._pass = None
 
     def _look_around(self) -> None:
         idle = 0
         while not self._over.acquire(timeout=LOOK_SECONDS):
-            if (watch := self._watch) is not None:
+            if (monitored := self._pass) is not None:
                 idle = 0
-                watch.look()
+                monitored.look()
                 continue
             idle += 1
             if idle > IDLE_LOOKS:  # a stream that nobody consumes for now
                 with self._changing:
-                    self._runs = self._watch is not None
+                    self._runs = self._pass is not None
                     if not self._runs:
                         return
 
 
-class Watch(Pass):
-    """A pass that is looked after; see :class:`Watcher`."""
+class MonitoredPass(Pass):
+    """A pass that may be ended early; see :class:`PassMonitor`."""
 
-    def __init__(self, items: Sequence[Any], start: int, watcher: Watcher) -> None:
+    def __init__(self, items: Sequence[Any], start: int, monitor: PassMonitor) -> None:
         super().__init__(items)
         self._start = start
-        self.watcher = watcher
+        self.monitor = monitor
         self._looking = Lock()
         self._finished = False
         self._seen_at, self._seen_taken = 0.0, 0
@@ -106,13 +107,13 @@ class Watch(Pass):
     def __enter__(self) -> Iterator[Any]:
         items = super().__enter__()
         self._seen_at = time.perf_counter()
-        if len(self.span) > SLICED_ITEMS and self.watcher.begin(self):
+        if len(self.items) > SLICED_ITEMS and self.monitor.begin(self):
             return items
         return chain.from_iterable(self._slices(items))
 
     def __exit__(self, *exc: object) -> None:
         self._finished = True
-        self.watcher.end()
+        self.monitor.end()
         with self._looking:
             super().__exit__(*exc)
 
@@ -122,21 +123,21 @@ class Watch(Pass):
             now = time.perf_counter()
             if self._finished or self.ended or now - self._seen_at < LOOK_SECONDS / 2:
                 return
-            taken = self.span.taken(self.iterator)
+            taken = self.items.taken(self.iterator)
             each = (now - self._seen_at) / max(1, taken - self._seen_taken)
-            # It ends behind an item: whoever takes none at all gets nowhere.
-            if taken and self.watcher.too_long(each, self._start + taken):
-                self.ended, self.taken = True, self.span.end(self.iterator)
+            # It ends after an item: a pass that takes none at all gets nowhere.
+            if taken and self.monitor.too_long(each, self._start + taken):
+                self.ended, self.taken = True, self.items.end(self.iterator)
             self._seen_at, self._seen_taken = now, taken
 
     def _slices(self, items: Iterator[Any]) -> Iterator[Iterator[Any]]:
         before = self._seen_at
-        for taken in range(SLICE_ITEMS, len(self.span), SLICE_ITEMS):
+        for taken in range(SLICE_ITEMS, len(self.items), SLICE_ITEMS):
             yield islice(items, SLICE_ITEMS)
             now = time.perf_counter()
             if now - before > SLICE_SECONDS:
                 each = (now - before) / SLICE_ITEMS
-                if self.watcher.too_long(each, self._start + taken):
+                if self.monitor.too_long(each, self._start + taken):
                     self.ended, self.taken = True, taken
                     return
             before = now

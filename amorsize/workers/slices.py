@@ -1,4 +1,13 @@
-"""A stretch of the input that is gone over where it stands."""
+"""A slice of a list, a tuple or a range that is iterated in place, and can be ended early.
+
+To end a pass that runs in another thread's comprehension, its iterator is moved to the end of the
+sequence (``__setstate__``), of which the loop itself asks nothing. Rejected: a generator around
+the items, which looks at a flag or at the clock, takes as long per item as a trivial call does;
+``islice()`` around the iterator costs the same, so that it is used only where the sequence goes on
+after the slice. Copying a slice of trivial items, and freeing the copy, takes a fifth of the time
+of the calls. CPython guarantees none of this: tests/workers/test_pass_monitor.py holds it for each
+version that is supported.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +18,11 @@ from itertools import islice
 from typing import Any
 
 
-class Span(Sequence[Any]):
-    """A stretch of a list, a tuple or a range that is not copied.
+class Slice(Sequence[Any]):
+    """A slice of a list, a tuple or a range that is not copied.
 
-    What runs here goes over it once; copying a stretch of trivial items, and freeing the copy,
-    takes a fifth of the time that calls on them take.
-
-    >>> span = Span([10, 20, 30, 40], 1, 3)
-    >>> len(span), list(span), span[1], list(span[1:])
+    >>> part = Slice([10, 20, 30, 40], 1, 3)
+    >>> len(part), list(part), part[1], list(part[1:])
     (2, [20, 30], 30, [30])
     """
 
@@ -35,15 +41,14 @@ class Span(Sequence[Any]):
         if isinstance(where, int):
             return self._sequence[where]
         if where.step == 1:
-            return Span(self._sequence, where.start, where.stop)
+            return Slice(self._sequence, where.start, where.stop)
         return [self._sequence[index] for index in where]
 
     def __iter__(self) -> Iterator[Any]:
         return self.up_to_its_end(self.iterator())
 
     def up_to_its_end(self, iterator: Iterator[Any]) -> Iterator[Any]:
-        """Bound an :meth:`iterator`, where the sequence goes on behind this stretch."""
-        # islice() costs as much an item as a trivial call.
+        """Bound an :meth:`iterator`, where the sequence goes on after this slice."""
         return iterator if self._stop == len(self._sequence) else islice(iterator, len(self))
 
     def iterator(self) -> Iterator[Any]:
@@ -78,38 +83,38 @@ class Span(Sequence[Any]):
 
 
 class Pass:
-    """One pass over some items: a context, in which they come one after the other.
+    """One pass over some items: a context manager that gives their iterator.
 
     Attributes:
-        span: the items.
-        iterator: what they come from.
+        items: the items.
+        iterator: the iterator that they come from.
         ended: whether it was ended early.
-        taken: how many had come when it was over, by whatever.
+        taken: how many had been taken when it was over, however it ended.
 
     >>> with Pass([1, 2, 3]) as items:
     ...     first = next(items)
     """
 
     def __init__(self, items: Sequence[Any]) -> None:
-        self.span = items if isinstance(items, Span) else Span(items, 0, len(items))
-        self.iterator = self.span.iterator()
+        self.items = items if isinstance(items, Slice) else Slice(items, 0, len(items))
+        self.iterator = self.items.iterator()
         self.ended = False
         self.taken = 0
 
     def __enter__(self) -> Iterator[Any]:
-        return self.span.up_to_its_end(self.iterator)
+        return self.items.up_to_its_end(self.iterator)
 
     def __exit__(self, *exc: object) -> None:
         if not self.ended:
-            self.taken = min(self.span.taken(self.iterator), len(self.span))
+            self.taken = min(self.items.taken(self.iterator), len(self.items))
 
     def settle(self, results: list[Any]) -> None:
-        """Keep to the items that there were, where the function has changed the list meanwhile.
+        """Drop the results of items that the function has added to the list meanwhile.
 
         Raises:
             RuntimeError: there are fewer results than items.
         """
-        expected = self.taken if self.ended else len(self.span)
+        expected = self.taken if self.ended else len(self.items)
         if len(results) < expected:
             from amorsize.errors import input_shrank
 

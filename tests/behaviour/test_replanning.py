@@ -14,13 +14,9 @@ from typing import Any
 import pytest
 
 import amorsize
-from amorsize.engines.base import Task
-from amorsize.errors import ExecutionCancelledError, ExecutionTimeoutError
+from amorsize.errors import ExecutionTimeoutError
 from amorsize.hooks import HookContext, HookEvent, HookManager
-from amorsize.planning.plan import Rest
-from amorsize.planning.workload import KNOWN_WORKLOADS
-from amorsize.running.early_workers import make_chooser as make_real_chooser
-from amorsize.running.first_items import Opening
+from amorsize.planning.known_functions import KNOWN
 from amorsize.testing import RecordingHook, assert_contract
 
 DEADLINE_SECONDS = 60.0
@@ -115,7 +111,7 @@ def test_a_run_that_is_not_told_grows(kind: str) -> None:
     assert len(work.threads) > 2
     assert plan.executor_type == "serial"
     assert "Threads, because" in plan.changes[0]
-    assert "While running it changed. Behind 3," in plan.explain()
+    assert "While running it changed. After 3," in plan.explain()
 
 
 @pytest.mark.parametrize("short", [5, 6, 30, 100, 300])
@@ -286,23 +282,17 @@ def test_many_threads_are_left_early_where_items_turn_out_trivial(
         assert sum(each["items"] for each in in_threads) < items / 2
 
 
-def test_what_an_earlier_run_has_shown_is_nothing_in_the_middle_of_another(
+def test_an_earlier_run_shows_nothing_of_items_that_turn_out_long(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
-    """Items that turned out long are measured: they are not what they were."""
-    amorsize.execute(time.sleep, [0.02] * 40)
-    assert KNOWN_WORKLOADS.recall(time.sleep) is not None
-    task, rest = Task(time.sleep), Rest(iter([0.0] * 8), [0.0] * 8, 8, 0, 1)
-    anew = Opening(
-        time.sleep,
-        rest.sequence or (),
-        lambda it: make_real_chooser(it, task, sample_size=5, target_chunk_duration=0.2),
-        sample_size=5,
-        rest=rest,
-    )
-    anew.draw()
-    assert anew.sample.items == [0.0] * 5
-    anew.abandon()
+    """They are measured: they are not what they were."""
+    work = Work(since=0)
+    amorsize.execute(work, range(40))
+    assert KNOWN.recall(work).workload is not None
+    work.since = SHORT
+    assert amorsize.execute(work, range(SHORT + LONG), hooks=hooks) == list(range(SHORT + LONG))
+    assert_contract(recorder.contexts)
+    assert KNOWN.recall(work).workload is None
 
 
 def test_both_choices_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
@@ -398,33 +388,6 @@ def test_a_deadline_is_noticed_while_items_are_measured_anew(
         release.set()
     assert_contract(recorder.contexts)
     assert posted(recorder).metadata["status"] == "timeout"
-
-
-def test_what_is_left_behind_at_a_deadline_begins_nothing_more() -> None:
-    """A call that is looked at only once the run is over starts no workers."""
-    over, late = threading.Event(), threading.Event()
-    choosers: list[Any] = []
-
-    def make_chooser(opening: Opening) -> Any:
-        assert over.wait(DEADLINE_SECONDS)
-        chooser = make_real_chooser(opening, Task(func), sample_size=5, target_chunk_duration=0.2)
-        choosers.append(chooser)
-        late.set()
-        return chooser
-
-    def func(item: int) -> int:
-        time.sleep(0.05)
-        return item
-
-    opening = Opening(func, range(1000), make_chooser, sample_size=5)
-    thread = threading.Thread(target=lambda: opening.chooser)
-    thread.start()
-    opening.abandon()
-    over.set()
-    assert late.wait(DEADLINE_SECONDS)
-    thread.join(DEADLINE_SECONDS)
-    with pytest.raises(ExecutionCancelledError):
-        choosers[0].ahead.begin("thread", 2)
 
 
 def test_an_item_with_a_time_limit_runs_where_it_can_be_ended(

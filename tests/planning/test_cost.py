@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amorsize.planning import cost
-from amorsize.planning.cost import Plan, effective_cores, make_plan
+from amorsize.planning.chunk_sizes import MOST_FIRST_ITEMS
+from amorsize.planning.cost import Comparison, compare, effective_cores
 from amorsize.planning.machine import PRIORS, SystemFacts
+from amorsize.planning.observations import Sample
 from amorsize.planning.pickling import Payload
-from amorsize.planning.sampling import Sample
 from amorsize.planning.workload import STREAM_ITEMS, Workload, describe
 
 FOUR = SystemFacts.of(4, total_bytes=16 << 30, available_bytes=8 << 30)
@@ -45,9 +46,9 @@ def waiting(seconds: float, cpu: float, remaining: int = 10_000, **others: Any) 
     )
 
 
-def plan(workload: Workload, system: SystemFacts = FOUR, **others: Any) -> Plan:
+def plan(workload: Workload, system: SystemFacts = FOUR, **others: Any) -> Comparison:
     options: dict[str, Any] = {"target_chunk_duration": 0.2, **others}
-    return make_plan(workload, system, PRIORS, **options)
+    return compare(workload, system, PRIORS, **options)
 
 
 def test_computing_under_the_gil_gets_a_process_a_core() -> None:
@@ -168,7 +169,7 @@ def test_chunks_leave_slack_at_the_end() -> None:
     warm = plan(work(0.001, remaining=32), warm_workers=4)
     assert (warm.chosen.engine, warm.chosen.chunksize) == ("process", 2)
     assert plan(work(0.5, remaining=160)).chosen.chunksize == 1
-    assert plan(work(0.0, remaining=10**9)).chosen.chunksize == cost.MAX_CHUNK_ITEMS
+    assert plan(work(0.0, remaining=10**9)).chosen.chunksize == MOST_FIRST_ITEMS
 
 
 def test_chunks_of_large_items_are_small() -> None:
@@ -205,7 +206,7 @@ def test_half_a_core_gains_nothing() -> None:
 
 def sample(seconds: list[float], **others: Any) -> Sample:
     facts: dict[str, Any] = {
-        "items": list(range(len(seconds))),
+        "taken": len(seconds),
         "item_seconds": seconds,
         "seconds": sum(seconds),
         "cpu_seconds": sum(seconds),
@@ -217,7 +218,7 @@ def sample(seconds: list[float], **others: Any) -> Sample:
 
 def but(base: Sample, **facts: Any) -> Sample:
     """A sample with some facts replaced."""
-    return Sample(**{**vars(base), **facts})
+    return base._replace(**facts)
 
 
 def test_describe_plain() -> None:

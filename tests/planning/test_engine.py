@@ -9,9 +9,12 @@ import pytest
 
 import amorsize
 from amorsize.errors import InvalidTypeError, InvalidValueError
-from amorsize.optimizer import OptimizationResult, choose
+from amorsize.planning import machine
 from amorsize.planning.engine import NAMES, Engine, resolve
-from amorsize.running.input import SHORTEST_CHUNK_SECONDS, ChunkSizer, chunk_seconds
+from amorsize.planning.explanation import OptimizationResult, make_result
+from amorsize.planning.observations import Observations
+from amorsize.planning.plan import CORES, LookFurther, RunChunks
+from amorsize.planning.planner import Planner
 
 
 class Unbounded(Executor):
@@ -25,12 +28,13 @@ class Unbounded(Executor):
 
 def plan(executor: Any, total: int | None = 100, **options: Any) -> OptimizationResult:
     """The plan for an executor that is named."""
-    arguments = {"n_jobs": None, "chunksize": None, "sample_size": 5} | options
-    result, sample = choose(
-        abs, iter(()), total, executor=executor, target_chunk_duration=0.2, **arguments
-    )
-    assert sample is None
-    return result
+    seen = Observations(engine=resolve(executor), left=total, **options)
+    step = Planner().next(seen)
+    if step == LookFurther(CORES):
+        seen.machine = machine.SystemFacts.of(2)
+        step = Planner().next(seen)
+    assert isinstance(step, RunChunks)
+    return make_result(step, seen)
 
 
 @pytest.mark.parametrize("name", ["serial", "thread", "process"])
@@ -98,26 +102,3 @@ def test_a_cluster_is_as_wide_as_its_threads_or_as_the_caller_says() -> None:
     assert plan(Engine("dask", object(), 48), n_jobs=100).n_jobs == 100
     assert plan(Engine("dask", object(), 0)).n_jobs == 1
     assert plan(Engine("dask", object(), 48), total=3).estimated_speedup == 3.0
-
-
-def test_the_scheduler_of_a_large_cluster_gets_longer_chunks() -> None:
-    """A task costs it 4 ms: a fifth of its time may go into ours."""
-    assert chunk_seconds("dask", 4, 0.2) == 0.2
-    assert chunk_seconds("dask", 200, 0.2) == 4.0
-    assert chunk_seconds("dask", 200, 10.0) == 10.0
-    assert chunk_seconds("custom", 200, 0.2) == 0.2
-
-
-@pytest.mark.parametrize(("engine", "items"), [("dask", 80), ("custom", 5)])
-def test_chunks_stay_worth_their_way_to_the_end(engine: str, items: int) -> None:
-    """The last ones do not become so short that only their way counts."""
-    sizer = ChunkSizer(
-        fixed=None,
-        first=200,
-        target_seconds=0.2,
-        n_jobs=2,
-        limit=1000,
-        shortest_seconds=SHORTEST_CHUNK_SECONDS[engine],
-    )
-    sizer.learn(200, 0.2)  # 1 ms an item
-    assert sizer.next_size(remaining=8) == items

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from amorsize.planning.cost import make_plan
+from amorsize.planning.cost import compare
 from amorsize.planning.explanation import format_bytes, format_seconds, say_reason, say_warnings
 from amorsize.planning.machine import PRIORS, SystemFacts
 from amorsize.planning.pickling import Payload
@@ -33,7 +33,7 @@ def said(
         "payload": SMALL,
     }
     workload = Workload(**{**facts, **others})
-    plan = make_plan(workload, system, PRIORS, target_chunk_duration=0.2, n_jobs=n_jobs)
+    plan = compare(workload, system, PRIORS, target_chunk_duration=0.2, n_jobs=n_jobs)
     return say_reason(plan, workload, n_jobs=n_jobs), say_warnings(plan, workload, system)
 
 
@@ -52,7 +52,7 @@ def said(
             {"item_seconds": 1e-7, "cpu_seconds": 1e-7, "gil_seconds": 1e-7, "n_jobs": 2},
             "Threads, 2 workers as asked for, because processes would take longer for calls of 0.1",
         ),
-        ({"remaining": 0}, "Serial, because nothing remains behind the sample."),
+        ({"remaining": 0}, "Serial, because nothing remains after the sample."),
         ({"remaining": 0, "sampled": 0}, "Serial, because the input is empty."),
         ({"inner_parallelism": 2.0}, "Serial, because the function already uses 2.0 cores by it"),
         ({"payload": PROBLEM}, "Serial, because the function (f) cannot be pickled: TypeError: no"),

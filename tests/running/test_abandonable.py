@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from amorsize.running.abandonable import run_apart
+from amorsize.running.abandonable import Draw, run_abandonable
 
 DEADLINE_SECONDS = 60.0
 
@@ -24,15 +23,15 @@ def test_it_runs_on_another_thread_and_draws_on_this_one() -> None:
     variable.set("set")
     drawn: list[tuple[int, int]] = []
 
-    def draw() -> list[int]:
+    def draw(size: int) -> list[int]:
         drawn.append((len(drawn), threading.get_ident()))
-        return [drawn[-1][0]] if len(drawn) < 5 else []
+        return [drawn[-1][0]] * size
 
-    def work(items: Iterator[Any]) -> Any:
-        return [next(items), next(items)], variable.get(), threading.get_ident()
+    def work(draw: Draw) -> Any:
+        return [*draw(1), *draw(2)], variable.get(), threading.get_ident()
 
-    first, value, thread = run_apart(work, draw=draw, check=nothing)
-    assert (first, value) == ([0, 1], "set")
+    first, value, thread = run_abandonable(work, draw=draw, check=nothing)
+    assert (first, value) == ([0, 1, 1], "set")
     assert thread != threading.get_ident()
     assert drawn == [(0, threading.get_ident()), (1, threading.get_ident())]
 
@@ -41,11 +40,11 @@ def test_it_runs_on_another_thread_and_draws_on_this_one() -> None:
 def test_it_raises_what_was_raised(kind: type[BaseException]) -> None:
     """In the caller's thread."""
 
-    def work(items: Iterator[Any]) -> None:
+    def work(draw: Draw) -> None:
         raise kind("there")
 
     with pytest.raises(kind, match="there"):
-        run_apart(work, draw=list, check=nothing)
+        run_abandonable(work, draw=lambda size: [], check=nothing)
 
 
 def test_it_is_left_behind_where_a_check_raises() -> None:
@@ -53,10 +52,10 @@ def test_it_is_left_behind_where_a_check_raises() -> None:
     release, over = threading.Event(), threading.Event()
     got: list[int] = []
 
-    def work(items: Iterator[Any]) -> None:
-        got.append(next(items))
+    def work(draw: Draw) -> None:
+        got.extend(draw(1))
         release.wait(DEADLINE_SECONDS)
-        got.extend(items)
+        got.extend(draw(1))
         over.set()
 
     def check() -> None:
@@ -64,7 +63,7 @@ def test_it_is_left_behind_where_a_check_raises() -> None:
             raise TimeoutError
 
     with pytest.raises(TimeoutError):
-        run_apart(work, draw=lambda: [1], check=check)
+        run_abandonable(work, draw=lambda size: [1], check=check)
     release.set()
     assert over.wait(DEADLINE_SECONDS)
     assert got == [1]
@@ -78,5 +77,5 @@ def test_nothing_runs_where_the_limit_was_passed_before() -> None:
 
     ran: list[int] = []
     with pytest.raises(TimeoutError):
-        run_apart(lambda items: ran.append(1), draw=list, check=check)
+        run_abandonable(lambda draw: ran.append(1), draw=lambda size: [], check=check)
     assert ran == []

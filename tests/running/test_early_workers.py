@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,9 +16,16 @@ from typing import Any
 import pytest
 
 import amorsize
+from amorsize.engines.base import Task
+from amorsize.engines.process import pool as pool_module
 from amorsize.engines.process.pool import pool
 from amorsize.errors import TransportError
 from amorsize.hooks import HookEvent, HookManager
+from amorsize.planning.observations import EarlyWork, Observations
+from amorsize.planning.plan import ITEMS, LookFurther, StartWorkers
+from amorsize.planning.planner import Planner
+from amorsize.running.input import Input
+from amorsize.running.measurement import Measurement
 from amorsize.testing import RecordingHook, assert_contract
 
 DEADLINE_SECONDS = 60.0
@@ -325,3 +335,105 @@ def test_workers_that_were_asked_for_are_kept(hooks: HookManager, recorder: Reco
     assert amorsize.execute(abs, range(100_000), executor="thread", hooks=hooks)
     assert "changed_to" not in posted(recorder)
     assert_contract(recorder.contexts)
+
+
+# --- worker processes that start before it is planned what they are for ----
+
+
+def start_unassigned(workers: int) -> EarlyWork:
+    """Start worker processes as the planner says; return what it then sees of them."""
+    measurement = Measurement(Task(abs), Input([1]), Observations(), Planner(), starts_early=True)
+    measurement.early.start(StartWorkers("process", workers, unassigned=True))
+    return measurement.early.state
+
+
+def test_where_none_can_be_started_the_run_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run meets that again, if it needs them, and says so."""
+
+    def refuse(*args: Any) -> Any:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(pool_module, "WorkerProcess", refuse)
+    with caplog.at_level(logging.DEBUG, logger="amorsize"):
+        state = start_unassigned(2)
+    assert state.refused
+    assert "No workers are started ahead of the plan" in caplog.text
+    assert pool.pids() == []
+
+
+def test_an_execution_gets_those_that_were_started() -> None:
+    """They count as warm only once they are up, and no others are started."""
+    start_unassigned(2)
+    start_unassigned(2)
+    begun = set(pool.pids())
+    assert len(begun) == 2
+    results = amorsize.execute(
+        lambda item: item + 1, range(4), executor="process", n_jobs=2, chunksize=1
+    )
+    assert results == [1, 2, 3, 4]
+    assert set(pool.pids()) == begun
+
+
+def test_processes_start_before_what_compares_engines_is_loaded(tmp_path: Path) -> None:
+    """In a process that has not run anything yet, told that its calls surely need them."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import sys\n"
+        "from amorsize.engines.base import Task\n"
+        "from amorsize.planning.machine import SystemFacts\n"
+        "from amorsize.planning.observations import Observations, Sample\n"
+        "from amorsize.planning.planner import Planner\n"
+        "from amorsize.running.input import Input\n"
+        "from amorsize.running.measurement import Measurement\n"
+        "loaded = []\n"
+        "def hook(event, arguments):\n"
+        "    if event == 'subprocess.Popen':\n"
+        "        loaded.append('amorsize.planning.cost' in sys.modules)\n"
+        "sys.addaudithook(hook)\n"
+        "seen = Observations(machine=SystemFacts.of(2), loading_seconds=0.01)\n"
+        "measurement = Measurement(Task(abs), Input([0] * 300), seen, Planner(), "
+        "starts_early=True)\n"
+        "seen.left = 298\n"
+        "seen.sample = Sample(taken=2, seconds=0.02, item_seconds=[0.01] * 2, cpu_seconds=0.02, "
+        "process_cpu_seconds=0.02, input_seconds=[0.0] * 2, gil_share=0.0, asked_items=5)\n"
+        "plan = measurement.planner.next(seen)\n"
+        "measurement.early.start(plan)\n"
+        "print(plan.unassigned, plan.n_jobs, loaded[:1])\n"
+        "import amorsize\n"
+        "amorsize.shutdown()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "True 2 [False]\n"
+
+
+def test_workers_that_are_abandoned_begin_nothing_more() -> None:
+    """A call that is looked at only once the run is over starts none."""
+    measurement = Measurement(
+        Task(abs), Input([1, 2]), Observations(), Planner(), starts_early=True
+    )
+    measurement.abandon()
+    measurement.early.start(StartWorkers("thread", 2, 1))
+    assert measurement.early.state == EarlyWork(refused=True)
+    assert measurement.early.hand_over("thread", 2) is None
+
+
+def test_the_cpu_time_of_a_look_is_not_the_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function that waits does not look parallel inside because something is loaded beside."""
+
+    def compute(self: Planner, seen: Observations) -> None:
+        began = time.thread_time()
+        while time.thread_time() < began + 0.1:
+            pass
+
+    monkeypatch.setattr(Planner, "next", compute)
+    measurement = Measurement(
+        Task(time.sleep), Input([0.5, 0.5]), Observations(), Planner(), starts_early=True
+    )
+    measurement.look(LookFurther(ITEMS, 1))
+    assert measurement.first.results == [None]
+    assert measurement.first.sample.process_cpu_seconds < 0.05

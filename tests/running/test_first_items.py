@@ -1,484 +1,414 @@
-"""Runs that are over before anything is planned, and what is begun with at once."""
+"""The first items: none is lost, none runs twice, and they are measured as the choice needs."""
 
 from __future__ import annotations
 
-import gc
-import logging
-import os
-import signal
-import subprocess
-import sys
+import hashlib
 import threading
 import time
-import traceback
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import amorsize
-from amorsize.hooks import HookContext, HookEvent, HookManager
-from amorsize.planning.workload import KNOWN_WORKLOADS
-from amorsize.running import first_items
-from amorsize.running.first_items import nobody_listens
-from amorsize.testing import RecordingHook, assert_contract
-
-DEADLINE_SECONDS = 60.0
+from amorsize.planning.clocks import Clocks
+from amorsize.planning.gil_probe import GilProbe
+from amorsize.planning.observations import Sample
+from amorsize.running.first_items import FirstItems
+from amorsize.running.input import Input
 
 
-class Letters(list[int]):
-    """A list of which one never knows."""
+class FakeTime:
+    """A clock that moves only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def clocks(self) -> Clocks:
+        zero = lambda: 0.0  # noqa: E731  # a clock that stands
+        return Clocks(
+            wall=self,
+            epoch=lambda: 5.0,
+            thread_cpu=zero,
+            process_cpu=zero,
+            usage=lambda: (0, 0, 0.0),
+            peak_bytes=lambda: 0,
+        )
 
 
-@pytest.fixture(autouse=True)
-def no_warm_workers() -> None:
-    amorsize.shutdown()
-
-
-@pytest.fixture
-def planned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Lists the choices that are made."""
-    made: list[str] = []
-    choose = first_items.Opening.choose
-
-    def note(self: first_items.Opening) -> Any:
-        if self.result is None:
-            made.append(choose(self).executor_type)
-        return choose(self)
-
-    monkeypatch.setattr(first_items.Opening, "choose", note)
-    return made
+def measured(func: Any, data: Any, size: int, **options: Any) -> FirstItems:
+    """Measure the first items of an input."""
+    kept = {name: options.pop(name) for name in ("return_exceptions", "clocks") if name in options}
+    first = FirstItems(func, Input(data), **kept)
+    first.measure(size, **options)
+    return first
 
 
 @given(
-    size=st.integers(0, 700),
-    kind=st.sampled_from([list, tuple, range, Letters, iter, set]),
+    items=st.lists(st.integers(), max_size=12),
+    size=st.integers(1, 8),
+    failing=st.sets(st.integers(0, 11)),
+    return_exceptions=st.booleans(),
 )
-def test_the_results_are_those_of_a_comprehension(size: int, kind: Any) -> None:
-    """For every input; each item once."""
+def test_loses_none_and_runs_none_twice(
+    items: list[int], size: int, failing: set[int], return_exceptions: bool
+) -> None:
+    """What was taken, followed by what is left in the iterator, is the input."""
     calls: list[int] = []
 
-    def work(item: int) -> int:
+    def func(item: int) -> int:
         calls.append(item)
-        return item * 3
+        if len(calls) - 1 in failing:
+            raise ValueError(item)
+        return item * 2
 
-    data = range(size) if kind is range else kind(range(size))
-    assert amorsize.execute(work, data) == [item * 3 for item in range(size)]
-    assert calls == list(range(size))
+    iterator = (item for item in items)
+    first = measured(func, iterator, size, return_exceptions=return_exceptions, budget_seconds=1e9)
+    assert calls == first.items
+    assert first.items + list(iterator) == items
+    assert len(first.items) <= size
+    assert len(first.sample.item_seconds) == len(first.items) == len(first.sample.input_seconds)
+    failed = {failure.index for failure in first.failures}
+    assert failed == {index for index in failing if index < len(first.items)}
+    if return_exceptions:
+        assert len(first.results) == len(first.items)
+        assert all(isinstance(first.results[index], ValueError) for index in failed)
+    else:
+        assert len(failed) <= 1
+        assert failed <= {len(first.items) - 1}
+        assert first.results == [item * 2 for item in first.items[: len(first.results)]]
+        assert len(first.results) == len(first.items) - len(failed)
+    assert first.sample.exhausted == (len(items) < size and (return_exceptions or not failed))
 
 
-def test_trivial_items_are_not_planned_for(planned: list[str]) -> None:
-    """They are done sooner, however many; also when the function is known by then."""
-    for _ in range(3):
-        assert amorsize.execute(abs, range(-200_000, 0)) == list(range(200_000, 0, -1))
-    assert planned == []
+def test_an_endless_input_is_consumed_by_the_sample_alone() -> None:
+    """Length is never learned by consuming."""
+    numbers = count()
+    first = measured(abs, numbers, 3)
+    assert (first.items, next(numbers), first.sample.exhausted) == ([0, 1, 2], 3, False)
 
 
-@pytest.mark.parametrize("at", [0, 3, 100, 290, 5000])
-def test_what_the_function_raises_is_raised_as_with_hooks(at: int, hooks: HookManager) -> None:
-    """The same exception, with the same note, and a traceback that begins with the caller."""
+def test_stops_once_the_budget_is_spent() -> None:
+    """A slow item ends the sample: it has told enough."""
+    fake = FakeTime()
+
+    def slow(item: float) -> None:
+        fake.now += item
+
+    iterator = iter([0.01, 0.01, 0.04, 0.01])
+    first = measured(slow, iterator, 4, clocks=fake.clocks(), probe=False)
+    assert first.items == [0.01, 0.01, 0.04]
+    assert first.sample.seconds == pytest.approx(0.06)
+    assert first.sample.item_seconds == pytest.approx([0.01, 0.01, 0.04])
+    outcome = first.outcome()
+    assert outcome is not None
+    assert outcome.started_at == 5.0
+    first.measure(4, probe=False)
+    assert first.items == [0.01, 0.01, 0.04, 0.01]
+    assert first.sample.exhausted
+
+
+def test_time_of_the_input_is_apart() -> None:
+    """Producing an item is not calling the function."""
+    fake = FakeTime()
+
+    def produce() -> Iterator[int]:
+        for item in range(3):
+            fake.now += 2.0
+            yield item
+
+    first = measured(abs, produce(), 2, clocks=fake.clocks())
+    assert first.sample.input_seconds == [2.0, 2.0]
+    assert first.sample.seconds == 0.0
+
+
+def test_a_clock_that_goes_back_gives_no_negative_time() -> None:
+    """Durations are clamped."""
+    fake = FakeTime()
+
+    def back(item: int) -> None:
+        fake.now -= 1.0
+
+    first = measured(back, iter([1, 2]), 2, clocks=fake.clocks())
+    assert first.sample.item_seconds == [0.0, 0.0]
+
+
+def test_failure_has_the_users_own_traceback() -> None:
+    """The text starts in the user's function, not in ours."""
+
+    def broken(item: int) -> None:
+        raise KeyError("missing")
+
+    first = measured(broken, iter([7, 8]), 5)
+    [failure] = first.failures
+    assert (failure.index, type(failure.error)) == (0, KeyError)
+    assert (first.items, first.results) == ([7], [])
+    assert "in broken" in failure.traceback
+    assert "call_each" not in failure.traceback
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_what_stops_the_program_is_kept(stop: type[BaseException]) -> None:
+    """The caller tells its events first, and raises it then."""
+
+    def func(item: int) -> int:
+        if item == 1:
+            raise stop
+        return item
+
+    first = measured(func, iter(range(5)), 5, return_exceptions=True)
+    assert type(first.interrupted) is stop
+    assert (first.items, first.results, first.failures) == ([0, 1], [0], [])
+
+
+def test_input_that_raises_is_kept_apart() -> None:
+    """What was taken before stays in the sample."""
+
+    def broken() -> Iterator[int]:
+        yield 1
+        raise OSError("gone")
+
+    first = measured(abs, broken(), 5)
+    assert (first.items, first.results) == ([1], [1])
+    assert "the input raised OSError" in first.stopped
+    assert not first.sample.exhausted
+
+
+def test_stop_iteration_of_the_function_is_a_failure() -> None:
+    """It is not taken for the end of the input."""
+
+    def func(item: int) -> int:
+        raise StopIteration
+
+    first = measured(func, iter([1, 2]), 2, return_exceptions=True)
+    assert [type(failure.error) for failure in first.failures] == [StopIteration] * 2
+    assert not first.sample.exhausted
+
+
+def test_waiting_is_seen() -> None:
+    """A function that sleeps gives up the CPU, at least once a call."""
+    first = measured(time.sleep, iter([0.01] * 3), 3)
+    assert first.sample.cpu_seconds < 0.5 * first.sample.seconds
+    switches = first.sample.voluntary_switches
+    assert switches is None or switches >= len(first.items) >= 2
+
+
+def burn(rounds: int) -> int:
+    return sum(number * number for number in range(rounds))
+
+
+def test_trivial_functions_start_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe is for slow functions alone."""
+    monkeypatch.setattr(GilProbe, "start", lambda self: pytest.fail("started"))
+    fake = FakeTime()
+    assert measured(abs, iter(range(5)), 5, clocks=fake.clocks()).sample.gil_share is None
+
+
+def test_probe_tells_who_holds_the_gil() -> None:
+    """Hashing a large buffer lets the other thread tick, computing in Python does not."""
+    buffer = bytes(8 << 20)
+
+    def sha(_: int) -> bytes:
+        return hashlib.sha256(buffer).digest()
+
+    # A busy machine may take the probe's ticks away now and then: the best of a few counts.
+    held = [
+        measured(burn, iter([60_000] * 6), 6, budget_seconds=1).sample.gil_share for _ in range(3)
+    ]
+    free = [measured(sha, iter(range(4)), 4, budget_seconds=1).sample.gil_share for _ in range(5)]
+    assert min(share for share in held if share is not None) < 0.25
+    assert max(share for share in free if share is not None) >= 0.25
+
+
+def test_probe_ends_with_the_sample() -> None:
+    """No thread of ours runs on."""
+    probe = GilProbe(time.perf_counter)
+    ended = threading.Event()
+
+    def watched() -> None:
+        probe._run()
+        ended.set()
+
+    thread = threading.Thread(target=watched)
+    thread.start()
+    probe.stop()
+    probe.stop()
+    assert ended.wait(10)
+    thread.join()
+    assert probe.share() is None
+
+
+def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can start, the sample goes on without the probe."""
+
+    def refuse(*_: Any) -> int:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("amorsize.workers.thread_cache._thread.start_new_thread", refuse)
+    monkeypatch.setattr("amorsize.workers.thread_cache._idle", [])
+    first = measured(time.sleep, iter([0.003] * 3), 3)
+    assert (first.sample.gil_share, len(first.results)) == (None, 3)
+
+
+def test_switches_of_both_kinds_are_counted() -> None:
+    """What was given up and what was taken away, call by call."""
+    readings = iter([(1, 10, 0.0), (4, 12, 0.5), (9, 20, 1.0), (10, 20, 1.0)])
+    fake = FakeTime()
+    clocks = fake.clocks()._replace(usage=lambda: next(readings))
+
+    def pause(item: int) -> int:
+        fake.now += 1e-3
+        return item
+
+    # The input takes its time, too, and what is counted meanwhile is not the calls'.
+    first = measured(pause, map(pause, [1, 2]), 2, clocks=clocks)
+    assert (first.sample.voluntary_switches, first.sample.involuntary_switches) == (4, 2)
+    assert first.sample.cpu_seconds == 0.5  # of a child process
+
+
+def test_ticks_in_quick_succession_are_a_free_gil() -> None:
+    """On a busy machine there are few, but where the GIL is held there are none."""
+    probe = GilProbe(time.perf_counter)
+    probe.leave(0.0, 0.05)
+    probe._ticks, probe._quick = 24, 21
+    assert probe.share() == pytest.approx(0.4375)
+    probe._ticks, probe._quick = 24, 3
+    assert probe.share() == pytest.approx(0.144)
+    probe._ticks, probe._quick = 2, 2
+    assert probe.share() == pytest.approx(0.012)
+
+
+def test_very_short_calls_are_timed_together() -> None:
+    """The clock takes longer than they do; nothing is lost, and nothing runs twice."""
+    calls: list[int] = []
+    numbers = count()
+    first = measured(calls.append, numbers, 5)
+    first.measure_together(256)
+    assert first.sample.together >= 4  # on a busy machine a pause looks like a long call
+    assert calls == first.items == list(range(5 + first.sample.together))
+    assert next(numbers) == len(first.items) == len(first.results)
+    assert 0 < first.sample.together_seconds < first.sample.all_seconds
+    assert len(first.sample.item_seconds) == 5
+
+
+def test_calls_that_turn_out_long_are_not_timed_together_to_the_end() -> None:
+    """As few of them as were short before, at most; none is taken that is not called."""
+    fake = FakeTime()
 
     def work(item: int) -> int:
-        if item == at:
+        fake.now += 1e-7 if item < 20 else 0.02
+        return item
+
+    numbers = count()
+    first = measured(work, numbers, 5, clocks=fake.clocks())
+    first.measure_together(256)
+    assert first.results == first.items == list(range(len(first.items)))
+    assert 20 < len(first.items) <= 40
+    assert next(numbers) == len(first.items)
+    assert not first.sample.exhausted
+
+
+@pytest.mark.parametrize("at", [5, 6, 40, 200])
+def test_an_input_that_fails_among_calls_that_are_timed_together(at: int) -> None:
+    """What came before it is called, and its error kept."""
+
+    def failing() -> Iterator[int]:
+        yield from range(at)
+        raise OSError(at)
+
+    numbers = failing()
+    first = measured(abs, numbers, 5)
+    first.measure_together(256)
+    assert "the input raised OSError" in first.stopped
+    assert first.results == first.items == list(range(at))
+    assert not first.failures
+    assert not first.sample.exhausted
+
+
+def test_a_failure_among_calls_that_are_timed_together_is_kept() -> None:
+    """With its index; the results before it stay."""
+
+    def func(item: int) -> int:
+        if item == 50:
             raise KeyError(item)
         return item
 
-    said = []
-    for told in (None, hooks):
-        with pytest.raises(KeyError) as caught:
-            amorsize.execute(work, range(10_000), hooks=told)
-        frames = traceback.extract_tb(caught.value.__traceback__)
-        said.append((caught.value.args, caught.value.__notes__, frames[-1].name))
-    assert said[0] == said[1]
-    assert said[0][0] == (at,)
-    assert f"item {at}" in " ".join(said[0][1])
+    numbers = count()
+    first = measured(func, numbers, 5)
+    first.measure_together(256)
+    [failure] = first.failures
+    assert (failure.index, type(failure.error)) == (50, KeyError)
+    assert "in func" in failure.traceback
+    assert "call_all" not in failure.traceback
 
 
-@pytest.mark.parametrize("since", [0, 100, 1000])
-def test_a_list_that_the_function_makes_longer(since: int, hooks: HookManager) -> None:
-    """The results are those of a run that is told."""
+def test_a_call_in_progress_is_taken_as_one_that_ends_now() -> None:
+    """What another thread sees of it; and it can have no further item taken."""
+    seen: list[Sample | None] = []
 
-    def run(hooks: HookManager | None) -> list[int]:
-        data = list(range(2000))
-
-        def grow(item: int) -> int:
-            if item >= since and len(data) < 2100:
-                data.append(item)
-            return item
-
-        return amorsize.execute(grow, data, hooks=hooks)
-
-    results = run(None)
-    assert results[:2000] == list(range(2000))
-    assert len(results) == len(run(hooks))
-
-
-@pytest.mark.parametrize(("size", "at"), [(20, 10), (1000, 100), (1000, 500), (1000, 999)])
-def test_a_list_that_the_function_empties(size: int, at: int) -> None:
-    """What it raises is raised, with its item; where it raises nothing, that is an error, too."""
-    data = list(range(size))
-
-    def empty(item: int, fails: bool) -> int:
-        if item == at:
-            data.clear()
-            if fails:
-                raise KeyError(item)
+    def func(item: int) -> int:
+        cpu, process_cpu = time.thread_time(), time.process_time()
+        seen.append(first.so_far(time.perf_counter() + 2.0, cpu + 1.5, process_cpu))
+        assert first.close() == 1
         return item
 
-    with pytest.raises(KeyError) as caught:
-        amorsize.execute(lambda item: empty(item, True), data)
-    assert caught.value.args == (at,)
-    assert f"item {at}" in " ".join(caught.value.__notes__)
-    data = list(range(size))
-    if at not in (100, 999):  # in the sample, and behind the last, it ends as a loop does
-        with pytest.raises(RuntimeError, match="lost items while the function went over it"):
-            amorsize.execute(lambda item: empty(item, False), data)
+    numbers = count()
+    first = FirstItems(func, Input(numbers))
+    assert first.so_far(1.0, 1.0, 1.0) is None
+    first.measure(5)
+    [snapshot] = seen
+    assert snapshot is not None
+    assert (snapshot.taken, len(snapshot.item_seconds)) == (1, 1)
+    assert snapshot.seconds == snapshot.item_seconds[0] >= 2.0
+    assert snapshot.cpu_seconds >= 1.5
+    assert (first.items, next(numbers)) == ([0], 1)
 
 
-def test_a_list_that_is_emptied_in_the_sample_ends_there() -> None:
-    """As a loop over it does."""
-    data = list(range(20))
+def test_the_sample_ends_where_the_answer_is_clear() -> None:
+    """Two slow calls that agree are enough: all other cores idle meanwhile."""
+    first = measured(time.sleep, iter([0.02] * 5), 5)
+    assert len(first.items) <= 3
+    fake = FakeTime()
 
-    def empty(item: int) -> int:
-        if item == 2:
-            data.clear()
-        return item
+    def differing(item: float) -> None:
+        fake.now += item
 
-    assert amorsize.execute(empty, data) == [0, 1, 2]
-
-
-class Unhashable:
-    """A callable that may not be compared."""
-
-    def __call__(self, item: int) -> int:
-        return item + 1
-
-    def __hash__(self) -> int:
-        raise ValueError("no hash")
-
-    def __eq__(self, other: object) -> bool:
-        raise ValueError("ambiguous")
+    first = measured(differing, iter([0.004, 0.016, 0.004, 0.016, 0.004]), 5, clocks=fake.clocks())
+    assert len(first.items) == 5
 
 
-def test_nothing_of_a_function_runs_but_its_calls() -> None:
-    """It is remembered by its identity."""
-    for func in (Unhashable(), Unhashable()):
-        assert amorsize.execute(func, [1, 2, 3]) == [2, 3, 4]
-
-
-def test_a_function_is_short_only_where_its_calls_were() -> None:
-    """An input that the sample exhausts says nothing of that."""
-
-    def long(item: int) -> int:
-        time.sleep(0.002)
-        return item
-
-    for data in ([], [1], [1, 2, 3]):
-        assert amorsize.execute(long, data) == data
-        assert first_items._SHORT.recall(long) is None
-    assert amorsize.execute(abs, range(1000)) == list(range(1000))
-    assert first_items._SHORT.recall(abs)
-
-
-def test_what_a_look_computes_is_not_the_functions() -> None:
-    """A function that waits does not look parallel inside because something is loaded beside."""
-
-    def load(_: first_items.Opening) -> Any:
-        began = time.thread_time()
-        while time.thread_time() < began + 0.1:
-            pass
-        raise RuntimeError("enough")
+def test_items_run_here_until_something_is_true() -> None:
+    """Their times say nothing of those to come: other cores are busy starting workers."""
+    fake = FakeTime()
 
     def work(item: int) -> int:
-        time.sleep(0.5)
+        fake.now += 0.0006
         return item
 
-    begun = first_items.Opening(work, [1, 2], load, sample_size=1)
-    begun.draw()
-    assert begun.sample.results == [1]
-    assert begun.sample.process_cpu_seconds < 0.05
+    numbers = count()
+    first = FirstItems(work, Input(numbers), clocks=fake.clocks())
+    first.measure(2)
+    asked: list[float] = []
+    assert first.work_until(100, lambda: bool(asked.append(fake.now)) or len(asked) == 3) == 6
+    assert first.results == first.items == list(range(8))
+    assert next(numbers) == 8
+    assert len(first.sample.item_seconds) == 2
+    assert first.sample.other_seconds == pytest.approx(0.0036)
+    assert first.sample.taken == 8
 
 
-@pytest.mark.parametrize("wait", [False, True])
-def test_items_that_turn_out_long_are_shared_after_all(planned: list[str], wait: bool) -> None:
-    """A run that began alone goes over to workers; each item runs once."""
-
-    def work(item: int) -> tuple[int, int, int]:
-        if item >= 3000:
-            if wait:
-                time.sleep(0.02)
-            else:
-                sum(range(1_000_000))
-        return item, os.getpid(), threading.get_ident()
-
-    results = amorsize.execute(work, range(3100))
-    assert [item for item, _, _ in results] == list(range(3100))
-    assert {pid for _, pid, _ in results[:3000]} == {os.getpid()}
-    assert planned[-1] == ("thread" if wait else "process")
-    others = {(pid, thread) for _, pid, thread in results[3000:]}
-    assert len(others) > 1
-
-
-def test_who_registers_meanwhile_is_told(recorder: RecordingHook, hooks: HookManager) -> None:
-    """The function itself may register a hook: the run's events come, all of them."""
-    default = amorsize.get_default_manager()
-
-    def work(item: int) -> int:
-        if item == 700:
-            for event in HookEvent:
-                default.register(event, recorder)
-        return item
-
-    assert amorsize.execute(work, range(1000)) == list(range(1000))
-    assert_contract(recorder.contexts)
-    (post,) = recorder.of(HookEvent.POST_EXECUTE)
-    assert (post.items_completed, post.metadata["executor_type"]) == (1000, "serial")
-
-
-def test_whoever_listens_is_found(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The default manager, a chunk that is counted in, and a log at its finest."""
-    assert nobody_listens()
-    hook: Callable[[HookContext], None] = lambda context: None  # noqa: E731
-    amorsize.get_default_manager().register(HookEvent.ON_PROGRESS, hook)
-    assert not nobody_listens()
-    amorsize.get_default_manager().unregister_all()
-    assert nobody_listens()
-    with caplog.at_level(logging.DEBUG, "amorsize"):
-        assert not nobody_listens()
-        amorsize.execute(abs, [1, 2])
-    assert "serial" in caplog.text
-
-
-def test_numbers_of_an_execution_inside_of_a_chunk_arrive(hooks: HookManager) -> None:
-    """The inner one has no hooks, and is part of the outer one's chunk."""
-    rows: list[int] = []
-    hooks.register(
-        HookEvent.ON_CHUNK_COMPLETE,
-        lambda context: rows.append(context.metadata["user_metrics"]["rows"]["value"]),
-    )
-
-    def inner(item: int) -> int:
-        amorsize.count("rows", item)
-        return item
-
-    amorsize.execute(lambda item: sum(amorsize.execute(inner, [item, 1])), [1, 2, 3], hooks=hooks)
-    assert sum(rows) == 9
-
-
-def test_ctrl_c_ends_it() -> None:
-    """As a loop does."""
-
-    def work(item: int) -> int:
-        if item == 800:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(DEADLINE_SECONDS)
-        return item
-
-    with pytest.raises(KeyboardInterrupt):
-        amorsize.execute(work, range(10_000))
-
-
-def test_ctrl_c_in_a_first_call_leaves_no_worker_at_work(tmp_path: Path) -> None:
-    """Also where nobody is told: what was begun is ended."""
-    flag = tmp_path / "begun"
-
-    def work(item: int) -> int:
-        if item == 0:
-            deadline = time.monotonic() + DEADLINE_SECONDS
-            while not flag.exists() and time.monotonic() < deadline:
-                sum(range(700_000))
-            os.kill(os.getpid(), signal.SIGINT)
-            while time.monotonic() < deadline:
-                sum(range(1000))
-        flag.touch()
-        time.sleep(DEADLINE_SECONDS)
-        return item
-
-    with pytest.raises(KeyboardInterrupt):
-        amorsize.execute(work, range(6))
-    from amorsize.engines.process.pool import pool
-
-    assert flag.exists()
-    assert len(pool.pids()) <= 1  # the one that had no work may stay warm
-
-
-# --- what an earlier run has shown ----
-
-
-def compute(item: int) -> tuple[int, int]:
-    sum(range(4_000_000))  # too long for the caller's thread to go on while workers start
-    return item, os.getpid()
-
-
-def pause(item: int) -> tuple[int, int]:
-    time.sleep(0.02)
-    return item, threading.get_ident()
-
-
-@pytest.fixture
-def forgetful() -> Iterator[None]:
-    """Nothing is known of the functions before, nor after."""
-    yield
-    for func in (compute, pause):
-        KNOWN_WORKLOADS.forget(func)
-
-
-@pytest.mark.usefixtures("forgetful")
-@pytest.mark.parametrize("func", [compute, pause])
-def test_a_function_that_is_known_is_begun_with_at_once(
-    func: Callable[[int], tuple[int, int]], hooks: HookManager, recorder: RecordingHook
-) -> None:
-    """The second run does not measure again: all its workers begin with the first call."""
-    for _ in range(2):
-        recorder.contexts.clear()
-        results = amorsize.execute(func, range(12), hooks=hooks)
-        assert [item for item, _ in results] == list(range(12))
-        assert_contract(recorder.contexts)
-    (post,) = recorder.of(HookEvent.POST_EXECUTE)
-    assert post.metadata["sampled_items"] == 1
-    assert post.metadata["head_start_items"] >= 1
-    done = recorder.of(HookEvent.ON_CHUNK_COMPLETE)
-    chunks = {each.metadata["chunk_start"]: each for each in done}
-    assert chunks[1].metadata["dispatched_at"] < chunks[0].metadata["started_at"]
-    assert results[0][1] != results[1][1]
-
-
-@pytest.mark.usefixtures("forgetful")
-def test_a_function_that_has_changed_is_measured_again(hooks: HookManager) -> None:
-    """What was known of it holds no more once a call takes three times as long, or a third."""
-    amorsize.execute(pause, range(40))
-    known = KNOWN_WORKLOADS.recall(pause)
-    assert known is not None
-    KNOWN_WORKLOADS.remember(pause, known._replace(item_seconds=1.0, wait_seconds=1.0))
-    assert amorsize.execute(pause, range(40), return_optimization_result=True)[1].n_jobs > 1
-    again = KNOWN_WORKLOADS.recall(pause)
-    assert again is not None
-    assert again.item_seconds < 0.5
-
-
-class Locked:
-    """Does not pickle."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-
-
-def test_items_of_another_type_are_tried_first() -> None:
-    """What travelled for one says nothing of the results for another."""
-
-    def work(item: Any) -> Any:
-        sum(range(300_000))
-        return item if isinstance(item, int) else Locked()
-
-    assert amorsize.execute(work, range(100)) == list(range(100))
-    assert len(amorsize.execute(work, ["a"] * 60)) == 60
-
-
-INTERRUPTED = """
-import signal, threading, time
-import amorsize
-
-def pause(item):
-    time.sleep(0.02)
-    return item
-
-amorsize.execute(pause, range(40))
-interrupted = 0
-for turn in range(12):
-    kill = signal.pthread_kill
-    args = threading.main_thread().ident, signal.SIGINT
-    timer = threading.Timer(0.0005 * (turn + 1), kill, args)
-    try:
-        timer.start()
-        amorsize.execute(pause, list(range(400)))
-        timer.join()
-        time.sleep(0.1)  # a signal is handled a moment later
-    except KeyboardInterrupt:
-        interrupted += 1
-deadline = time.monotonic() + 30
-left = True
-while left and time.monotonic() < deadline:
-    left = [each.name for each in threading.enumerate() if each.name.startswith("amorsize")]
-    left = [name for name in left if name != "amorsize-reaper"]  # of idle worker processes
-    time.sleep(0.01)
-print(interrupted, left)
-"""
-
-
-def test_ctrl_c_while_threads_begin_leaves_none_behind() -> None:
-    """A function that is known has its threads started one after the other, at once.
-
-    In a program of its own: there a Ctrl-C meets no code of a test framework.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED],
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_SECONDS,
-        check=True,
-    )
-    interrupted, _, left = done.stdout.strip().partition(" ")
-    assert int(interrupted) > 0
-    assert left == "[]"
-
-
-def test_a_module_may_run_something_while_it_is_imported(tmp_path: Path) -> None:
-    """Whatever looks at its first call waits for nothing that the import holds."""
-    (tmp_path / "imported.py").write_text(
-        "import time\nimport amorsize\n\n"
-        "def work(item):\n"
-        "    end = time.perf_counter() + 0.25\n"
-        "    while time.perf_counter() < end:\n"
-        "        pass\n"
-        "    return item\n\n"
-        "RESULTS = amorsize.execute(work, list(range(4)))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", "import imported; print(imported.RESULTS)"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_SECONDS,
-        check=True,
-    )
-    assert done.stdout.strip() == "[0, 1, 2, 3]"
-
-
-@pytest.mark.parametrize("at", [3, 6, 8])
-def test_nothing_runs_behind_an_item_that_failed_while_workers_start(at: int) -> None:
-    """Choosing measures further items, and they may fail as well."""
-    calls: list[int] = []
-
-    def work(item: int) -> int:
-        calls.append(item)
-        if item == at:
-            raise ValueError(f"item {item}")
-        sum(range(300_000))
-        return item
-
-    with pytest.raises(ValueError, match=f"item {at}"):
-        amorsize.execute(work, list(range(300)))
-    assert len(calls) < 100
-
-
-def test_nothing_is_remembered_of_a_function_that_is_gone() -> None:
-    """A closure that was made for one run is not kept alive."""
-
-    def make() -> Callable[[int], None]:
-        return lambda item: time.sleep(0.02)
-
-    func = make()
-    amorsize.execute(func, range(30))
-    assert KNOWN_WORKLOADS.recall(func) is not None
-    count = sys.getrefcount(func)
-    assert count == 2
-    gc.collect()  # what other tests have left
-    before = len(KNOWN_WORKLOADS)
-    del func
-    gc.collect()
-    assert len(KNOWN_WORKLOADS) == before - 1
+def test_times_that_hold_no_more_are_forgotten() -> None:
+    """The items, and how long they took in all, are not."""
+    first = measured(abs, iter([-1, -2, -3]), 2)
+    seconds = first.sample.all_seconds
+    first.forget_times()
+    assert first.sample.item_seconds == []
+    assert (first.sample.taken, first.sample.all_seconds) == (2, seconds)
+    first.measure(5)
+    assert first.results == [1, 2, 3]
+    assert len(first.sample.item_seconds) == 1

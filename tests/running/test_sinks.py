@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amorsize.running.sinks import Collector, StreamBuffer
+from amorsize.running.sinks import Results, StreamBuffer
 
 
 @st.composite
@@ -32,13 +32,13 @@ def consume(buffer: StreamBuffer) -> list[Any]:
     return [item for piece in buffer.pieces() for item in piece]
 
 
-# --- Collector ----
+# --- Results ----
 
 
 @given(shuffled_pieces())
 def test_a_collector_gives_results_in_input_order(pieces: list[tuple[int, list[int]]]) -> None:
     """Whatever the order in which chunks complete."""
-    collector = Collector()
+    collector = Results()
     expected = in_order(pieces)
     for start, results in pieces:
         collector.deliver(start, results)  # which keeps the list, and may change it
@@ -47,7 +47,7 @@ def test_a_collector_gives_results_in_input_order(pieces: list[tuple[int, list[i
 
 def test_a_collector_holds_back_what_came_too_early() -> None:
     """Until the pieces before it are there."""
-    collector = Collector()
+    collector = Results()
     collector.deliver(2, ["c"])
     assert collector.results == []
     collector.deliver(0, ["a", "b"])
@@ -56,7 +56,7 @@ def test_a_collector_holds_back_what_came_too_early() -> None:
 
 def test_a_collector_always_has_room_and_is_never_cancelled() -> None:
     """The list is what the caller asked for, however long."""
-    collector = Collector()
+    collector = Results()
     assert collector.has_room(10**6)
     assert not collector.cancelled
 

@@ -13,7 +13,7 @@ import pytest
 from amorsize.errors import FunctionExitError
 from amorsize.workers.chunk import Chunk, run_chunk
 from amorsize.workers.item_slots import CHUNK, ITEM, ITEM_STARTED, SLOT_COUNT
-from amorsize.workers.slices import Span
+from amorsize.workers.slices import Slice
 
 
 def chunk(*items: Any, start: int = 10, id: int = 4) -> Chunk:
@@ -264,7 +264,7 @@ def test_a_span_is_what_its_slice_is(kind: type, bounds: tuple[int, int]) -> Non
     """Of each kind of input that is not copied."""
     sequence = range(100, 110) if kind is range else kind(range(100, 110))
     start, stop = bounds
-    span, piece = Span(sequence, start, stop), list(sequence[start:stop])
+    span, piece = Slice(sequence, start, stop), list(sequence[start:stop])
     assert (len(span), list(span)) == (len(piece), piece)
     assert list(span[1:3]) == piece[1:3]
     outcome = run_chunk(str, Chunk(0, start, span))
@@ -281,7 +281,7 @@ def test_the_item_that_fails_in_a_span_is_named(failing: int, stop: int) -> None
             raise KeyError(item)
         return item
 
-    outcome = run_chunk(func, Chunk(0, 3, Span(list(range(100, 110)), 3, stop)))
+    outcome = run_chunk(func, Chunk(0, 3, Slice(list(range(100, 110)), 3, stop)))
     assert outcome.results is None
     assert [failure.index for failure in outcome.failures] == [3 + failing]
 
@@ -290,10 +290,10 @@ def test_a_list_that_the_function_changes_gives_what_it_held_or_an_error() -> No
     """Nothing is left out in silence."""
     grows = [1, 2, 3]
     outcome = run_chunk(
-        lambda x: grows.append(x) if len(grows) < 5 else x, Chunk(0, 0, Span(grows, 0, 3))
+        lambda x: grows.append(x) if len(grows) < 5 else x, Chunk(0, 0, Slice(grows, 0, 3))
     )
     assert outcome.results == [None, None, 3]
     shrinks = [1, 2, 3, 4]
-    outcome = run_chunk(lambda x: shrinks.pop(), Chunk(0, 0, Span(shrinks, 0, 4)))
+    outcome = run_chunk(lambda x: shrinks.pop(), Chunk(0, 0, Slice(shrinks, 0, 4)))
     assert outcome.results is None
     assert "lost items while the function went over it" in str(outcome.failures[0].error)

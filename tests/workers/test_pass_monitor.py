@@ -12,9 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amorsize.workers import pass_monitor as watch_module
-from amorsize.workers.pass_monitor import SLICE_ITEMS, SLICED_ITEMS, TooLong, Watch, Watcher
-from amorsize.workers.slices import Span
+from amorsize.workers import pass_monitor as monitor_module
+from amorsize.workers.pass_monitor import (
+    SLICE_ITEMS,
+    SLICED_ITEMS,
+    MonitoredPass,
+    PassMonitor,
+    TooLong,
+)
+from amorsize.workers.slices import Slice
 
 DEADLINE_SECONDS = 60.0
 
@@ -23,17 +29,17 @@ def never(each: float, at: int) -> bool:
     return False
 
 
-def look_after(items: Sequence[Any], start: int, too_long: TooLong) -> Watch:
-    return Watcher(too_long).look_after(items, start)
+def pass_over(items: Sequence[Any], start: int, too_long: TooLong) -> MonitoredPass:
+    return PassMonitor(too_long).pass_over(items, start)
 
 
-def go_over(watch: Watch, func: Callable[[Any], Any]) -> list[Any]:
+def go_over(monitored: MonitoredPass, func: Callable[[Any], Any]) -> list[Any]:
     try:
-        with watch as items:
+        with monitored as items:
             results = [func(item) for item in items]
     finally:
-        watch.watcher.close()
-    watch.settle(results)
+        monitored.monitor.close()
+    monitored.settle(results)
     return results
 
 
@@ -44,9 +50,9 @@ def test_it_is_a_comprehension_over_the_span(size: int, start: int, kind: Any) -
     """Of each kind of sequence, from anywhere in it."""
     sequence: Sequence[int] = range(size) if kind is range else kind(range(size))
     start = min(start, size)
-    watch = look_after(Span(sequence, start, size), start, never)
-    assert go_over(watch, lambda item: item * 2) == [item * 2 for item in range(start, size)]
-    assert (watch.taken, watch.ended) == (size - start, False)
+    monitored = pass_over(Slice(sequence, start, size), start, never)
+    assert go_over(monitored, lambda item: item * 2) == [item * 2 for item in range(start, size)]
+    assert (monitored.taken, monitored.ended) == (size - start, False)
 
 
 @pytest.mark.parametrize("kind", [list, tuple, range])
@@ -66,14 +72,14 @@ def test_another_thread_ends_it_where_items_are_too_long(kind: Any) -> None:
         asked.append((each, at, threading.get_ident()))
         return each > 0.0005
 
-    watch = look_after(sequence, 50, too_long)
-    results = go_over(watch, work)
-    assert results == calls == list(range(watch.taken))
-    assert watch.ended
-    assert 1000 < watch.taken < len(sequence)
+    monitored = pass_over(sequence, 50, too_long)
+    results = go_over(monitored, work)
+    assert results == calls == list(range(monitored.taken))
+    assert monitored.ended
+    assert 1000 < monitored.taken < len(sequence)
     each, at, thread = asked[-1]
     assert each > 0.0005
-    assert 1050 < at <= 50 + watch.taken
+    assert 1050 < at <= 50 + monitored.taken
     assert thread != threading.get_ident()
 
 
@@ -92,10 +98,10 @@ def test_the_item_that_fails_is_known_also_once_it_was_ended() -> None:
         ended.set()
         return True
 
-    watch = look_after(range(10_000), 0, too_long)
+    monitored = pass_over(range(10_000), 0, too_long)
     with pytest.raises(ValueError, match="700"):
-        go_over(watch, work)
-    assert watch.taken == 701
+        go_over(monitored, work)
+    assert monitored.taken == 701
 
 
 def test_what_was_taken_is_known_whenever_it_is_ended() -> None:
@@ -110,10 +116,10 @@ def test_what_was_taken_is_known_whenever_it_is_ended() -> None:
                 calls.append(item)
                 return sum(range(200))
 
-            watch = look_after(range(50_000), 0, lambda each, at: True)
-            results = go_over(watch, work)
-            assert len(results) == watch.taken == len(calls)
-            assert calls == list(range(watch.taken))
+            monitored = pass_over(range(50_000), 0, lambda each, at: True)
+            results = go_over(monitored, work)
+            assert len(results) == monitored.taken == len(calls)
+            assert calls == list(range(monitored.taken))
     finally:
         sys.setswitchinterval(before)
 
@@ -136,18 +142,18 @@ def test_few_items_are_looked_at_between_slices(kind: Any, start: int) -> None:
         asked.append((each, at))
         return each > 0.0005
 
-    watch = look_after(Span(sequence, start, 300), start, too_long)
-    assert go_over(watch, work) == list(range(start, start + watch.taken))
-    assert watch.ended
-    assert 100 < start + watch.taken <= 100 + 2 * SLICE_ITEMS
-    assert asked[-1][1] == start + watch.taken
+    monitored = pass_over(Slice(sequence, start, 300), start, too_long)
+    assert go_over(monitored, work) == list(range(start, start + monitored.taken))
+    assert monitored.ended
+    assert 100 < start + monitored.taken <= 100 + 2 * SLICE_ITEMS
+    assert asked[-1][1] == start + monitored.taken
     assert threads == {threading.get_ident()}
 
 
 def test_slices_that_take_no_time_are_not_asked_about() -> None:
     """A call for each would take longer than they do."""
     asked: list[int] = []
-    frozen = look_after(range(SLICED_ITEMS), 0, lambda each, at: bool(asked.append(at)))
+    frozen = pass_over(range(SLICED_ITEMS), 0, lambda each, at: bool(asked.append(at)))
     assert go_over(frozen, lambda item: item) == list(range(SLICED_ITEMS))
     assert len(asked) < SLICED_ITEMS / SLICE_ITEMS
 
@@ -162,8 +168,8 @@ def test_a_list_that_changes_meanwhile(size: int) -> None:
             growing.append(item)
         return item
 
-    watch = look_after(growing, 0, never)
-    assert (go_over(watch, grow), watch.taken) == (list(range(size)), size)
+    monitored = pass_over(growing, 0, never)
+    assert (go_over(monitored, grow), monitored.taken) == (list(range(size)), size)
     shrinking = list(range(size))
 
     def shrink(item: int) -> int:
@@ -171,7 +177,7 @@ def test_a_list_that_changes_meanwhile(size: int) -> None:
         return item
 
     with pytest.raises(RuntimeError, match="lost items"):
-        go_over(look_after(shrinking, 0, never), shrink)
+        go_over(pass_over(shrinking, 0, never), shrink)
 
 
 def test_what_a_list_gains_once_it_was_ended_has_no_result() -> None:
@@ -192,15 +198,15 @@ def test_what_a_list_gains_once_it_was_ended_has_no_result() -> None:
         ended.set()
         return True
 
-    watch = look_after(data, 0, too_long)
-    assert go_over(watch, work) == calls == list(range(701))
-    assert watch.taken == 701
+    monitored = pass_over(data, 0, too_long)
+    assert go_over(monitored, work) == calls == list(range(701))
+    assert monitored.taken == 701
 
 
 def test_a_thread_that_has_nothing_to_look_at_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream may stay open for hours; its next chunk has another one."""
-    monkeypatch.setattr(watch_module, "LOOK_SECONDS", 0.001)
-    watcher = Watcher(never)
+    monkeypatch.setattr(monitor_module, "LOOK_SECONDS", 0.001)
+    monitor = PassMonitor(never)
     begun: list[threading.Event] = []
 
     def run_beside(job: Callable[[], None]) -> bool:
@@ -209,10 +215,10 @@ def test_a_thread_that_has_nothing_to_look_at_ends(monkeypatch: pytest.MonkeyPat
         threading.Thread(target=lambda: (job(), over.set())).start()
         return True
 
-    monkeypatch.setattr(watch_module, "run_beside", run_beside)
+    monkeypatch.setattr(monitor_module, "run_beside", run_beside)
     items = range(SLICED_ITEMS + 1)
     for _ in range(2):
-        with watcher.look_after(items, 0) as passed:
+        with monitor.pass_over(items, 0) as passed:
             assert sum(passed) == sum(items)
         assert begun[-1].wait(DEADLINE_SECONDS)
     assert len(begun) == 2
@@ -229,8 +235,8 @@ def test_one_thread_looks_after_all_passes(
         jobs.append(job)
         return can_start
 
-    monkeypatch.setattr(watch_module, "run_beside", run_beside)
-    watcher = Watcher(lambda each, at: True)
+    monkeypatch.setattr(monitor_module, "run_beside", run_beside)
+    monitor = PassMonitor(lambda each, at: True)
 
     def work(item: int) -> int:
         if item == 40:
@@ -238,12 +244,12 @@ def test_one_thread_looks_after_all_passes(
         return item
 
     for _ in range(3):
-        watch = watcher.look_after(range(SLICED_ITEMS + 1), 0)
-        with watch as items:
+        monitored = monitor.pass_over(range(SLICED_ITEMS + 1), 0)
+        with monitored as items:
             results = [work(item) for item in items]
-        watch.settle(results)
-        assert watch.ended is not can_start
-        assert len(results) == (SLICED_ITEMS + 1 if can_start else watch.taken)
+        monitored.settle(results)
+        assert monitored.ended is not can_start
+        assert len(results) == (SLICED_ITEMS + 1 if can_start else monitored.taken)
     assert len(jobs) == (1 if can_start else 3)
-    watcher.close()
+    monitor.close()
     jobs[0]()  # is over at once

@@ -169,8 +169,8 @@ def test_a_source_that_is_removed_is_not_asked(use: Any) -> None:
     assert source.asked == []
 
 
-def test_a_run_without_a_plan_is_forgotten(use: Any) -> None:
-    """As is every other, once it has ended."""
+def test_a_run_without_a_plan_is_forgotten(use: Any, hooks: HookManager) -> None:
+    """As is every other that is observed, once it has ended."""
     source = use(Source(make_link()))
 
     def broken() -> Iterator[int]:
@@ -181,7 +181,7 @@ def test_a_run_without_a_plan_is_forgotten(use: Any) -> None:
         amorsize.execute(abs, 3)  # type: ignore[call-overload]
     assert source.asked == []
     with pytest.raises(OSError, match="gone"):
-        amorsize.execute(abs, broken())
+        amorsize.execute(abs, broken(), hooks=hooks)
     assert source.forgotten == [execution_id for _, execution_id, _ in source.asked]
     assert len(source.forgotten) == 1
 

@@ -24,6 +24,7 @@ from contextlib import ExitStack
 from subprocess import _args_from_interpreter_flags  # type: ignore[attr-defined]  # as multiprocessing does
 from typing import Any
 
+from amorsize.engines import warm_pool
 from amorsize.engines.process.connection import Channel
 from amorsize.planning import machine
 from amorsize.workers.item_slots import CHUNK, ITEM, ITEM_STARTED, SLOT_COUNT
@@ -411,6 +412,7 @@ _of_the_parent: list[WorkerProcess] = []
 """Keeps the parent's Popen objects from being collected, and complained of, in a forked child."""
 
 pool = WorkerPool()
+warm_pool.pool = pool
 
 atexit.register(pool.shutdown)
 if hasattr(os, "register_at_fork"):

@@ -1,0 +1,102 @@
+"""How many items a chunk has: arithmetic on what chunks took."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from amorsize.planning.observations import ChunkTimes
+
+GROWTH = 8
+"""A size grows at most so many times at once: the items of one chunk may be untypically fast."""
+
+MOST_FIRST_ITEMS = 1 << 16
+"""So that a stream of very short items keeps a bounded number of them in flight."""
+
+SHORTEST_CHUNK_SECONDS = {"custom": 0.005, "dask": 0.08}
+"""Below this, a chunk's way there and back begins to count: 0.05 ms with our own engines, for which
+it is 0.2 ms; 0.2 ms with loky, the dearest of the executors on one machine; 2 to 4 ms with Dask."""
+SHORTEST_OWN_CHUNK_SECONDS = 0.0002
+
+SHARE_OF_PAST = 0.05
+"""How long a chunk of an input of unknown length may be, of the time that has passed: any of them
+may be the last, which all other workers wait for."""
+
+TASK_SECONDS = 0.004
+"""What a Dask task costs its scheduler and client, which take them one by one."""
+SCHEDULER_SHARE = 0.2
+"""The share of their time that may go into our tasks."""
+
+
+def chunk_seconds(engine: str, n_jobs: int, asked: float) -> float:
+    """Say how long a chunk should last: as asked, or longer so that a Dask scheduler keeps up.
+
+    >>> chunk_seconds("process", 100, 0.2), chunk_seconds("dask", 4, 0.2)
+    (0.2, 0.2)
+    >>> chunk_seconds("dask", 100, 0.2)
+    2.0
+    """
+    return max(asked, n_jobs * TASK_SECONDS / SCHEDULER_SHARE) if engine == "dask" else asked
+
+
+def first_size(target_seconds: float, item_seconds: float) -> int:
+    """Return the items of a chunk that takes the target.
+
+    >>> first_size(0.2, 0.05), first_size(0.2, 0.0)
+    (4, 65536)
+    """
+    if item_seconds <= 0:
+        return MOST_FIRST_ITEMS
+    return max(1, int(min(target_seconds / item_seconds, MOST_FIRST_ITEMS)))
+
+
+def corrected_size(size: int, times: ChunkTimes, *, target_seconds: float, most: int) -> int:
+    """Correct a size so that a chunk takes the target; called once for each chunk that came back.
+
+    >>> from amorsize.planning.observations import ChunkTimes
+    >>> corrected_size(1, ChunkTimes(1, 0.1, 0.1, 1, 1), target_seconds=0.2, most=1000)
+    2
+    """
+    if times.recent_items <= 0:
+        return min(size, most)
+    if times.recent_seconds <= 0:
+        wanted = most
+    else:
+        wanted = int(target_seconds * times.recent_items / times.recent_seconds)
+    # Of those that were handed out together, the last knows no more than the first.
+    grown = max(size, min(size, times.last_items) * GROWTH)
+    return max(1, min(wanted, grown, most))
+
+
+def next_size(
+    size: int, times: ChunkTimes, *, n_jobs: int, left: int | None, shortest_seconds: float
+) -> int:
+    """Return the size of the next chunk, at least 1.
+
+    It shrinks towards the end of an input of known length, so that no worker is left alone with a
+    long last chunk (guided self-scheduling, Polychronopoulos and Kuck 1987). Where the end is not
+    known, it stays a small share of the time that has passed.
+
+    Args:
+        size: away from the end.
+        times: what chunks took.
+        n_jobs: workers that share the input.
+        left: items that are not dispatched yet; None where that is unknown.
+        shortest_seconds: how long chunks stay towards the end of the input.
+    """
+    if n_jobs == 1:
+        return size
+    if left is None:
+        if times.worked_seconds <= 0:
+            return size
+        past = SHARE_OF_PAST * times.worked_seconds / n_jobs
+        return max(1, min(size, _items_in(max(past, 10 * shortest_seconds), times)))
+    share = math.ceil(max(1, left) / (2 * n_jobs))
+    return max(1, min(size, max(share, _items_in(shortest_seconds, times))))
+
+
+def _items_in(seconds: float, times: ChunkTimes) -> int:
+    if times.recent_seconds <= 0:
+        return 1
+    return math.ceil(seconds * times.recent_items / times.recent_seconds)

@@ -1,0 +1,448 @@
+"""Runs that are over before anything is planned, and what is begun with at once."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import amorsize
+from amorsize.hooks import HookEvent, HookManager
+from amorsize.planning.known_functions import KNOWN
+from amorsize.planning.plan import RunChunks
+from amorsize.running.loop import Run
+from amorsize.testing import RecordingHook, assert_contract
+
+DEADLINE_SECONDS = 60.0
+
+
+class Letters(list[int]):
+    """A list of which one never knows."""
+
+
+@pytest.fixture(autouse=True)
+def no_warm_workers() -> None:
+    amorsize.shutdown()
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Lists the engines of which others were compared with."""
+    made: list[str] = []
+    follow = Run._follow
+
+    def note(self: Run, plan: RunChunks, *, is_first: bool = False) -> None:
+        if plan.choice.comparison is not None:
+            made.append(plan.choice.engine.type)
+        follow(self, plan, is_first=is_first)
+
+    monkeypatch.setattr(Run, "_follow", note)
+    return made
+
+
+@given(
+    size=st.integers(0, 700),
+    kind=st.sampled_from([list, tuple, range, Letters, iter, set]),
+)
+def test_the_results_are_those_of_a_comprehension(size: int, kind: Any) -> None:
+    """For every input; each item once."""
+    calls: list[int] = []
+
+    def work(item: int) -> int:
+        calls.append(item)
+        return item * 3
+
+    data = range(size) if kind is range else kind(range(size))
+    assert amorsize.execute(work, data) == [item * 3 for item in range(size)]
+    assert calls == list(range(size))
+
+
+def test_trivial_items_are_not_planned_for(planned: list[str]) -> None:
+    """They are done sooner, however many; also when the function is known by then."""
+    for _ in range(3):
+        assert amorsize.execute(abs, range(-200_000, 0)) == list(range(200_000, 0, -1))
+    assert planned == []
+
+
+@pytest.mark.parametrize("at", [0, 3, 100, 290, 5000])
+def test_what_the_function_raises_is_raised_as_with_hooks(at: int, hooks: HookManager) -> None:
+    """The same exception, with the same note, and a traceback that begins with the caller."""
+
+    def work(item: int) -> int:
+        if item == at:
+            raise KeyError(item)
+        return item
+
+    said = []
+    for told in (None, hooks):
+        with pytest.raises(KeyError) as caught:
+            amorsize.execute(work, range(10_000), hooks=told)
+        frames = traceback.extract_tb(caught.value.__traceback__)
+        said.append((caught.value.args, caught.value.__notes__, frames[-1].name))
+    assert said[0] == said[1]
+    assert said[0][0] == (at,)
+    assert f"item {at}" in " ".join(said[0][1])
+
+
+@pytest.mark.parametrize("since", [0, 100, 1000])
+def test_a_list_that_the_function_makes_longer(since: int, hooks: HookManager) -> None:
+    """The results are those of a run that is told."""
+
+    def run(hooks: HookManager | None) -> list[int]:
+        data = list(range(2000))
+
+        def grow(item: int) -> int:
+            if item >= since and len(data) < 2100:
+                data.append(item)
+            return item
+
+        return amorsize.execute(grow, data, hooks=hooks)
+
+    results = run(None)
+    assert results[:2000] == list(range(2000))
+    assert len(results) == len(run(hooks))
+
+
+@pytest.mark.parametrize(("size", "at"), [(20, 10), (1000, 100), (1000, 500), (1000, 999)])
+def test_a_list_that_the_function_empties(size: int, at: int) -> None:
+    """What it raises is raised, with its item; where it raises nothing, that is an error, too."""
+    data = list(range(size))
+
+    def empty(item: int, fails: bool) -> int:
+        if item == at:
+            data.clear()
+            if fails:
+                raise KeyError(item)
+        return item
+
+    with pytest.raises(KeyError) as caught:
+        amorsize.execute(lambda item: empty(item, True), data)
+    assert caught.value.args == (at,)
+    assert f"item {at}" in " ".join(caught.value.__notes__)
+    data = list(range(size))
+    if at not in (100, 999):  # in the sample, and behind the last, it ends as a loop does
+        with pytest.raises(RuntimeError, match="lost items while the function went over it"):
+            amorsize.execute(lambda item: empty(item, False), data)
+
+
+def test_a_list_that_is_emptied_in_the_sample_ends_there() -> None:
+    """As a loop over it does."""
+    data = list(range(20))
+
+    def empty(item: int) -> int:
+        if item == 2:
+            data.clear()
+        return item
+
+    assert amorsize.execute(empty, data) == [0, 1, 2]
+
+
+class Unhashable:
+    """A callable that may not be compared."""
+
+    def __call__(self, item: int) -> int:
+        return item + 1
+
+    def __hash__(self) -> int:
+        raise ValueError("no hash")
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("ambiguous")
+
+
+def test_nothing_of_a_function_runs_but_its_calls() -> None:
+    """It is remembered by its identity."""
+    for func in (Unhashable(), Unhashable()):
+        assert amorsize.execute(func, [1, 2, 3]) == [2, 3, 4]
+
+
+def test_a_function_is_short_only_where_its_calls_were() -> None:
+    """An input that the sample exhausts says nothing of that."""
+
+    def long(item: int) -> int:
+        time.sleep(0.002)
+        return item
+
+    for data in ([], [1], [1, 2, 3]):
+        assert amorsize.execute(long, data) == data
+        assert not KNOWN.recall(long).short
+    assert amorsize.execute(abs, range(1000)) == list(range(1000))
+    assert KNOWN.recall(abs).short
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_items_that_turn_out_long_are_shared_after_all(planned: list[str], wait: bool) -> None:
+    """A run that began alone goes over to workers; each item runs once."""
+
+    def work(item: int) -> tuple[int, int, int]:
+        if item >= 3000:
+            if wait:
+                time.sleep(0.02)
+            else:
+                sum(range(1_000_000))
+        return item, os.getpid(), threading.get_ident()
+
+    results = amorsize.execute(work, range(3100))
+    assert [item for item, _, _ in results] == list(range(3100))
+    assert {pid for _, pid, _ in results[:3000]} == {os.getpid()}
+    assert planned[-1] == ("thread" if wait else "process")
+    others = {(pid, thread) for _, pid, thread in results[3000:]}
+    assert len(others) > 1
+
+
+def test_who_registers_meanwhile_is_told(recorder: RecordingHook, hooks: HookManager) -> None:
+    """The function itself may register a hook: the run's events come, all of them."""
+    default = amorsize.get_default_manager()
+
+    def work(item: int) -> int:
+        if item == 700:
+            for event in HookEvent:
+                default.register(event, recorder)
+        return item
+
+    assert amorsize.execute(work, range(1000)) == list(range(1000))
+    assert_contract(recorder.contexts)
+    (post,) = recorder.of(HookEvent.POST_EXECUTE)
+    assert (post.items_completed, post.metadata["executor_type"]) == (1000, "serial")
+
+
+def test_numbers_of_an_execution_inside_of_a_chunk_arrive(hooks: HookManager) -> None:
+    """The inner one has no hooks, and is part of the outer one's chunk."""
+    rows: list[int] = []
+    hooks.register(
+        HookEvent.ON_CHUNK_COMPLETE,
+        lambda context: rows.append(context.metadata["user_metrics"]["rows"]["value"]),
+    )
+
+    def inner(item: int) -> int:
+        amorsize.count("rows", item)
+        return item
+
+    amorsize.execute(lambda item: sum(amorsize.execute(inner, [item, 1])), [1, 2, 3], hooks=hooks)
+    assert sum(rows) == 9
+
+
+def test_ctrl_c_ends_it() -> None:
+    """As a loop does."""
+
+    def work(item: int) -> int:
+        if item == 800:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(DEADLINE_SECONDS)
+        return item
+
+    with pytest.raises(KeyboardInterrupt):
+        amorsize.execute(work, range(10_000))
+
+
+def test_ctrl_c_in_a_first_call_leaves_no_worker_at_work(tmp_path: Path) -> None:
+    """Also where nobody is told: what was begun is ended."""
+    flag = tmp_path / "begun"
+
+    def work(item: int) -> int:
+        if item == 0:
+            deadline = time.monotonic() + DEADLINE_SECONDS
+            while not flag.exists() and time.monotonic() < deadline:
+                sum(range(700_000))
+            os.kill(os.getpid(), signal.SIGINT)
+            while time.monotonic() < deadline:
+                sum(range(1000))
+        flag.touch()
+        time.sleep(DEADLINE_SECONDS)
+        return item
+
+    with pytest.raises(KeyboardInterrupt):
+        amorsize.execute(work, range(6))
+    from amorsize.engines.process.pool import pool
+
+    assert flag.exists()
+    assert len(pool.pids()) <= 1  # the one that had no work may stay warm
+
+
+# --- what an earlier run has shown ----
+
+
+def compute(item: int) -> tuple[int, int]:
+    sum(range(4_000_000))  # too long for the caller's thread to go on while workers start
+    return item, os.getpid()
+
+
+def pause(item: int) -> tuple[int, int]:
+    time.sleep(0.02)
+    return item, threading.get_ident()
+
+
+@pytest.fixture
+def forgetful() -> Iterator[None]:
+    """Nothing is known of the functions before, nor after."""
+    yield
+    for func in (compute, pause):
+        KNOWN.remember(func, workload=None)
+
+
+@pytest.mark.usefixtures("forgetful")
+@pytest.mark.parametrize("func", [compute, pause])
+def test_a_function_that_is_known_is_begun_with_at_once(
+    func: Callable[[int], tuple[int, int]], hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """The second run does not measure again: all its workers begin with the first call."""
+    for _ in range(2):
+        recorder.contexts.clear()
+        results = amorsize.execute(func, range(12), hooks=hooks)
+        assert [item for item, _ in results] == list(range(12))
+        assert_contract(recorder.contexts)
+    (post,) = recorder.of(HookEvent.POST_EXECUTE)
+    assert post.metadata["sampled_items"] == 1
+    assert post.metadata["head_start_items"] >= 1
+    done = recorder.of(HookEvent.ON_CHUNK_COMPLETE)
+    chunks = {each.metadata["chunk_start"]: each for each in done}
+    assert chunks[1].metadata["dispatched_at"] < chunks[0].metadata["started_at"]
+    assert results[0][1] != results[1][1]
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_a_function_that_has_changed_is_measured_again(hooks: HookManager) -> None:
+    """What was known of it holds no more once a call takes three times as long, or a third."""
+    amorsize.execute(pause, range(40))
+    known = KNOWN.recall(pause).workload
+    assert known is not None
+    KNOWN.remember(pause, workload=known._replace(item_seconds=1.0, wait_seconds=1.0))
+    assert amorsize.execute(pause, range(40), return_optimization_result=True)[1].n_jobs > 1
+    again = KNOWN.recall(pause).workload
+    assert again is not None
+    assert again.item_seconds < 0.5
+
+
+class Locked:
+    """Does not pickle."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+def test_items_of_another_type_are_tried_first() -> None:
+    """What travelled for one says nothing of the results for another."""
+
+    def work(item: Any) -> Any:
+        sum(range(300_000))
+        return item if isinstance(item, int) else Locked()
+
+    assert amorsize.execute(work, range(100)) == list(range(100))
+    assert len(amorsize.execute(work, ["a"] * 60)) == 60
+
+
+INTERRUPTED = """
+import signal, threading, time
+import amorsize
+
+def pause(item):
+    time.sleep(0.02)
+    return item
+
+amorsize.execute(pause, range(40))
+interrupted = 0
+for turn in range(12):
+    kill = signal.pthread_kill
+    args = threading.main_thread().ident, signal.SIGINT
+    timer = threading.Timer(0.0005 * (turn + 1), kill, args)
+    try:
+        timer.start()
+        amorsize.execute(pause, list(range(400)))
+        timer.join()
+        time.sleep(0.1)  # a signal is handled a moment later
+    except KeyboardInterrupt:
+        interrupted += 1
+deadline = time.monotonic() + 30
+left = True
+while left and time.monotonic() < deadline:
+    left = [each.name for each in threading.enumerate() if each.name.startswith("amorsize")]
+    left = [name for name in left if name != "amorsize-reaper"]  # of idle worker processes
+    time.sleep(0.01)
+print(interrupted, left)
+"""
+
+
+def test_ctrl_c_while_threads_begin_leaves_none_behind() -> None:
+    """A function that is known has its threads started one after the other, at once.
+
+    In a program of its own: there a Ctrl-C meets no code of a test framework.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+        check=True,
+    )
+    interrupted, _, left = done.stdout.strip().partition(" ")
+    assert int(interrupted) > 0
+    assert left == "[]"
+
+
+def test_a_module_may_run_something_while_it_is_imported(tmp_path: Path) -> None:
+    """Whatever looks at its first call waits for nothing that the import holds."""
+    (tmp_path / "imported.py").write_text(
+        "import time\nimport amorsize\n\n"
+        "def work(item):\n"
+        "    end = time.perf_counter() + 0.25\n"
+        "    while time.perf_counter() < end:\n"
+        "        pass\n"
+        "    return item\n\n"
+        "RESULTS = amorsize.execute(work, list(range(4)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "import imported; print(imported.RESULTS)"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+        check=True,
+    )
+    assert done.stdout.strip() == "[0, 1, 2, 3]"
+
+
+@pytest.mark.parametrize("at", [3, 6, 8])
+def test_nothing_runs_behind_an_item_that_failed_while_workers_start(at: int) -> None:
+    """Choosing measures further items, and they may fail as well."""
+    calls: list[int] = []
+
+    def work(item: int) -> int:
+        calls.append(item)
+        if item == at:
+            raise ValueError(f"item {item}")
+        sum(range(300_000))
+        return item
+
+    with pytest.raises(ValueError, match=f"item {at}"):
+        amorsize.execute(work, list(range(300)))
+    assert len(calls) < 100
+
+
+def test_nothing_is_remembered_of_a_function_that_is_gone() -> None:
+    """A closure that was made for one run is not kept alive."""
+
+    def make() -> Callable[[int], None]:
+        return lambda item: time.sleep(0.02)
+
+    func = make()
+    amorsize.execute(func, range(30))
+    assert KNOWN.recall(func).workload is not None
+    count = sys.getrefcount(func)
+    assert count == 2
+    gc.collect()  # what other tests have left
+    before = len(KNOWN)
+    del func
+    gc.collect()
+    assert len(KNOWN) == before - 1
