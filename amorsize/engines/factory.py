@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from amorsize.engines.base import Backend
+from amorsize.engines.serial import SerialBackend
 from amorsize.planning.engine import Engine
 
 if TYPE_CHECKING:
@@ -45,6 +46,4 @@ def make_backend(
         from amorsize.engines.thread import ThreadBackend
 
         return ThreadBackend(n_jobs, too_long if engine.type == "serial" else None)
-    from amorsize.engines.serial import SerialBackend
-
     return SerialBackend(too_long)

@@ -133,8 +133,8 @@ class Observations(Record):
         interruptible: whether a serial run answers to somebody else, and so has its own thread.
         runs_again: whether the measured items run again with the others, and nothing starts
             ahead: ``optimize()``.
-        whole: whether a serial run may do all that is left as one chunk: nobody observes it, and
-            its input is in memory.
+        whole: whether a serial run may do all that is left as one chunk: its input is in memory,
+            nobody observes it, and nothing else was asked for.
         most_chunk_items, most_serial_items: items per chunk at most; the same, in a serial run.
 
         left: items that were not taken yet; None where the length is unknown.

@@ -198,6 +198,9 @@ def _choose(seen: Observations) -> Plan:
     if early is not None and early.dispatched:
         return _join_early_workers(seen, early, workload)
     if _is_little(seen, workload):
+        if seen.whole and 0 < workload.remaining < FEWEST_LEFT_TOGETHER and _is_short(workload):
+            # So few are done before an engine is made for them.
+            return LookFurther(ITEMS_TOGETHER, workload.remaining)
         return _run(seen, None, workload)
     if (start := _start_unassigned(seen, workload)) is not None:
         return start
@@ -242,6 +245,10 @@ def _is_little(seen: Observations, workload: Workload) -> bool:
         return True
     known = seen.left is not None or seen.sample.exhausted
     return known and workload.serial_seconds < max(LITTLE_SECONDS, seen.loading_seconds)
+
+
+def _is_short(workload: Workload) -> bool:
+    return workload.item_seconds <= TOGETHER_SECONDS / 16
 
 
 def _start_unassigned(seen: Observations, workload: Workload) -> Plan | None:

@@ -122,7 +122,7 @@ class FirstItems:
         self,
         size: int,
         *,
-        look: Look | None = None,
+        make_look: Callable[[], Look | None] | None = None,
         from_start: bool = True,
         budget_seconds: float = BUDGET_SECONDS,
         probe: bool = True,
@@ -131,24 +131,23 @@ class FirstItems:
 
         Args:
             size: how many at most.
-            look: called, from another thread, while a long call is in progress; see
-                :class:`~amorsize.planning.gil_probe.GilProbe`. None for no looks.
+            make_look: makes what is called, from another thread, while a long call is in progress;
+                see :class:`~amorsize.planning.gil_probe.GilProbe`. None for no looks.
             from_start: whether the first call may be long, so that it is to be looked at as well.
             budget_seconds: take no further item once the calls have taken this long.
             probe: whether the GIL may be probed, by a second thread, where the calls are slow.
         """
         clocks, sample = self._clocks, self.sample
         self._gil = None
-        if look is not None and from_start:
+        if make_look is not None and from_start:
             # From the first call on: one may take longer than all that is to be learned.
-            look.begin()
-            self._gil = self._start_probe(look)
+            self._gil = self._start_probe(make_look)
             probe = False
         if not self.items:
             self._started_at = clocks.epoch()
         self._peak_bytes = clocks.peak_bytes()
         sample.asked_items += size
-        self._call(self._timed(size, budget_seconds, look, probe))
+        self._call(self._timed(size, budget_seconds, make_look, probe))
         if (gil := self._gil) is not None:
             gil.stop()
             sample.gil_share = gil.share()
@@ -160,6 +159,7 @@ class FirstItems:
         func, source, sample, collector = self._func, self._source, self.sample, self._collector
         sample.asked_together = True
         wall, done, seconds = self._clocks.wall, 0, 0.0
+        copies, source.copies = source.copies, False
         try:
             while done < size and seconds < 4 * TOGETHER_SECONDS and not self._closed:
                 wanted = min(max(4, done), TOGETHER_SLICE_ITEMS, size - done)
@@ -173,7 +173,9 @@ class FirstItems:
                 began = wall()
                 try:
                     with over as items:
-                        self.results += call_all(func, items)
+                        results = call_all(func, items)
+                    over.settle(results)
+                    self.results += results
                 except Exception as error:
                     at = self.start + len(self.results) + over.taken - 1
                     del self.items[at - self.start + 1 :]
@@ -187,7 +189,9 @@ class FirstItems:
         except BaseException as error:
             self.interrupted = error
         sample.taken = len(self.items)
-        sample.together, sample.together_seconds = done, max(0.0, seconds)
+        source.copies = copies
+        sample.together += done
+        sample.together_seconds += max(0.0, seconds)
         sample.exhausted = source.exhausted and source.error is None
 
     def work_until(self, size: int, until: Callable[[], bool]) -> int:
@@ -313,12 +317,19 @@ class FirstItems:
             self.items.extend(self.draw(1))
         return len(self.items) > taken
 
-    def _start_probe(self, look: Look | None) -> GilProbe | None:
+    def _start_probe(self, make_look: Callable[[], Look | None] | None) -> GilProbe | None:
+        look = None if make_look is None else make_look()
+        if look is not None:
+            look.begin()
         gil = GilProbe(self._clocks.wall, look)
         return gil if gil.start() else None
 
     def _timed(
-        self, size: int, budget_seconds: float, look: Look | None, probe: bool
+        self,
+        size: int,
+        budget_seconds: float,
+        make_look: Callable[[], Look | None] | None,
+        probe: bool,
     ) -> Iterator[Any]:
         """Give items to call, and measure the calls."""
         clocks, sample, collector = self._clocks, self.sample, self._collector
@@ -332,9 +343,7 @@ class FirstItems:
             produced = max(0.0, wall() - began)
             sample.input_seconds.append(produced)
             if self._gil is None and probe and sample.seconds >= AFTER_SECONDS:
-                if look is not None:
-                    look.begin()
-                self._gil = self._start_probe(look)
+                self._gil = self._start_probe(make_look)
                 probe = self._gil is not None
             gil = self._gil
             unread += produced
@@ -366,7 +375,7 @@ class FirstItems:
                 else:
                     before, unread = _add_usage(sample, before, clocks.read()), 0.0
             spent += seconds
-            if spent >= budget_seconds or _is_clear(sample, spent, gil):
+            if spent >= budget_seconds or (spent >= CLEAR_SECONDS and _is_clear(sample, gil)):
                 break
 
     def _untimed(self, size: int, until: Callable[[], bool]) -> Iterator[Any]:
@@ -403,11 +412,10 @@ def _add_usage(sample: Sample, before: Reading, after: Reading) -> Reading:
     return after
 
 
-def _is_clear(sample: Sample, spent: float, gil: GilProbe | None) -> bool:
+def _is_clear(sample: Sample, gil: GilProbe | None) -> bool:
     calls = sample.item_seconds
     return (
-        spent >= CLEAR_SECONDS
-        and len(calls) >= 2
+        len(calls) >= 2
         and max(calls) < 2 * min(calls)
         and gil is not None
         and gil.window() >= WINDOW_SECONDS

@@ -78,19 +78,17 @@ class Input:
 
     def draw(self, size: int) -> Sequence[Any]:
         """Take up to ``size`` items; none at all only at the end."""
-        items: list[Any] = []
         if self.exhausted:
-            return items
-        if self.sequence is not None:
-            # The function may have made a list shorter meanwhile: what was drawn stays so.
-            stop = max(self.drawn, min(self.drawn + size, len(self.sequence)))
-            if self.copies:
-                piece = self.sequence[self.drawn : stop]
-            else:
-                piece = Slice(self.sequence, self.drawn, stop)
+            return []
+        sequence, start = self.sequence, self.drawn
+        if sequence is not None:
+            length, stop = len(sequence), start + size
+            if stop >= length:
+                # The function may have made a list shorter meanwhile: what was drawn stays so.
+                self.exhausted, stop = True, max(start, length)
             self.drawn = stop
-            self.exhausted = self.drawn >= len(self.sequence)
-            return piece
+            return sequence[start:stop] if self.copies else Slice(sequence, start, stop)
+        items: list[Any] = []
         pieces = islice(self.iterator, size)
         try:
             if self.total is not None:

@@ -224,7 +224,8 @@ class Run:
             seen.most_chunk_items = seen.most_serial_items = MOST_STREAM_CHUNK_ITEMS
         elif sequence is not None:
             seen.most_serial_items = MOST_SERIAL_CHUNK_ITEMS
-            seen.whole = self._report is None and not seen.interruptible
+            plain = not (seen.interruptible or options.return_exceptions or options.chunksize)
+            seen.whole = self._report is None and plain
         self._measurement = Measurement(
             self._task, data, seen, self._planner, starts_early=seen.n_jobs != 1 and not seen.engine
         )
@@ -291,7 +292,7 @@ class Run:
             KNOWN.remember(self._func, workload=None, short=False)
         elif not choice.is_serial:
             KNOWN.remember(self._func, workload=choice.workload)
-        elif choice.comparison is None and not (seen.known.short or self._input.exhausted):
+        elif choice.comparison is None and choice.workload.sampled and not seen.known.short:
             KNOWN.remember(self._func, short=choice.workload.item_seconds < AFTER_SECONDS)
 
     def _take_measured(self) -> None:
@@ -438,18 +439,14 @@ class Run:
 
     def _fill(self) -> None:
         """Dispatch what there is room for."""
-        while (
+        while (self._retries or not self._input.exhausted) and (
             self._backend is None
             or self._backend.has_room()
             or (self._input.instant and self._backend.can_hold())
         ):
             if self._retries:
                 chunk = self._retries.take()
-            elif (
-                self._change is not None
-                or self._input.exhausted
-                or not self._sink.has_room(len(self._in_flight))
-            ):
+            elif self._change is not None or not self._sink.has_room(len(self._in_flight)):
                 break
             else:
                 if (plan := self._ask()) is None:
@@ -557,16 +554,11 @@ class Run:
         self._busy_seconds += outcome.duration
         if self._change is None:
             self._ask()
+        corrected = self._take_correction()
         if report is not None:
             report.chunk_completed(
-                chunk,
-                outcome,
-                worker,
-                sampled=sampled,
-                corrected_chunksize=self._take_correction(),
+                chunk, outcome, worker, sampled=sampled, corrected_chunksize=corrected
             )
-        else:
-            self._take_correction()
         self._sink.deliver(outcome.start, results)
         self._progress_due = True
         # Whether this was the last chunk may be known only by looking for another.
@@ -786,7 +778,7 @@ class Run:
         self._emit_progress()
 
     def _emit_progress(self) -> None:
-        if not self._progress_due:
+        if not self._progress_due or self._report is None:
             return
         if self._is_over():
             last = self._input.error is None
@@ -797,8 +789,7 @@ class Run:
         else:
             return  # the sink is full, so that nothing could be drawn: the next draw decides
         self._progress_due = False
-        if self._report is not None:
-            self._report.progress(last=last)
+        self._report.progress(last=last)
 
     # --- the end ----
 

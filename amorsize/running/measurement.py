@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from amorsize.options import Options
     from amorsize.planning.machine import StartupCosts
     from amorsize.planning.pickling import Payload
+    from amorsize.running.call_monitor import CallMonitor
     from amorsize.running.early_workers import EarlyWorkers
 
 
@@ -208,18 +209,25 @@ class Measurement:
 
     def _measure(self, plan: LookFurther) -> None:
         first = self.first
-        thread = ThreadClocks.of_this_thread() if self._clocks is None else None
-        if not plan.monitored or thread is None:
-            if thread is not None and self.seen.runs_again:
+        if not plan.monitored:
+            thread = ThreadClocks.of_this_thread() if self._clocks is None else None
+            if thread is not None:
                 thread.begin()
             first.measure(plan.items)
-            if thread is not None and self.seen.runs_again:
+            if thread is not None:
                 first.sample.queued_seconds = thread.queued()
             return
-        from amorsize.running.call_monitor import CallMonitor
+        monitors: list[CallMonitor] = []
 
-        monitor = CallMonitor(self, thread)
+        def make_monitor() -> CallMonitor | None:
+            from amorsize.running.call_monitor import CallMonitor
+
+            if (clocks := ThreadClocks.of_this_thread()) is not None:
+                monitors.append(CallMonitor(self, clocks))
+            return monitors[0] if monitors else None
+
         try:
-            first.measure(plan.items, look=monitor, from_start=plan.from_start)
+            first.measure(plan.items, make_look=make_monitor, from_start=plan.from_start)
         finally:
-            monitor.settle(first.sample)
+            for monitor in monitors:
+                monitor.settle(first.sample)

@@ -9,14 +9,19 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
 import amorsize
 from amorsize.errors import ExecutionTimeoutError
 from amorsize.hooks import HookContext, HookEvent, HookManager
+from amorsize.planning.engine import Engine
 from amorsize.planning.known_functions import KNOWN
+from amorsize.planning.observations import Observations
+from amorsize.planning.plan import ITEMS, Choice, LookFurther, Plan, RunChunks
+from amorsize.planning.planner import SERIAL, Planner
+from amorsize.running import loop
 from amorsize.testing import RecordingHook, assert_contract
 
 DEADLINE_SECONDS = 60.0
@@ -47,6 +52,43 @@ class Work:
             self.threads.add(threading.get_ident())
             time.sleep(0.02)
         return item
+
+
+class Scripted(Planner):
+    """Plans for :class:`Work` whatever the machine does: its long items go to threads.
+
+    What is decided from given observations is in tests/planning/test_planner.py. Here the change
+    of engine is real.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def next(self, seen: Observations) -> Plan:
+        plan = seen.plan
+        if plan is None:
+            if seen.sample.asked_items == 0:
+                return LookFurther(ITEMS, 5, monitored=False)
+            if not self.work.threads:
+                return RunChunks(Choice(SERIAL, may_grow=True), 100_000, 100_000)
+            return RunChunks(Choice(Engine("thread"), 8, "Threads, because they wait."), 1, 1)
+        if plan.choice.is_serial and self.work.threads and seen.left != 0:
+            return LookFurther(ITEMS, 5, afresh=True, monitored=False)
+        return plan
+
+
+Script: TypeAlias = Callable[[Work], Work]
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Script:
+    """Has the run of some work planned by script."""
+
+    def plan_for(work: Work) -> Work:
+        monkeypatch.setattr(loop, "Planner", lambda: Scripted(work))
+        return work
+
+    return plan_for
 
 
 def posted(recorder: RecordingHook) -> HookContext:
@@ -88,10 +130,14 @@ KINDS: dict[str, Callable[[int], Any]] = {
 @pytest.mark.parametrize("short", [400, SHORT, 200_000])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_is_told_grows(
-    hooks: HookManager, recorder: RecordingHook, kind: str, short: int
+    hooks: HookManager,
+    recorder: RecordingHook,
+    kind: str,
+    short: int,
+    scripted: Script,
 ) -> None:
     """Whatever the input, wherever in it; each item is called once, the results are in order."""
-    work = Work(since=short)
+    work = scripted(Work(since=short))
     results = amorsize.execute(work, KINDS[kind](short + LONG), hooks=hooks)
     assert results == list(range(short + LONG))
     assert sorted(work.calls) == results
@@ -100,9 +146,9 @@ def test_a_run_that_is_told_grows(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_that_is_not_told_grows(kind: str) -> None:
+def test_a_run_that_is_not_told_grows(kind: str, scripted: Script) -> None:
     """As it does with hooks; what it went over to is in the result."""
-    work = Work()
+    work = scripted(Work())
     results, plan = amorsize.execute(
         work, KINDS[kind](SHORT + LONG), return_optimization_result=True
     )
@@ -117,10 +163,14 @@ def test_a_run_that_is_not_told_grows(kind: str) -> None:
 @pytest.mark.parametrize("short", [5, 6, 30, 100, 300])
 @pytest.mark.parametrize("kind", KINDS)
 def test_items_that_are_long_soon_are_planned_for(
-    hooks: HookManager, recorder: RecordingHook, kind: str, short: int
+    hooks: HookManager,
+    recorder: RecordingHook,
+    kind: str,
+    short: int,
+    scripted: Script,
 ) -> None:
     """Before the run is told to begin: short ones that were measured say nothing of them."""
-    work = Work(since=short)
+    work = scripted(Work(since=short))
     results = amorsize.execute(work, KINDS[kind](short + 2 * LONG), hooks=hooks)
     assert results == list(range(short + 2 * LONG))
     assert sorted(work.calls) == results
@@ -132,9 +182,11 @@ def test_items_that_are_long_soon_are_planned_for(
 
 @pytest.mark.parametrize("kind", ["list", "generator"])
 @pytest.mark.parametrize("short", [5, 60, SHORT])
-def test_few_items_behind_trivial_ones_are_not_left_to_one_worker(kind: str, short: int) -> None:
+def test_few_items_behind_trivial_ones_are_not_left_to_one_worker(
+    kind: str, short: int, scripted: Script
+) -> None:
     """Also where nobody is told, and the items are too few for another thread to watch them."""
-    work = Work(since=short)
+    work = scripted(Work(since=short))
     assert amorsize.execute(work, KINDS[kind](short + LONG)) == list(range(short + LONG))
     assert len(work.threads) > 2
 
@@ -205,10 +257,14 @@ def test_the_item_that_fails_is_named(
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stream_grows(
-    hooks: HookManager, recorder: RecordingHook, kind: str, ordered: bool
+    hooks: HookManager,
+    recorder: RecordingHook,
+    kind: str,
+    ordered: bool,
+    scripted: Script,
 ) -> None:
     """With room for the chunks of all its workers."""
-    work = Work()
+    work = scripted(Work())
     stream = amorsize.stream(work, KINDS[kind](SHORT + LONG), hooks=hooks, ordered=ordered)
     results = list(stream)
     if ordered:
@@ -219,9 +275,11 @@ def test_a_stream_grows(
 
 
 @pytest.mark.parametrize("kind", ["list", "generator"])
-def test_a_coroutine_s_run_grows(hooks: HookManager, recorder: RecordingHook, kind: str) -> None:
+def test_a_coroutine_s_run_grows(
+    hooks: HookManager, recorder: RecordingHook, kind: str, scripted: Script
+) -> None:
     """Its driver is a thread of its own."""
-    work = Work()
+    work = scripted(Work())
     data = KINDS[kind](SHORT + LONG)
     assert asyncio.run(amorsize.aexecute(work, data, hooks=hooks)) == list(range(SHORT + LONG))
     assert_grown(recorder)
