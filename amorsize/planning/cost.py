@@ -44,7 +44,7 @@ MEMORY_SHARE = 0.8
 """The share of the available memory that a plan may fill."""
 MAX_CHUNK_BYTES = 32 << 20
 CHUNKS_PER_WORKER = 16
-"""Chunks a worker gets, where they are not too short for that: the slack that evens out items of
+"""Chunks per worker, where they are not too short for that: the slack that evens out items of
 different length, and workers that begin at different times."""
 FEWEST_CHUNKS_PER_WORKER = 4
 """Where they would be: so many at least."""
@@ -56,7 +56,7 @@ HYPERTHREAD_YIELD = 0.3
 "Hyper-Threading Technology Architecture and Microarchitecture", 2002)."""
 
 MEANWHILE_SECONDS = 0.04
-"""Calls shorter than this go on in the caller's thread while workers start: it hears of those
+"""Calls shorter than this go on in the caller's thread while workers start: it notices those
 within 50 ms."""
 MEANWHILE_SHARE = 0.8
 """What it gets done in that time, of what it would alone: workers that start need cores, too."""
@@ -127,7 +127,7 @@ def effective_cores(system: SystemFacts, workers: int) -> float:
 def choose_chunksize(
     workload: Workload, n_jobs: int, target_chunk_duration: float, call_seconds: float
 ) -> int:
-    """Items of a chunk that lasts ``target_chunk_duration`` seconds, if enough chunks remain."""
+    """Items per chunk that lasts ``target_chunk_duration`` seconds, if enough chunks remain."""
     size: float = MOST_FIRST_ITEMS
     if call_seconds > 0:
         size = min(target_chunk_duration / call_seconds, MOST_FIRST_ITEMS)
@@ -264,7 +264,7 @@ def memory_workers(engine: str, workload: Workload, system: SystemFacts, chunksi
     if engine == "process":
         each += WORKER_BYTES
         if payload is not None:
-            # Two chunks a worker in flight, pickled here and as objects there.
+            # Two chunks per worker in flight, pickled here and as objects there.
             flight = 4 * chunksize * (payload.item_bytes + payload.result_bytes)
             each += flight + 2 * payload.function_bytes
     if each == 0:

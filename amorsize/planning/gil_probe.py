@@ -13,7 +13,7 @@ from amorsize.planning.planner import LOOK_SECONDS
 from amorsize.workers.thread_cache import run_beside
 
 AFTER_SECONDS = 1e-3
-"""The probe begins once the calls have taken this long: trivial functions never pay for it."""
+"""The probe begins once the calls have taken this long: very short calls never pay for it."""
 
 WINDOW_SECONDS = 5e-3
 """Below this the probe's ticks say nothing: the interpreter's switch interval is 5 ms."""

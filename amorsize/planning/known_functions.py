@@ -31,7 +31,7 @@ NOTHING = Known()
 class KnownFunctions:
     """Remembers :class:`Known` of functions, as long as these exist.
 
-    Functions are told apart by their identity: none of their code runs. Those that cannot be
+    Functions are distinguished by their identity: none of their code runs. Those that cannot be
     referred to weakly are not remembered.
 
     >>> known = KnownFunctions()

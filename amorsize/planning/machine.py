@@ -47,7 +47,7 @@ class SystemFacts(Record):
     Attributes:
         logical_cores: hardware threads of the machine.
         affinity_cores: those this process may be scheduled on.
-        physical_cores: cores behind those of ``affinity_cores`` (two hyperthreads are one).
+        physical_cores: physical cores of ``affinity_cores`` (two hyperthreads are one).
         quota_cores: CPU quota of the control groups in cores, or None without one.
         usable_cores: workers that can compute at the same time; at least 1. A quota is rounded
             up, because one worker more uses up its fraction.
@@ -152,7 +152,7 @@ def _read_cores(affinity: frozenset[int], root: StrPath) -> SystemFacts:
 
 
 def count_physical_cores(cpus: frozenset[int], *, root: StrPath = ROOT) -> int:
-    """Count the cores behind a set of hardware threads; threads of one core count once."""
+    """Count the cores of a set of hardware threads; threads of one core count once."""
     siblings = set()
     for cpu in cpus:
         topology = os.path.join(root, f"sys/devices/system/cpu/cpu{cpu}/topology")
@@ -316,7 +316,7 @@ class StartupModel(Record):
     Attributes:
         boot_seconds: a worker's own start, done by as many at a time as there are cores.
         spawn_seconds: the parent's share for each worker, one after the other.
-        measured: whether a measurement in this process stands behind it.
+        measured: whether it was measured in this process.
 
     >>> StartupModel(boot_seconds=0.5, spawn_seconds=0.25).seconds(4, cores=2)
     2.0

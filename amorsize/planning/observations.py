@@ -32,7 +32,7 @@ class Sample(Record):
         voluntary_switches: context switches by which the calls waited; None where not counted.
         involuntary_switches: those by which the CPU was taken away from them.
         queued_seconds: for how long the calls were ready to run, but had no CPU; None where that
-            is not known, and context switches have to tell.
+            is not known, and context switches have to show it.
         gil_share: see :class:`~amorsize.planning.gil_probe.GilProbe`; None when not probed.
         peak_growth_bytes: how far the process' highest resident size rose.
         together, together_seconds: calls that were timed as one, and how long they took.
@@ -142,7 +142,7 @@ class Observations(Record):
         loading_seconds: what it takes to load what plans for workers and starts them; 0 where
             that is loaded.
         known: what earlier runs have shown of the function.
-        travelled: whether its results came back from worker processes, for such items.
+        sendable: whether its results came back from worker processes, for such items.
         machine: None where it was not looked at.
         memory_read: whether its memory was looked at, too.
         startup: the start-up model of each engine; None for the priors.
@@ -180,7 +180,7 @@ class Observations(Record):
     indexable: bool = False
     loading_seconds: float = 0.0
     known: Known = made(factory=Known)
-    travelled: bool = False
+    sendable: bool = False
     machine: SystemFacts | None = None
     memory_read: bool = False
     startup: StartupModels | None = None

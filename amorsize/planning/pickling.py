@@ -111,7 +111,7 @@ def _pickled(obj: Any, wall: Callable[[], float], limit_bytes: int) -> tuple[int
 
     meter = _Meter(limit_bytes)
     # The interpreter's own pickler first: it is right for nearly everything, and importing
-    # cloudpickle costs some 10 ms. What belongs to __main__ must travel by value, though.
+    # cloudpickle costs some 10 ms. What belongs to __main__ must be pickled by value, though.
     began = wall()
     try:
         pickle.Pickler(meter, pickle.HIGHEST_PROTOCOL).dump(obj)

@@ -61,7 +61,7 @@ class StartWorkers(Record):
         n_jobs: how many.
         dispatch: how many items go to them now, one per chunk.
         keep: items, before those, that stay for the calling thread.
-        unassigned: the processes only start, and wait in the pool for whoever asks first: the
+        unassigned: the processes only start, and wait in the pool for the run that asks first: the
             engine that uses them is not loaded yet.
         look_again_seconds: of a call in progress: when to look again; None for never.
     """

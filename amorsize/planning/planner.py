@@ -182,7 +182,7 @@ def _start_at_once(seen: Observations) -> Plan | None:
     workload = known.over(seen.left, 0)
     comparison = _compare(seen, workload)
     engine, n_jobs = comparison.chosen.engine, comparison.chosen.n_jobs
-    if not _gains(comparison, workload) or (engine == "process" and not seen.travelled):
+    if not _gains(comparison, workload) or (engine == "process" and not seen.sendable):
         return None
     # Beside busy threads it may be long before the calling thread hands out anything again.
     each = 1 if engine == "process" else CHUNKS_PER_THREAD
@@ -467,7 +467,7 @@ def _processes_during_call(
 ) -> Plan | None:
     # Whether results can be sent is known where they were before; else the first one shows it, and
     # only where it is long in coming the others begin without that.
-    untried = not seen.travelled and taken < UNTRIED_SECONDS
+    untried = not seen.sendable and taken < UNTRIED_SECONDS
     if early.engine is None:
         wait = min(max(LOOK_SECONDS, taken), UNTRIED_SECONDS - taken) if untried else 0.0
         return StartWorkers("process", n_jobs, look_again_seconds=wait)

@@ -22,7 +22,7 @@ TAKEN_PER_GIVEN = 3
 more for a computing function on an overcommitted machine, 0 to 2 for one that waits)."""
 CPU_SHARE_FLOOR = 0.2
 SURELY_FREE_SHARE = 0.3
-"""From here on the ticks came in quick succession, or there were very many: whoever else runs."""
+"""From here on the ticks came in quick succession, or there were very many, whatever else runs."""
 TAKEN_CPU_SHARE = 0.3
 """What computes keeps more than this of a CPU on a machine three times overcommitted."""
 GIL_FREE_SHARE = 0.25
@@ -151,18 +151,18 @@ def describe(
         )
     )
     if waits:
-        # What a waiting function computes is taken to hold the GIL: ticks cannot tell.
+        # What a waiting function computes is taken to hold the GIL: ticks cannot show it.
         cpu = item * cpu_share
         gil = min(cpu, item)
         wait = max(0.0, item - cpu)
     else:
         cpu, wait = item * max(1.0, inner), 0.0
         if free is not None and queued:
-            # Waiting for a CPU it does not hold the GIL, whoever computes.
+            # Waiting for a CPU it does not hold the GIL, whatever computes.
             away = queued / sample.seconds
             free = max(0.0, free - away) / max(CPU_SHARE_FLOOR, 1.0 - away)
         elif free is not None and free < SURELY_FREE_SHARE and cpu_share > TAKEN_CPU_SHARE:
-            # While the CPU is taken away from the function, the probe runs whoever holds the GIL.
+            # While the CPU is taken away from the function, the probe runs, whatever holds the GIL.
             away = max(0.0, 1.0 - cpu_share)
             free = max(0.0, free - away) / max(CPU_SHARE_FLOOR, 1.0 - away)
         held = 1.0 if free is None else (0.5 - free) / (0.5 - 0.06)

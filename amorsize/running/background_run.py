@@ -1,4 +1,4 @@
-"""A run on a thread of its own, for whoever consumes it from another: streams, and coroutines."""
+"""A run on a thread of its own, for a consumer on another thread: streams, and coroutines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLOSE_SECONDS = 1.0
 
 
 class Driver:
-    """Drives one run, with the context variables of whoever made it.
+    """Drives one run, with the context variables of the code that made it.
 
     Args:
         run: the run.

@@ -151,7 +151,7 @@ class FirstItems:
         if (gil := self._gil) is not None:
             gil.stop()
             sample.gil_share = gil.share()
-            self._gil = None  # it knows who looks, and that knows this
+            self._gil = None  # it refers to the monitor, and that to this
         sample.peak_growth_bytes += max(0, clocks.peak_bytes() - self._peak_bytes)
 
     def measure_together(self, size: int) -> None:

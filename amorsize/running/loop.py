@@ -218,7 +218,7 @@ class Run:
         seen.interruptible = seen.time_limit or self._in_background
         seen.loading_seconds = 0.0 if _loaded else REPLANNING_SECONDS
         seen.known = known
-        seen.travelled = bool(sequence) and type(sequence[0]) is known.sent_type  # type: ignore[index]
+        seen.sendable = bool(sequence) and type(sequence[0]) is known.sent_type  # type: ignore[index]
         seen.most_chunk_items = seen.most_serial_items = MOST_CHUNK_ITEMS
         if self._sink.is_bounded:
             seen.most_chunk_items = seen.most_serial_items = MOST_STREAM_CHUNK_ITEMS
@@ -366,7 +366,7 @@ class Run:
         assert plan is not None
         seen.plan, seen.expected_seconds = None, plan.choice.item_seconds
         seen.payload, seen.stopped, seen.notes = None, "", ()
-        seen.known, seen.travelled = NOTHING, False
+        seen.known, seen.sendable = NOTHING, False
         self._input.copies = True
         self._measurement = measurement = Measurement(
             self._task,

@@ -1,4 +1,4 @@
-"""Whether anybody observes a run, and the reporter for those who do."""
+"""The observers of a run: whether there are any, and the reporter for them."""
 
 from __future__ import annotations
 

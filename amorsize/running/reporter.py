@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class _WorkerRecord:
-    """What is told of a worker at its end."""
+    """What ``ON_WORKER_END`` reports of a worker."""
 
     def __init__(self, id: int, metadata: dict[str, Any]) -> None:
         self.id = id
@@ -39,12 +39,12 @@ class _WorkerRecord:
 
 @protected
 class Reporter:
-    """Tells one execution's events, with figures that never go back.
+    """Emits one execution's events, with figures that never go back.
 
-    A context is built only when somebody listens to its event.
+    A context is built only where its event has a hook.
 
     Args:
-        managers: who is told, in this order.
+        managers: whose hooks are notified, in this order.
         began: ``time.perf_counter()`` when ``execute()`` was called.
         function: what the events call the function.
         progress_interval: seconds between two ``ON_PROGRESS``, by the monotonic clock.
@@ -87,8 +87,8 @@ class Reporter:
         """The execution's id, as in every event's metadata."""
         return str(self._metadata["execution_id"])
 
-    def listens(self, event: HookEvent) -> bool:
-        """Say whether anybody is told of ``event``."""
+    def has_hooks(self, event: HookEvent) -> bool:
+        """Say whether ``event`` has a hook."""
         for manager in self._managers:  # noqa: SIM110  # asked at every event; any() costs twice
             if manager.has_hooks(event):
                 return True
@@ -110,7 +110,7 @@ class Reporter:
         return self._trace
 
     def forget_trace(self) -> None:
-        """Drop the trace of a run that told no events."""
+        """Drop the trace of a run that emitted no events."""
         if self._trace is not None:
             trace_link.forget(self._metadata["execution_id"])
 
@@ -128,7 +128,7 @@ class Reporter:
         estimated_speedup: float,
         decided: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """Tell that the plan is made; ``decided`` is what ``POST_EXECUTE`` says of it."""
+        """Report that the plan is made; ``decided`` goes into the metadata of ``POST_EXECUTE``."""
         self._decided = dict(decided)
         self.n_jobs = n_jobs
         self.chunksize = chunksize
@@ -146,7 +146,7 @@ class Reporter:
         logger.debug("The run goes on with another engine. %s", change)
 
     def worker_started(self, message: WorkerStarted) -> None:
-        """Tell that a worker takes its first chunk."""
+        """Report that a worker takes its first chunk."""
         record = _WorkerRecord(
             self._next_worker_id,
             {
@@ -161,7 +161,7 @@ class Reporter:
         self._emit(HookEvent.ON_WORKER_START, metadata=record.metadata, worker_id=record.id)
 
     def worker_ended(self, worker: int, exit_reason: str, exit_code: int | None = None) -> None:
-        """Tell that a worker is done; nothing for one whose start was never told."""
+        """Report that a worker is done; nothing of one whose start was not reported."""
         record = self._workers.pop(worker, None)
         if record is None:
             return
@@ -174,7 +174,7 @@ class Reporter:
         self._emit(HookEvent.ON_WORKER_END, metadata=metadata, worker_id=record.id)
 
     def workers(self) -> list[int]:
-        """List the workers whose end has not been told, by the backend's numbers."""
+        """List the workers whose end was not reported, by the backend's numbers."""
         return list(self._workers)
 
     def worker_id(self, worker: int | None) -> int | None:
@@ -191,7 +191,7 @@ class Reporter:
         sampled: bool = False,
         corrected_chunksize: int | None = None,
     ) -> None:
-        """Take a chunk's results into account, and tell of them."""
+        """Take a chunk's results into account, and report them."""
         carried = self._take_carried(outcome)
         # From here to the hooks no signal comes between: see hooks/interruption.py.
         self.items_completed += outcome.size
@@ -199,7 +199,7 @@ class Reporter:
         record = self._add_busy(worker, outcome)
         if record is not None:
             record.items += outcome.size
-        if not self.listens(HookEvent.ON_CHUNK_COMPLETE):
+        if not self.has_hooks(HookEvent.ON_CHUNK_COMPLETE):
             return
         metadata = self._chunk_metadata(chunk, outcome) | carried
         if sampled:
@@ -218,7 +218,7 @@ class Reporter:
         )
 
     def progress(self, *, last: bool) -> None:
-        """Tell of progress, unless it is too soon; the last is always told."""
+        """Report progress, unless it is too soon; the last is always reported."""
         now = time.perf_counter()
         if not last and now - self._last_progress < self._progress_interval:
             return
@@ -237,13 +237,13 @@ class Reporter:
         outcome: ChunkOutcome | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        """Tell of a failure."""
+        """Report a failure."""
         carried: dict[str, Any] = {}
         if outcome is not None and outcome.results is None:
             # No ON_CHUNK_COMPLETE will come to account for these.
             self._add_busy(worker, outcome)
             carried = self._take_carried(outcome)
-        if not self.listens(HookEvent.ON_ERROR):
+        if not self.has_hooks(HookEvent.ON_ERROR):
             return
         details = {"failed_items": failed_items}
         fields: dict[str, Any] = {"worker_id": self.worker_id(worker)}
@@ -270,7 +270,7 @@ class Reporter:
         corrections: int = 0,
         final_chunksize: int | None = None,
     ) -> None:
-        """Tell that the run is over."""
+        """Report that the run is over."""
         self._finished = status == "ok"
         elapsed = self._elapsed()
         self._emit(
@@ -317,7 +317,7 @@ class Reporter:
         return record
 
     def _reports_user_metrics(self) -> bool:
-        return self.listens(HookEvent.ON_CHUNK_COMPLETE) or self.listens(HookEvent.ON_ERROR)
+        return self.has_hooks(HookEvent.ON_CHUNK_COMPLETE) or self.has_hooks(HookEvent.ON_ERROR)
 
     def _take_carried(self, outcome: ChunkOutcome) -> dict[str, Any]:
         """Return the metadata with what came home beside the results, once a chunk."""
@@ -343,7 +343,7 @@ class Reporter:
     def _emit(
         self, event: HookEvent, *, metadata: dict[str, Any] | None = None, **fields: Any
     ) -> None:
-        if not self._open or not self.listens(event):
+        if not self._open or not self.has_hooks(event):
             return
         elapsed = self._elapsed()
         done, total = self.items_completed, self.total_items
@@ -370,7 +370,7 @@ class Reporter:
             for manager in self._managers:
                 try:
                     manager.trigger(context)
-                except BaseException as error:  # Ctrl-C in a hook: the others still hear of this
+                except BaseException as error:  # Ctrl-C in a hook: the others are still notified
                     interrupted = interrupted or error
         if interrupted is not None:
             raise interrupted

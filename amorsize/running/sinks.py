@@ -84,7 +84,7 @@ class Results:
         self.cancelled = True
 
     def end(self, error: BaseException | None) -> None:
-        pass  # whoever collects waits for the run itself
+        pass  # the caller waits for the run itself
 
 
 @protected_between_calls

@@ -1,8 +1,8 @@
 """Runs one chunk, anywhere: in the caller, in a thread, in a worker process, on a cluster.
 
 The user's function is called in two places: :func:`call_all` is a comprehension, which nothing
-slows down; :func:`call_each` goes item by item, for those who measure calls, mark the item in
-progress, or keep exceptions in place.
+slows down; :func:`call_each` goes item by item, where calls are measured, the item in progress is
+marked, or exceptions are kept in place.
 
 Every worker imports this module: it imports the standard library, and little of that.
 """
@@ -88,7 +88,7 @@ class ChunkOutcome(Record):
 
 
 def call_all(func: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """Call ``func`` on every item, in a comprehension: a trivial function is compared with one."""
+    """Call ``func`` on every item, in a comprehension: nothing is faster for very short calls."""
     return [func(item) for item in items]
 
 

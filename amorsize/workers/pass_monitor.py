@@ -1,9 +1,9 @@
 """Ends a pass over items early, where they turn out to take longer than expected.
 
 Another thread looks every 20 ms how far the pass is, at no cost to its items; :mod:`.slices` says
-how it ends one. Rejected: a look at the clock, or at a flag, after each item (as long as a trivial
-call takes); a signal timer (main thread only, and the program's own timers); chunks so short that
-none needs to end (a chunk costs as much as a hundred trivial items).
+how it ends one. Rejected: a look at the clock, or at a flag, after each item (as long as a very
+short call takes); a signal timer (main thread only, and the program's own timers); chunks so short
+that none needs to end (a chunk costs as much as a hundred very short items).
 """
 
 from __future__ import annotations

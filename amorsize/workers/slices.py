@@ -2,11 +2,11 @@
 
 To end a pass that runs in another thread's comprehension, its iterator is moved to the end of the
 sequence (``__setstate__``), of which the loop itself asks nothing. Rejected: a generator around
-the items, which looks at a flag or at the clock, takes as long per item as a trivial call does;
+the items, which looks at a flag or at the clock, takes as long per item as a very short call does;
 ``islice()`` around the iterator costs the same, so that it is used only where the sequence goes on
-after the slice. Copying a slice of trivial items, and freeing the copy, takes a fifth of the time
-of the calls. CPython guarantees none of this: tests/workers/test_pass_monitor.py holds it for each
-version that is supported.
+after the slice. Copying a slice, and freeing the copy, takes a fifth of the time of very short
+calls. CPython guarantees none of this: tests/workers/test_pass_monitor.py and
+tests/test_internals.py hold it for each version that is supported.
 """
 
 from __future__ import annotations

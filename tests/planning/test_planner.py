@@ -272,7 +272,7 @@ def test_this_thread_does_not_work_on(facts: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("known", "travelled", "step"),
+    ("known", "sendable", "step"),
     [
         (workload(waits=True), False, StartWorkers("thread", 48, 95, keep=1)),
         (workload(), True, StartWorkers("process", 2, 1, keep=1)),
@@ -281,10 +281,10 @@ def test_this_thread_does_not_work_on(facts: dict[str, Any]) -> None:
     ],
 )
 def test_a_function_that_is_known_is_begun_with_at_once(
-    known: Workload, travelled: bool, step: Plan
+    known: Workload, sendable: bool, step: Plan
 ) -> None:
     """Processes only where its results came back from them before."""
-    seen = observed(known=Known(workload=known), travelled=travelled)
+    seen = observed(known=Known(workload=known), sendable=sendable)
     answer = next_of(seen)
     if isinstance(step, StartWorkers) and step.engine == "thread":
         assert (answer.engine, answer.keep, answer.dispatch) == (
@@ -382,7 +382,7 @@ def during(sample: Sample, **others: Any) -> Observations:
             StartWorkers("process", 2, 1),
         ),
         (
-            during(calls(0.02), payload=SMALL, early=EarlyWork("process", 2), travelled=True),
+            during(calls(0.02), payload=SMALL, early=EarlyWork("process", 2), sendable=True),
             StartWorkers("process", 2, 1),
         ),
         (during(calls(0.12), payload=SMALL, early=EarlyWork("process", 2, 1)), None),
