@@ -70,11 +70,11 @@ def test_the_results_are_those_of_a_comprehension(size: int, kind: Any) -> None:
     assert calls == list(range(size))
 
 
-def test_trivial_items_are_not_planned_for(planned: list[str]) -> None:
-    """They are done sooner, however many; also when the function is known by then."""
+def test_very_short_items_stay_in_the_calling_thread(planned: list[str]) -> None:
+    """However many; also when the function is known by then, and where a slow machine compares."""
     for _ in range(3):
         assert amorsize.execute(abs, range(-200_000, 0)) == list(range(200_000, 0, -1))
-    assert planned == []
+    assert set(planned) <= {"serial"}
 
 
 @pytest.mark.parametrize("at", [0, 3, 100, 290, 5000])
