@@ -52,7 +52,7 @@ FORBIDDEN_DOORS = {
 THIRD_PARTY = {
     "demo.cluster": "distributed",
     "engines.external.dask": "distributed",
-    "engines.process.protocol": "cloudpickle",
+    "engines.process.program_state": "numpy",
     "exporters.cloudwatch.exporter": "boto3 botocore",
     "exporters.datadog.datagrams": "datadog",
     "exporters.datadog.exporter": "datadog",
@@ -69,6 +69,7 @@ THIRD_PARTY = {
     "planning.engine": "distributed",
     "planning.machine": "psutil",
     "planning.pickling": "cloudpickle",
+    "workers.by_value": "cloudpickle numpy",
     "workers.otel_context": "opentelemetry",
 }
 """The packages of others that a module imports."""
