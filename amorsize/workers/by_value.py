@@ -64,9 +64,7 @@ def dump(
         if buffers is not None:
             buffers.clear()
     file = io.BytesIO()
-    pickler = _pickler_by_value()(file, 5, buffer_callback=aside)
-    if maps:
-        pickler.dispatch_table = pickler.dispatch_table.new_child(_map_reducers())
+    pickler = _pickler_by_value(maps)(file, 5, buffer_callback=aside)
     with _registered(modules):
         pickler.dump(value)
     return file.getvalue()
@@ -190,7 +188,7 @@ def _registered(modules: dict[str, ModuleType]) -> Iterator[None]:
 
 
 @cache
-def _pickler_by_value() -> Any:
+def _pickler_by_value(maps: bool) -> Any:
     """Return cloudpickle's pickler, for code that keeps the name of its file.
 
     Since 3.1.3 cloudpickle replaces that: tracebacks of a worker would not show the user's lines.
@@ -202,7 +200,9 @@ def _pickler_by_value() -> Any:
     def reduce_named(code: CodeType) -> Any:
         return _name_code, (*reduce_code(code), code.co_filename)
 
-    own = {CodeType: reduce_named, functools._lru_cache_wrapper: _reduce_cached}
+    own: dict[Any, Any] = {CodeType: reduce_named, functools._lru_cache_wrapper: _reduce_cached}
+    if maps:
+        own |= _map_reducers()
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
         dispatch_table = cloudpickle.Pickler.dispatch_table.new_child(own)
@@ -247,11 +247,9 @@ def _set_wrapped(cached: Any, func: Callable[..., Any]) -> None:
 
 
 def _map_reducers() -> dict[type, Callable[[Any], Any]]:
-    numpy = sys.modules["numpy"]
-    try:
-        return {numpy.ndarray: _reduce_array, numpy.memmap: _reduce_array}
-    except AttributeError:  # another thread is importing it
-        return {}
+    import numpy
+
+    return {numpy.ndarray: _reduce_array, numpy.memmap: _reduce_array}
 
 
 def _reduce_array(array: Any) -> Any:
