@@ -349,9 +349,12 @@ def test_a_worker_process_imports_what_it_needs_alone() -> None:
     loaded = loaded_after("import amorsize.engines.process.worker")
     assert within(loaded, "amorsize") == {
         "engines.process.connection",
+        "engines.process.module_files",
+        "engines.process.program_state",
         "engines.process.protocol",
         "engines.process.worker",
         "errors",
+        "workers.by_value",
         "workers.chunk",
         "workers.collectors",
         "workers.item_slots",

@@ -25,7 +25,7 @@ from amorsize.workers.chunk import (
     unreadable,
 )
 from amorsize.workers.collectors import CollectSettings
-from amorsize.workers.item_slots import SLOT_COUNT, CHUNK, mark_chunk
+from amorsize.workers.item_slots import CHUNK, SLOT_COUNT, mark_chunk
 from amorsize.workers.log_records import RecordKeeper, keep_records
 from amorsize.workers.role import become_worker
 

@@ -386,7 +386,7 @@ def test_a_worker_ends_when_its_connection_does(worker: WorkerProcess) -> None:
     until_ready(worker)
     worker.end()
     assert worker.reap(WAIT) == 0
-    assert not psutil.pid_exists(worker.pid)
+    assert has_ended(worker.pid)
 
 
 def test_a_worker_that_does_not_end_in_time_is_killed(worker: WorkerProcess) -> None:
