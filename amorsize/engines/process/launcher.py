@@ -6,7 +6,6 @@ import fcntl
 import mmap
 import os
 import pickle
-import re
 import signal
 import sys
 import time
@@ -15,7 +14,9 @@ from collections.abc import Sequence
 from amorsize.engines.process.connection import connection_pair
 from amorsize.engines.process.program_state import needs_site
 from amorsize.errors import ExecutionError
+from amorsize.planning.process_support import why_no_template
 from amorsize.workers.item_slots import SLOT_COUNT
+from amorsize.workers.role import is_worker
 
 MAX_WORKERS = 1365
 """Workers of one template: the item slots of so many fit into 32 KB."""
@@ -30,8 +31,7 @@ _FREE_FD = 10
 """Our descriptors are moved up to here, out of the way of those two."""
 
 _END_SECONDS = 1.0
-_PYTHON = re.compile("python|pypy|graal", re.IGNORECASE)
-_NO_THREADS = "Pass executor='thread', which needs no other process."
+_ADVICE = "Pass executor='thread', which needs no other process."
 
 
 class Template:
@@ -48,7 +48,7 @@ class Template:
     def __init__(self) -> None:
         problem = why_no_template()
         if problem is not None:
-            raise ExecutionError(f"worker processes cannot be started: {problem} {_NO_THREADS}")
+            raise ExecutionError(f"worker processes cannot be started: {problem}. {_ADVICE}")
         self.identity = _identity()
         self.workers = 0
         self.retired = False
@@ -162,27 +162,27 @@ class Template:
             time.sleep(0.001)
 
 
-def why_no_template() -> str | None:
-    """Say why this program can have no worker processes; None where it can.
+_early: Template | None = None
 
-    Where ``sys.executable`` is the program itself, every worker would be the program once more.
+
+def start_early() -> None:
+    """Start the template before the pool is loaded, where a run is sure to need it.
+
+    Its start takes as long as loading what runs a run. Errors are left to the run.
     """
-    executable = sys.executable
-    if getattr(sys, "frozen", False) or "__compiled__" in vars(sys.modules["__main__"]):
-        return f"this program is frozen, {executable} is no Python interpreter."
-    if not executable:
-        return (
-            "sys.executable is empty in this embedded interpreter; set it to the path of a Python "
-            "interpreter."
-        )
-    if not _PYTHON.search(os.path.basename(executable)):
-        return (
-            f"sys.executable is {executable}, which is no Python interpreter by its name; set it "
-            "to the path of one."
-        )
-    if not hasattr(os, "posix_spawn"):
-        return "this system has no posix_spawn()."
-    return None
+    global _early
+    if _early is None and not is_worker() and "amorsize.engines.process.pool" not in sys.modules:
+        try:
+            _early = Template()
+        except (ExecutionError, OSError):
+            pass
+
+
+def take_template() -> Template:
+    """Return the template that was started early, or a new one."""
+    global _early
+    template, _early = _early, None
+    return Template() if template is None or not template.is_usable() else template
 
 
 def _identity() -> tuple[object, ...]:

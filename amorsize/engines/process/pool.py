@@ -21,11 +21,11 @@ from collections.abc import Callable, Sequence
 
 from amorsize.engines.process import protocol
 from amorsize.engines.process.connection import STATUS, connection_pair
-from amorsize.engines.process.launcher import Template
+from amorsize.engines.process.launcher import Template, take_template
 from amorsize.engines.process.module_files import Files, HeldModules, Stamp
 from amorsize.engines.process.program_state import State
 from amorsize.errors import ExecutionError
-from amorsize.planning import machine
+from amorsize.planning import machine, process_support
 from amorsize.workers.item_slots import CHUNK, ITEM, ITEM_STARTED
 
 IDLE_SECONDS = 60.0
@@ -363,7 +363,7 @@ class WorkerPool:
         try:
             template = self._live_template()
             if template is None:
-                template = self._template = Template()
+                template = self._template = take_template()
             return WorkerProcess(template, modules)
         except OSError as error:
             raise cannot_start(error) from error
@@ -456,10 +456,12 @@ def _end_all(workers: list[WorkerProcess]) -> None:
 
 
 def cannot_start(error: OSError) -> ExecutionError:
-    """Make the error of a run that can have no worker."""
+    """Make the error of a run that can have no worker; the automatic choice remembers it."""
+    problem = f"no worker process can be started: {error}"
+    process_support.note_failure(problem)
     return ExecutionError(
-        f"no worker process can be started: {error}. The limits of this process or of the system "
-        "may be reached (ulimit -n, -u, -f). Pass executor='thread', or free what they limit."
+        f"{problem}. The limits of this process or of the system may be reached (ulimit -n, -u, "
+        "-f). Pass executor='thread', or free what they limit."
     )
 
 
