@@ -52,6 +52,7 @@ class Template:
         self.identity = _identity()
         self.workers = 0
         self.retired = False
+        self._pid = 0
         self._exit_code: int | None = None
         self._free_numbers = list(range(MAX_WORKERS - 1, -1, -1))
         self._control, theirs = connection_pair()
@@ -62,7 +63,7 @@ class Template:
             self._all_slots = memoryview(self._mapping).cast("q")
             self._pid = _spawn(theirs, slots_file)
         except BaseException:
-            self._control.close()
+            self.close()
             raise
         finally:
             os.close(theirs)
@@ -145,8 +146,8 @@ class Template:
         try:
             self._all_slots.release()
             self._mapping.close()  # it has a descriptor of its own
-        except BufferError:
-            pass  # a worker's item slots are still in use
+        except (AttributeError, BufferError):
+            pass  # it was never made, or a worker's item slots are still in use
         pid, self._pid = self._pid, 0
         deadline = time.monotonic() + _END_SECONDS
         while pid:
