@@ -38,6 +38,15 @@ _checked_state: tuple[int, list[str]] = 0, []
 _by_value: dict[str, ModuleType] = {}
 
 
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 def dump(
     value: Any, *, maps: bool = False, buffers: list[pickle.PickleBuffer] | None = None
 ) -> bytes:

@@ -179,6 +179,17 @@ def start_early() -> None:
             pass
 
 
+def _forget_early() -> None:
+    global _early
+    template, _early = _early, None
+    if template is not None:
+        template.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_early)
+
+
 def take_template() -> Template:
     """Return the template that was started early, or a new one."""
     global _early
