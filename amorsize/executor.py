@@ -128,6 +128,10 @@ def execute(
         >>> amorsize.execute(lambda x: x * x, range(5))
         [0, 1, 4, 9, 16]
     """
+    if executor.__class__ is str and executor == "process":
+        from amorsize.engines.process.launcher import start_early
+
+        start_early()
     opening: Opening | None = None
     given = (hooks, n_jobs, chunksize, executor, timeout, item_timeout)
     switches = (progress, return_exceptions, verbose, return_optimization_result)

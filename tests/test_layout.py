@@ -68,7 +68,6 @@ THIRD_PARTY = {
     "exporters.prometheus.listening": "psutil",
     "planning.engine": "distributed",
     "planning.machine": "psutil",
-    "planning.pickling": "cloudpickle",
     "workers.by_value": "cloudpickle numpy",
     "workers.otel_context": "opentelemetry",
 }

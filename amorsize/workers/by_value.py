@@ -60,33 +60,41 @@ def dump(
     """
     modules = modules_by_value()
     aside = None if buffers is None else _put_aside(buffers)
-    maps = maps and "numpy" in sys.modules
     loaded = sys.modules.get("cloudpickle")
     if loaded is None or not loaded.list_registry_pickle_by_value():
+        file = io.BytesIO()
         try:
-            data = _dump_by_name(value, maps, aside)
+            dump_by_name(file, value, maps=maps, aside=aside)
         except Exception:
             pass  # cloudpickle may know how, or says why not
         else:
-            if not any(_as_pickled(name) in data for name in modules):
+            data = file.getvalue()
+            if not any(name in data for name in map(as_pickled, modules)):
                 return data
         if buffers is not None:
             buffers.clear()
     file = io.BytesIO()
-    pickler = _pickler_by_value(maps)(file, 5, buffer_callback=aside)
-    with _registered(modules):
-        pickler.dump(value)
+    dump_by_value(file, value, maps=maps, aside=aside)
     return file.getvalue()
 
 
-def _dump_by_name(value: Any, maps: bool, aside: Callable[[Any], bool] | None) -> bytes:
-    if not maps:
-        return pickle.dumps(value, 5, buffer_callback=aside)
-    file = io.BytesIO()
+def dump_by_name(
+    file: Any, value: Any, *, maps: bool, aside: Callable[[Any], bool] | None = None
+) -> None:
+    """Pickle into a file, functions and classes by name; see :func:`dump`."""
     pickler = pickle.Pickler(file, 5, buffer_callback=aside)
-    pickler.dispatch_table = {**copyreg.dispatch_table, **_map_reducers()}
+    if maps and "numpy" in sys.modules:
+        pickler.dispatch_table = {**copyreg.dispatch_table, **_map_reducers()}
     pickler.dump(value)
-    return file.getvalue()
+
+
+def dump_by_value(
+    file: Any, value: Any, *, maps: bool, aside: Callable[[Any], bool] | None = None
+) -> None:
+    """Pickle into a file, by value what another process cannot import; see :func:`dump`."""
+    pickler = _pickler_by_value(maps and "numpy" in sys.modules)(file, 5, buffer_callback=aside)
+    with _registered(modules_by_value()):
+        pickler.dump(value)
 
 
 def _put_aside(buffers: list[pickle.PickleBuffer]) -> Callable[[pickle.PickleBuffer], bool]:
@@ -102,7 +110,7 @@ def _put_aside(buffers: list[pickle.PickleBuffer]) -> Callable[[pickle.PickleBuf
     return keep_here
 
 
-def _as_pickled(name: str) -> bytes:
+def as_pickled(name: str) -> bytes:
     """Return a module's name as pickle writes it."""
     encoded = name.encode()
     return b"\x8c" + bytes([len(encoded)]) + encoded if len(encoded) < 256 else encoded
