@@ -201,22 +201,29 @@ def test_a_template_that_is_killed_between_two_runs_is_started_again() -> None:
 
 
 @stopping
-@pytest.mark.parametrize("who", ["program", "tree"])
-def test_a_program_that_was_paused_has_no_item_that_ran_too_long(tmp_path: Path, who: str) -> None:
+@pytest.mark.parametrize(
+    ("mode", "who"),
+    [("process", "program"), ("process", "tree"), ("thread", "program"), ("serial", "program")],
+)
+def test_a_program_that_was_paused_has_no_item_that_ran_too_long(
+    tmp_path: Path, mode: str, who: str
+) -> None:
     """As by ``docker pause``: the time in which nobody could look does not count."""
     script = tmp_path / "program.py"
     script.write_text(
-        "import time, amorsize\n"
+        "import sys, time, amorsize\n"
         "def work(x):\n"
         "    if x == 0:\n"
         "        print('working', flush=True)\n"
         "    time.sleep(0.5)\n"
         "    return x\n"
-        "results = amorsize.execute(work, range(8), executor='process', n_jobs=2, chunksize=2,\n"
-        "                           item_timeout=2)\n"
+        "results = amorsize.execute(work, range(8), executor=sys.argv[1], chunksize=2,\n"
+        "    item_timeout=2, n_jobs=None if sys.argv[1] == 'serial' else 2)\n"
         "print(results == list(range(8)))\n"
     )
-    program = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    program = subprocess.Popen(
+        [sys.executable, str(script), mode], stdout=subprocess.PIPE, text=True
+    )
     assert program.stdout is not None
     assert program.stdout.readline() == "working\n"
     tree = [program.pid]

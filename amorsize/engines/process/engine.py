@@ -22,6 +22,7 @@ from amorsize.engines.base import (
     WorkerLost,
     WorkerStarted,
 )
+from amorsize.engines.pauses import LOOK_SECONDS, PauseWatch
 from amorsize.engines.process import protocol
 from amorsize.engines.process.pool import WorkerProcess, cannot_start, find_modules, pool
 from amorsize.engines.process.program_state import (
@@ -48,10 +49,6 @@ _REAP_SECONDS = 1.0
 _CANCEL_GRACE_SECONDS = 0.1
 _TERMINATE_GRACE_SECONDS = 0.3
 _FAILED_START_LIMIT = 3
-
-_LOOK_SECONDS = 0.5
-"""How often the loop looks at items that may take too long, at least. Time in which it did not
-look is not held against them: the program was paused, and its workers with it."""
 
 
 class _Slot:
@@ -154,7 +151,7 @@ class ProcessBackend(Backend):
         messages: list[Message] = []
         if self._watch is not None:
             self._watch.look()
-            timeout = _LOOK_SECONDS if timeout is None else min(timeout, _LOOK_SECONDS)
+            timeout = LOOK_SECONDS if timeout is None else min(timeout, LOOK_SECONDS)
         for key, events in self._selector.select(timeout):
             slot = key.data
             if slot is None:
@@ -475,34 +472,22 @@ class ProcessBackend(Backend):
             pass
 
 
-class _ItemWatch:
-    """Measures for how long items run, without time in which nobody looked or could look."""
+class _ItemWatch(PauseWatch):
+    """Measures for how long items have been running, or their workers been stopped."""
 
     def __init__(self) -> None:
-        self._looked_at = time.monotonic_ns()
-        self._pauses: list[tuple[int, int]] = []
+        super().__init__()
         self._stopped: dict[int, int] = {}
 
-    def look(self) -> None:
-        """Take note of a look; a long time since the last one was a pause of this process."""
-        now = time.monotonic_ns()
-        pause = now - self._looked_at - int(2e9 * _LOOK_SECONDS)
-        if pause > 0:
-            self._pauses.append((now, pause))
-        self._looked_at = now
-
     def running(self, slot: _Slot, stamp: int) -> float:
-        """Return for how many seconds an item has been running, or its worker been stopped."""
-        if stamp <= 0:
-            # Between two items: not late, unless the worker is stopped.
-            if not _is_stopped(slot.process.pid):
-                self._stopped.pop(slot.key, None)
-                return 0.0
-            stamp = self._stopped.setdefault(slot.key, self._looked_at)
-        else:
+        """Return the seconds since ``stamp``; between two items, since the worker was stopped."""
+        if stamp > 0:
             self._stopped.pop(slot.key, None)
-        paused = sum(pause for at, pause in self._pauses if at > stamp)
-        return (self._looked_at - stamp - paused) / 1e9
+            return self.seconds_since(stamp)
+        if not _is_stopped(slot.process.pid):
+            self._stopped.pop(slot.key, None)
+            return 0.0
+        return self.seconds_since(self._stopped.setdefault(slot.key, self.looked_at))
 
 
 def _is_stopped(pid: int) -> bool:
