@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator
 
 from amorsize.errors import InvalidValueError
-from amorsize.planning.process_support import why_no_processes
 from amorsize.workers.record import Record
 from amorsize.workers.role import is_worker
 
@@ -39,7 +38,7 @@ def engines_here() -> tuple[str, ...]:
 
     In a worker process the workers of the outer run have the cores already.
     """
-    return ("serial", "thread") if is_worker() or why_no_processes() is not None else ENGINES
+    return ("serial", "thread") if is_worker() else ENGINES
 
 
 class SystemFacts(Record):

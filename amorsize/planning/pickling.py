@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from amorsize.planning.process_support import why_no_processes
 from amorsize.planning.sampling import Sample
 from amorsize.workers import by_value
 from amorsize.workers.record import Record
@@ -60,6 +61,8 @@ def measure_payload(
     >>> payload.problem is None, payload.item_bytes > 1000
     (True, True)
     """
+    if (reason := why_no_processes()) is not None:
+        return Payload(problem=reason)
     try:
         what, named = "the function", getattr(func, "__qualname__", type(func).__name__)
         function = _pickled(func, wall, limit_bytes)

@@ -17,6 +17,7 @@ from amorsize.hooks.manager import HookManager, get_default_manager
 from amorsize.options import check_options, validate
 from amorsize.planning.engine import Engine
 from amorsize.planning.explanation import OptimizationResult, log_choice
+from amorsize.planning.machine import engines_here
 from amorsize.planning.named import choose_named
 from amorsize.planning.plan import Plan, Rest, Sampled, Stage, TimeLimits
 from amorsize.planning.sampling import Sample
@@ -36,7 +37,6 @@ from amorsize.running.reporter import Reporter
 from amorsize.running.sinks import Sink, StreamBuffer
 from amorsize.workers.chunk import HOSTNAME, ChunkOutcome, Failure
 from amorsize.workers.collectors import CollectSettings
-from amorsize.workers.role import is_worker
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,8 @@ class Call:
     def prepare(self, sink: Sink, *, interruptible: bool) -> Run:
         """Make the plan, which may run the first items, and the run."""
         engine = self._engine
-        if engine is not None and engine.type in ("process", "dask") and is_worker():
+        allowed = engines_here()
+        if engine is not None and engine.type in ("process", "dask") and "process" not in allowed:
             # And a task that waits for tasks, in a cluster of such tasks, may wait for ever.
             _say_nested(engine.type)
             engine = Engine("serial")

@@ -18,7 +18,7 @@ import amorsize
 from amorsize.engines.process import launcher
 from amorsize.engines.process.pool import pool
 from amorsize.errors import ExecutionError
-from amorsize.planning import machine, process_support
+from amorsize.planning import process_support
 
 
 @pytest.fixture(autouse=True)
@@ -66,12 +66,18 @@ def test_a_program_that_is_no_interpreter_is_never_started_once_more(
     monkeypatch.setattr(os, "posix_spawn", lambda *_, **__: pytest.fail("a program is started"))
     with pytest.raises(ExecutionError, match=f"{reason}.*executor='thread'"):
         amorsize.execute(abs, [1], executor="process", n_jobs=2)
-    assert machine.engines_here() == ("serial", "thread")
     assert reason in str(process_support.why_no_processes())
+    result = amorsize.optimize(burn, range(2000))
+    assert result.executor_type != "process"
+    assert reason in result.explain()
     assert pool.pids() == []
 
 
 # --- limits ----
+
+
+def burn(x: int) -> int:
+    return sum(range(300_000)) * 0 + x
 
 
 def count_descriptors() -> int:
@@ -99,7 +105,8 @@ def test_where_nothing_can_be_started_a_named_engine_says_so_and_nothing_stays_o
     pool.shutdown()
     assert count_descriptors() == before
     assert abs_before == [1]
-    assert "process" not in machine.engines_here(), "the automatic choice tries no more for a while"
+    assert "Too many open files" in str(process_support.why_no_processes()), "for a while"
+    assert amorsize.optimize(burn, range(2000)).executor_type != "process"
     assert amorsize.execute(abs, [-1], executor="process", n_jobs=2) == [1]
 
 
