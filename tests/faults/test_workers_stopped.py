@@ -18,7 +18,7 @@ import pytest
 from waiting import PATIENCE, slowness, wait_until
 
 import amorsize
-from amorsize import HookEvent, HookManager
+from amorsize import HookContext, HookEvent, HookManager
 from amorsize.engines.process.pool import pool
 from amorsize.errors import ExecutionTimeoutError, ItemTimeoutError, WorkerDiedError
 
@@ -168,6 +168,14 @@ def test_workers_end_with_their_program_and_with_their_template(
     assert alive == []
 
 
+def kill_template(context: HookContext) -> None:
+    """Kill the parent of a worker."""
+    template = psutil.Process(context.metadata["pid"]).parent()
+    assert template is not None
+    assert "amorsize.engines.process.template" in " ".join(template.cmdline())
+    template.kill()
+
+
 def test_a_template_that_is_killed_is_a_death_of_its_workers_and_another_takes_over() -> None:
     """Their exit codes are unknown, and so None."""
     endings: list[Any] = []
@@ -176,15 +184,10 @@ def test_a_template_that_is_killed_is_a_death_of_its_workers_and_another_takes_o
         HookEvent.ON_WORKER_END, lambda context: endings.append(context.metadata["exit_code"])
     )
 
-    def kill_template(x: int) -> int:
-        if x == 3:
-            os.kill(os.getppid(), signal.SIGKILL)
-            time.sleep(60)
-        return x
-
+    hooks.register(HookEvent.ON_WORKER_START, kill_template)
     with pytest.raises(WorkerDiedError, match="exit code is unknown"):
         amorsize.execute(
-            kill_template, range(6), executor="process", n_jobs=1, chunksize=1, hooks=hooks
+            lambda _: time.sleep(60), range(2), executor="process", n_jobs=1, hooks=hooks
         )
     assert endings == [None]
     assert amorsize.execute(abs, [-1], executor="process", n_jobs=1) == [1]
