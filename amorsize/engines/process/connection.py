@@ -203,13 +203,14 @@ class Connection:
         return bool(poller.poll(timeout * 1000))
 
     def is_ended(self) -> bool:
-        """Say whether the other end is closed, and everything that it sent was read."""
+        """Say whether the other end is closed, also where something that it sent is unread."""
         try:
-            return not self._socket.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
+            fd = self.fileno()
         except OSError:
             return True
+        poller = select.poll()
+        poller.register(fd, 0)  # the end is reported whatever is asked for
+        return bool(poller.poll(0))
 
     def close(self) -> None:
         """Close the descriptor; again does nothing."""

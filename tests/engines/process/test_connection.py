@@ -139,3 +139,17 @@ def test_a_default_timeout_of_the_program_changes_nothing(seconds: float) -> Non
     assert not os.get_blocking(ours.fileno())
     ours.close()
     theirs.close()
+
+
+def test_an_end_is_seen_before_what_came_before_it_is_read(
+    ends: tuple[Connection, Connection],
+) -> None:
+    """Whether a process is gone does not depend on who has read its last words."""
+    ours, theirs = ends
+    ours.send(b"last words")
+    assert not theirs.is_ended()
+    ours.close()
+    assert theirs.is_ended()
+    assert theirs.receive() == (b"last words", b"")
+    theirs.close()
+    assert theirs.is_ended()
