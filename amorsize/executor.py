@@ -126,6 +126,10 @@ def execute(
         >>> amorsize.execute(lambda x: x * x, range(5))
         [0, 1, 4, 9, 16]
     """
+    if executor.__class__ is str and executor == "process":
+        from amorsize.engines.process.launcher import start_early
+
+        start_early()
     options = Options.checked(
         func,
         data,

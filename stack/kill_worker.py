@@ -85,11 +85,12 @@ def is_noticed(url: str, deaths: float) -> bool:
 
 def kill_one(app: psutil.Process) -> int | None:
     """Send SIGKILL to one worker process of the app; returns its id, None where there is none."""
-    for child in app.children():
+    for template in app.children():
         try:
-            if any("amorsize.engines.process.worker" in part for part in child.cmdline()):
-                child.kill()
-                return child.pid
+            if any("amorsize.engines.process.template" in part for part in template.cmdline()):
+                for worker in template.children():
+                    worker.kill()
+                    return worker.pid
         except psutil.NoSuchProcess:
             continue
     return None

@@ -6,9 +6,13 @@ code, so that a failure after an update names the assumption that no longer hold
 
 from __future__ import annotations
 
+import functools
+import importlib
 import inspect
 import multiprocessing
 import operator
+import os
+import struct
 import subprocess
 import sys
 import threading
@@ -137,18 +141,71 @@ def test_a_frame_has_its_function_s_code_object() -> None:
     assert inner.__code__ in [each for each in own.co_consts if isinstance(each, CodeType)]
 
 
-def test_the_flags_of_this_interpreter_can_be_passed_on() -> None:
-    """By the function of subprocess that multiprocessing uses as well."""
+def test_the_module_behind_socket_passes_descriptors() -> None:
+    """As socket does, whose functions are written in Python."""
+    import _socket
+
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    rights = struct.pack("i", ours.fileno())
+    ours.sendmsg([b"x"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
+    data, [(level, kind, received)], _, _ = theirs.recvmsg(10, _socket.CMSG_SPACE(4))
+    assert (data, level, kind) == (b"x", _socket.SOL_SOCKET, _socket.SCM_RIGHTS)
+    [fd] = struct.unpack("i", received)
+    assert os.fstat(fd).st_ino == os.fstat(ours.fileno()).st_ino
+    os.close(fd)
+    ours.close()
+    theirs.close()
+    import _locale
+
+    assert isinstance(_locale.setlocale(_locale.LC_ALL, None), str)
+
+
+def test_the_options_of_this_interpreter_can_be_passed_on() -> None:
+    """Those of -W and of -X."""
     out = run(
-        "import subprocess; print(*subprocess._args_from_interpreter_flags())",
+        "import sys; print(sys.warnoptions, sys._xoptions, sys.flags.optimize)",
         "-W",
         "error",
         "-X",
         "utf8",
+        "-X",
+        "tracemalloc=3",
         "-O",
     )
-    assert {"-O", "-Werror"} <= set(out.split())
-    assert "utf8" in out
+    assert out.split("\n")[0] == "['error'] {'utf8': True, 'tracemalloc': '3'} 1"
+
+
+def test_a_resource_tracker_is_shared_by_its_descriptor() -> None:
+    """The child of another process, which multiprocessing starts, has it so."""
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()
+    shared: Any = resource_tracker._resource_tracker
+    assert shared._fd == resource_tracker.getfd()
+    assert isinstance(shared._pid, int)
+
+
+def test_a_cached_function_has_a_type_of_its_own() -> None:
+    """And says what it was made with; it pickles as its name."""
+
+    @functools.lru_cache(maxsize=7, typed=True)
+    def cached(x: int) -> int:
+        return x
+
+    assert type(cached) is functools._lru_cache_wrapper
+    assert cached.cache_parameters() == {"maxsize": 7, "typed": True}
+    assert cached.__reduce__() == cached.__qualname__
+
+
+def test_a_reload_replaces_the_spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module object stays."""
+    (tmp_path / "reloaded_here.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = importlib.import_module("reloaded_here")
+    before = module.__spec__
+    assert importlib.reload(module) is module
+    assert module.__spec__ is not before
+    del sys.modules["reloaded_here"]
 
 
 def test_a_spawned_child_that_imports_main_is_inheriting(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ FORBIDDEN_DOORS = {
 THIRD_PARTY = {
     "demo.cluster": "distributed",
     "engines.external.dask": "distributed",
-    "engines.process.protocol": "cloudpickle",
+    "engines.process.program_state": "numpy",
     "exporters.cloudwatch.exporter": "boto3 botocore",
     "exporters.datadog.datagrams": "datadog",
     "exporters.datadog.exporter": "datadog",
@@ -68,7 +68,7 @@ THIRD_PARTY = {
     "exporters.prometheus.listening": "psutil",
     "planning.engine": "distributed",
     "planning.machine": "psutil",
-    "planning.pickling": "cloudpickle",
+    "workers.by_value": "cloudpickle numpy",
     "workers.otel_context": "opentelemetry",
 }
 """The packages of others that a module imports."""
@@ -382,9 +382,12 @@ def test_a_worker_process_imports_what_it_needs_alone() -> None:
     loaded = loaded_after("import amorsize.engines.process.worker")
     assert within(loaded, "amorsize") == {
         "engines.process.connection",
+        "engines.process.module_files",
+        "engines.process.program_state",
         "engines.process.protocol",
         "engines.process.worker",
         "errors",
+        "workers.by_value",
         "workers.chunk",
         "workers.collectors",
         "workers.item_slots",

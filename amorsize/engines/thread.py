@@ -22,6 +22,7 @@ from amorsize.engines.base import (
     WorkerLost,
     WorkerStarted,
 )
+from amorsize.engines.pauses import LOOK_SECONDS, PauseWatch
 from amorsize.errors import ExecutionError
 from amorsize.workers.chunk import HOSTNAME, Chunk, run_chunk
 from amorsize.workers.item_slots import CHUNK, ITEM, ITEM_STARTED, SLOT_COUNT
@@ -76,9 +77,12 @@ class ThreadBackend(Backend):
         # the chunk that it runs.
         self._finishing = threading.Lock()
         self._task: Task | None = None
+        self._watch: PauseWatch | None = None
 
     def open(self, task: Task) -> None:
         self._task = task
+        if task.stamp_items:
+            self._watch = PauseWatch()
         self._context = contextvars.copy_context()
 
     def use_workers(self, n_jobs: int) -> None:
@@ -98,6 +102,9 @@ class ThreadBackend(Backend):
         self._chunks.put(chunk)
 
     def wait(self, timeout: float | None) -> Sequence[Message]:
+        if self._watch is not None:
+            self._watch.look()
+            timeout = LOOK_SECONDS if timeout is None else min(timeout, LOOK_SECONDS)
         try:
             first = self._messages.get(timeout=timeout)
         except queue.Empty:
@@ -147,15 +154,16 @@ class ThreadBackend(Backend):
         return ended
 
     def overdue(self, seconds: float) -> list[Overdue]:
-        now = time.monotonic_ns()
+        if self._watch is None:
+            return []
+        self._watch.look()
         late = []
         for worker in self._workers.values():
             chunk = worker.chunk
             if chunk is None or worker.item_slots[CHUNK] != chunk.id:
                 continue
             stamp = worker.item_slots[ITEM_STARTED]
-            running = (now - stamp) / 1e9
-            if stamp > 0 and running > seconds:
+            if stamp > 0 and (running := self._watch.seconds_since(stamp)) > seconds:
                 late.append(Overdue(worker.key, chunk, worker.item_slots[ITEM], running, stamp))
         return late
 

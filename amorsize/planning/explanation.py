@@ -311,10 +311,10 @@ def say_warnings(comparison: Comparison, workload: Workload, system: SystemFacts
             )
     payload = workload.payload
     if payload is not None and payload.problem is not None:
-        warnings.append(
-            f"Worker processes cannot be used: {payload.problem}. Build such objects inside the "
-            "function, or pass what they are made from."
-        )
+        advice = ""
+        if "cannot be pickled" in payload.problem:
+            advice = " Build such objects inside the function, or pass what they are made from."
+        warnings.append(f"Worker processes cannot be used: {payload.problem}.{advice}")
     elif payload is not None:
         moved = payload.item_bytes + payload.result_bytes
         if chosen.engine == "serial" and moved > 1 << 20 and not workload.parallel_inside:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from amorsize.planning.process_support import why_no_processes
+from amorsize.workers import by_value
 from amorsize.workers.record import Record
 
 PICKLE_LIMIT_BYTES = 64 << 20
@@ -49,6 +51,8 @@ def measure_payload(
     >>> payload.problem is None, payload.item_bytes > 1000
     (True, True)
     """
+    if (reason := why_no_processes()) is not None:
+        return Payload(problem=reason)
     try:
         what, named = "the function", getattr(func, "__qualname__", type(func).__name__)
         function = _pickled(func, wall, limit_bytes)
@@ -88,18 +92,20 @@ class _TooMuch(Exception):
 class _Meter:
     """A file that counts what is written to it, and keeps nothing."""
 
-    __slots__ = ("limit", "names_main", "size")
+    __slots__ = ("_names", "limit", "names_unimportable", "size")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, names: Iterable[str] = ()) -> None:
         self.limit = limit
         self.size = 0
-        self.names_main = False
+        self._names = [by_value.as_pickled(name) for name in names]
+        self.names_unimportable = False
 
     def write(self, data: Any) -> int:
         length = memoryview(data).nbytes
         self.size += length
-        if not self.names_main and length < 1 << 20:
-            self.names_main = b"__main__" in bytes(data)
+        if not self.names_unimportable and length < 1 << 20:
+            pickled = bytes(data)
+            self.names_unimportable = any(name in pickled for name in self._names)
         if self.size > self.limit:
             raise _TooMuch
         return length
@@ -107,26 +113,22 @@ class _Meter:
 
 def _pickled(obj: Any, wall: Callable[[], float], limit_bytes: int) -> tuple[int, float]:
     """Bytes and seconds of pickling an object; raises where it cannot be pickled."""
-    import pickle  # not needed where everything runs here
-
-    meter = _Meter(limit_bytes)
-    # The interpreter's own pickler first: it is right for nearly everything, and importing
-    # cloudpickle costs some 10 ms. What belongs to __main__ must be pickled by value, though.
+    meter = _Meter(limit_bytes, by_value.modules_by_value())
+    # By name first: it is right for nearly everything, and importing cloudpickle costs some 10 ms.
+    # What no worker can import is sent by value, though.
     began = wall()
     try:
-        pickle.Pickler(meter, pickle.HIGHEST_PROTOCOL).dump(obj)
-        plain = not meter.names_main
+        by_value.dump_by_name(meter, obj, maps=True)
+        plain = not meter.names_unimportable
     except _TooMuch:
         plain = True
     except Exception:  # as in measure_payload
         plain = False
     if not plain:
-        import cloudpickle
-
         meter = _Meter(limit_bytes)
         began = wall()
         try:
-            cloudpickle.Pickler(meter, pickle.HIGHEST_PROTOCOL).dump(obj)
+            by_value.dump_by_value(meter, obj, maps=True)
         except _TooMuch:
             pass
     seconds = max(0.0, wall() - began)

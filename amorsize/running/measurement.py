@@ -117,6 +117,9 @@ class Measurement:
                 perform(plan)
             elif isinstance(plan, StartWorkers):
                 self.early.start(plan)
+                early = self.seen.early
+                if early is not None and early.refused and self.seen.payload is not None:
+                    self.seen.payload = self.measure_payload()  # which says why, if it is known
 
     @property
     def early(self) -> EarlyWorkers:

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 def is_logged() -> bool:
     """Say whether the log takes what a run has chosen."""
     logging = sys.modules.get("logging")  # a level can be set only where it is loaded: 4 ms
-    return logging is not None and logging.getLogger("amorsize").isEnabledFor(logging.DEBUG)
+    if logging is None or not hasattr(logging, "getLogger"):  # another thread is loading it
+        return False
+    return bool(logging.getLogger("amorsize").isEnabledFor(logging.DEBUG))
 
 
 class Observers:

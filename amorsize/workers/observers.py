@@ -29,4 +29,6 @@ def is_observed() -> bool:
             return True
     # If the application has not loaded logging, nothing is logged; loading it takes 5 ms.
     logging = sys.modules.get("logging")
-    return logging is not None and logging.getLogger("amorsize").isEnabledFor(logging.DEBUG)
+    if logging is None or not hasattr(logging, "getLogger"):  # another thread is loading it
+        return False
+    return bool(logging.getLogger("amorsize").isEnabledFor(logging.DEBUG))

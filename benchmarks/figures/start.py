@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor
+
+import psutil
 
 from benchmarks.harness import Contender, Contenders, figure, self_timed
 
@@ -34,25 +39,98 @@ def importing_execute() -> Contenders:
     yield {"amorsize": _whole(statement), "a bare interpreter": _whole("pass")}
 
 
-@figure("start-processes", "first results of two processes", unit="ms")
-def first_process_execute() -> Contenders:
-    default = multiprocessing.get_start_method()
+def _first_results(workers: int) -> Callable[[], Contenders]:
+    """Make a figure: from the first import to a result of each of so many workers."""
+    items = f"[-i for i in range(1, {workers} + 1)]"
+    check = f"assert results == list(range(1, {workers} + 1))\n"
+
+    def contenders() -> Contenders:
+        yield {
+            "amorsize": _part(
+                "from amorsize import execute\n"
+                f"results = execute(abs, {items}, executor='process', n_jobs={workers},"
+                " chunksize=1)",
+                check,
+            ),
+            "ProcessPoolExecutor (fork)": _executor("fork", workers, items, check),
+            "ProcessPoolExecutor (spawn)": _executor("spawn", workers, items, check),
+            "loky": _part(
+                "from loky import ProcessPoolExecutor\n"
+                f"pool = ProcessPoolExecutor({workers})\n"
+                f"results = list(pool.map(abs, {items}))",
+                check,
+            ),
+        }
+
+    return contenders
+
+
+AT_MOST = {2: 1.6, 8: 1.6, 16: 1.6}
+"""Bounds beside a pool that forks its parent, which is faster, and unsafe beside threads."""
+
+for _workers in (1, 2, 4, 8, 16):
+    figure(
+        f"start-processes-{_workers}",
+        f"first results of {_workers} processes" if _workers > 1 else "first result of a process",
+        unit="ms",
+        at_most=AT_MOST.get(_workers),
+        against="ProcessPoolExecutor (fork)",
+    )(_first_results(_workers))
+
+
+@figure("start-replacement", "a replacement after a death", unit="ms")
+def replacement() -> Contenders:
+    import amorsize
+
+    def ours() -> float:
+        [pid] = amorsize.execute(_pid, [0], executor="process", n_jobs=1)
+        _kill(pid)
+        began = time.perf_counter()
+        amorsize.execute(_pid, [0], executor="process", n_jobs=1)
+        return time.perf_counter() - began
+
+    def theirs(make: Callable[[], Executor]) -> Callable[[], float]:
+        def take() -> float:
+            with make() as pool:
+                _kill(pool.submit(os.getpid).result())
+            began = time.perf_counter()
+            with make() as pool:  # a pool that has lost a worker is broken for good
+                pool.submit(os.getpid).result()
+                return time.perf_counter() - began
+
+        return take
+
+    fork, spawn = (multiprocessing.get_context(method) for method in ("fork", "spawn"))
     yield {
-        "amorsize": _part(
-            "from amorsize import execute\n"
-            "results = execute(abs, [-1, 2], executor='process', n_jobs=2, chunksize=1)"
+        "amorsize": self_timed(ours),
+        "ProcessPoolExecutor (fork)": self_timed(
+            theirs(lambda: ProcessPoolExecutor(1, mp_context=fork))
         ),
-        f"ProcessPoolExecutor ({default})": _executor(default),
-        "ProcessPoolExecutor (spawn)": _executor("spawn"),
+        "ProcessPoolExecutor (spawn)": self_timed(
+            theirs(lambda: ProcessPoolExecutor(1, mp_context=spawn))
+        ),
     }
+    amorsize.shutdown()
 
 
-def _executor(start_method: str) -> Contender:
+def _pid(_: object) -> int:
+    return os.getpid()
+
+
+def _kill(pid: int) -> None:
+    process = psutil.Process(pid)
+    process.kill()
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.001)
+
+
+def _executor(start_method: str, workers: int, items: str, check: str) -> Contender:
     return _part(
         "from concurrent.futures import ProcessPoolExecutor\n"
         "from multiprocessing import get_context\n"
-        f"pool = ProcessPoolExecutor(2, mp_context=get_context({start_method!r}))\n"
-        "results = list(pool.map(abs, [-1, 2]))"
+        f"pool = ProcessPoolExecutor({workers}, mp_context=get_context({start_method!r}))\n"
+        f"results = list(pool.map(abs, {items}))",
+        check,
     )
 
 
@@ -67,14 +145,14 @@ def _whole(code: str) -> Contender:
     return self_timed(take)
 
 
-def _part(code: str) -> Contender:
+def _part(code: str, check: str) -> Contender:
     """Time some code in a fresh interpreter, with its imports, without start and exit."""
     program = (
         "import time\n"
         "began = time.perf_counter()\n"
         f"{code}\n"
         "print(time.perf_counter() - began, flush=True)\n"
-        "assert results == [1, 2]\n"
+        f"{check}"
     )
     return self_timed(lambda: float(_python(program)))
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import nbclient
 import nbformat
@@ -144,9 +145,11 @@ def test_a_function_that_closes_over_50_mb_is_sent_once_a_worker(
     sent: list[tuple[str, int]] = []
     send = protocol.send
 
-    def counting(connection: object, header: tuple[object, ...], payload: bytes = b"") -> None:
+    def counting(
+        connection: Any, header: tuple[Any, ...], payload: bytes = b"", *more: Any
+    ) -> None:
         sent.append((str(header[0]), len(payload)))
-        send(connection, header, payload)  # type: ignore[arg-type]  # passed on as it came
+        send(connection, header, payload, *more)
 
     monkeypatch.setattr(protocol, "send", counting)
     blob = bytes(50_000_000)

@@ -252,15 +252,17 @@ def test_a_result_that_does_not_unpickle_fails_its_chunk(
 def test_a_module_that_the_worker_cannot_import_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hooks: HookManager, recorder: RecordingHook
 ) -> None:
-    """The function's module was importable here and is not there."""
-    (tmp_path / "fleeting_module.py").write_text("def triple(x):\n    return 3 * x\n")
+    """What the function's module imports was importable here and is not there."""
+    (tmp_path / "fleeting_module.py").write_text("three = 3\n")
+    (tmp_path / "lasting_module.py").write_text(
+        "import fleeting_module\ndef triple(x):\n    return fleeting_module.three * x\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
-    import fleeting_module  # type: ignore[import-not-found]  # made above
+    import lasting_module  # type: ignore[import-not-found]  # made above
 
-    monkeypatch.undo()
     (tmp_path / "fleeting_module.py").unlink()
     with pytest.raises(TransportError, match=r"No module named 'fleeting_module'.*sys\.path"):
-        process(fleeting_module.triple, range(5), hooks=hooks)
+        process(lasting_module.triple, range(5), hooks=hooks)
     assert_contract(recorder.contexts)
     assert_workers_live_on()
 

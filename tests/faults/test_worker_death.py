@@ -119,7 +119,7 @@ def test_a_worker_killed_in_the_middle_of_a_large_message_is_seen(
             deadline = time.monotonic() + PATIENCE
             while time.monotonic() < deadline:
                 frame = sys._current_frames()[main]  # type: ignore[index]  # it is running
-                if frame.f_code.co_name == "send":  # of the channel
+                if frame.f_code.co_name == "_write_some":  # of the connection
                     os.kill(os.getpid(), signal.SIGKILL)
 
         threading.Thread(target=kill_while_it_sends, daemon=True).start()
@@ -228,10 +228,11 @@ def test_an_innocent_item_whose_worker_is_killed_from_outside_succeeds(
 def test_workers_that_cannot_start_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hooks: HookManager, recorder: RecordingHook
 ) -> None:
-    """A broken sitecustomize kills every interpreter: a clear error after three, not a loop."""
-    (tmp_path / "sitecustomize.py").write_text("import os\nos._exit(9)\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    amorsize.shutdown()
+    """The interpreter is broken: a clear error after three attempts, not a loop."""
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\nexit 9\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(broken))
     with pytest.raises(WorkerDiedError, match=r"exited with code 9.*before it took any work"):
         amorsize.execute(abs, range(5), executor="process", n_jobs=1, hooks=hooks)
     assert_contract(recorder.contexts)

@@ -389,7 +389,7 @@ def test_processes_start_before_what_compares_engines_is_loaded(tmp_path: Path) 
         "from amorsize.running.measurement import Measurement\n"
         "loaded = []\n"
         "def hook(event, arguments):\n"
-        "    if event == 'subprocess.Popen':\n"
+        "    if event == 'os.posix_spawn':\n"
         "        loaded.append('amorsize.planning.cost' in sys.modules)\n"
         "sys.addaudithook(hook)\n"
         "seen = Observations(machine=SystemFacts.of(2), loading_seconds=0.01)\n"

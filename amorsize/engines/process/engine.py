@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import _socket
 import itertools
+import os
 import selectors
-import socket
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from amorsize.engines.base import (
     SHORT_CHUNK_SECONDS,
@@ -20,9 +22,15 @@ from amorsize.engines.base import (
     WorkerLost,
     WorkerStarted,
 )
+from amorsize.engines.pauses import LOOK_SECONDS, PauseWatch
 from amorsize.engines.process import protocol
-from amorsize.engines.process.pool import WorkerProcess, pool, read_surroundings
-from amorsize.errors import TransportError, WorkerDiedError
+from amorsize.engines.process.pool import WorkerProcess, cannot_start, find_modules, pool
+from amorsize.engines.process.program_state import (
+    Descriptors,
+    modules_to_share,
+    read_state,
+)
+from amorsize.errors import ExecutionError, TransportError, WorkerDiedError
 from amorsize.planning import machine
 from amorsize.workers.chunk import HOSTNAME, Chunk
 from amorsize.workers.item_slots import CHUNK, ITEM, ITEM_STARTED
@@ -31,8 +39,7 @@ from amorsize.workers.log_records import read_levels
 _keys = itertools.count()
 
 _AHEAD_BYTES = 65536
-"""A chunk is sent ahead only when it fits the socket's buffer: sending it must not block while
-the worker in turn waits for us to read its results."""
+"""A chunk is sent ahead only when it fits the socket's buffer: a larger one would be kept here."""
 
 _NO_EXPORTERS = dict.fromkeys(
     ("OTEL_TRACES_EXPORTER", "OTEL_METRICS_EXPORTER", "OTEL_LOGS_EXPORTER"), "none"
@@ -42,7 +49,6 @@ _REAP_SECONDS = 1.0
 _CANCEL_GRACE_SECONDS = 0.1
 _TERMINATE_GRACE_SECONDS = 0.3
 _FAILED_START_LIMIT = 3
-_POLL_SECONDS = 0.5
 
 
 class _Slot:
@@ -54,6 +60,7 @@ class _Slot:
         self.in_flight: deque[Chunk] = deque()
         self.loaded = False
         self.started = False
+        self.writes = False
         self.hostname = HOSTNAME
 
     def may_queue(self) -> bool:
@@ -71,33 +78,46 @@ class ProcessBackend(Backend):
         self._slot_keys = itertools.count()
         self._short = False
         self._failed_starts = 0
-        self._selector = selectors.DefaultSelector()
-        self._wake_receiver, self._wake_sender = socket.socketpair()
+        self._waiting: tuple[Chunk, bytes] | None = None
+        self._denied = False
+        self._descriptors: Descriptors | None = None
+        self._watch: _ItemWatch | None = None
+        self._shared: protocol.SharedBuffers | None = None
+        with ExitStack() as on_failure:
+            try:
+                self._selector = selectors.DefaultSelector()
+                on_failure.callback(self._selector.close)
+                self._wake_receiver, self._wake_sender = _socket.socketpair()
+            except OSError as error:
+                raise cannot_start(error) from error
+            on_failure.pop_all()
         self._wake_receiver.setblocking(False)
         self._wake_sender.setblocking(False)
         self._selector.register(self._wake_receiver, selectors.EVENT_READ, None)
         self._member = pool.join(n_jobs, self.wake)
-        self._waiting: tuple[Chunk, bytes] | None = None
-        self._denied = False
 
     def open(self, task: Task) -> None:
         cores = machine.read_system(memory=False).usable_cores
-        self._surroundings = read_surroundings(max(1, cores // self._n_jobs))
+        self._state = read_state(max(1, cores // self._n_jobs))
+        captures = task.collect.trace is not None and task.collect.trace.capture
         self._settings = {
             "return_exceptions": task.return_exceptions,
             "stamp_items": task.stamp_items,
             "collect": task.collect,
             "log_levels": read_levels(),
-        }
-        self._start_environment = self._surroundings[2]
-        if task.collect.trace is not None and task.collect.trace.capture:
             # Automatic instrumentation, which starts with the interpreter, exports nothing there.
-            self._start_environment = self._start_environment | _NO_EXPORTERS
-        self._function = protocol.dump_function(task.func)
+            "site_environment": _NO_EXPORTERS if captures else {},
+        }
+        if task.stamp_items:
+            self._watch = _ItemWatch()
+        self._function, self._shared = protocol.dump_shared_function(task.func)
+        self._settings["buffer_sizes"] = self._shared.sizes
+        by_value = ["cloudpickle.cloudpickle"] * (b"cloudpickle" in self._function)
+        self._modules = find_modules([*modules_to_share(self._state), *by_value])
 
     def start_workers(self) -> None:
         while len(self._slots) < self._n_jobs:
-            process = self._member.acquire(self._start_environment)
+            process = self._member.acquire(self._modules)
             if process is None:
                 break
             self._add_slot(process)
@@ -122,24 +142,24 @@ class ProcessBackend(Backend):
         return self._waiting is None
 
     def submit(self, chunk: Chunk) -> None:
-        self._waiting = (chunk, protocol.dump_items(chunk))
+        self._waiting = (chunk, protocol.dump_items(chunk, maps=True))
         self._place()
 
     def wait(self, timeout: float | None) -> Sequence[Message]:
         self._denied = False
         self._place()
         messages: list[Message] = []
-        if timeout is None and any(slot.process.sentinel is None for slot in self._slots.values()):
-            timeout = _POLL_SECONDS
-        for key, _ in self._selector.select(timeout):
+        if self._watch is not None:
+            self._watch.look()
+            timeout = LOOK_SECONDS if timeout is None else min(timeout, LOOK_SECONDS)
+        for key, events in self._selector.select(timeout):
             slot = key.data
             if slot is None:
                 self._drain_wakes()
             elif slot.key in self._slots:
-                self._read_messages(slot, key.fd == slot.process.sentinel, messages)
-        for slot in list(self._slots.values()):
-            if slot.process.sentinel is None and not slot.process.is_alive():
-                self._read_messages(slot, True, messages)
+                self._attend(slot, key.fd, events, messages)
+        if self._watch is not None:
+            self._watch.look()
         self._share(messages)
         return messages
 
@@ -163,26 +183,32 @@ class ProcessBackend(Backend):
             self._selector.close()
             self._wake_receiver.close()
             self._wake_sender.close()
+            if self._descriptors is not None:
+                self._descriptors.close()
+            if self._shared is not None:
+                self._shared.close()
         return ended
 
     def overdue(self, seconds: float) -> list[Overdue]:
-        now = time.monotonic_ns()
+        watch = self._watch
+        if watch is None:
+            return []
+        watch.look()
         late = []
         for slot in self._slots.values():
-            item_slots = slot.process.item_slots
-            stamp, item, chunk = (
-                item_slots[ITEM_STARTED],
-                item_slots[ITEM],
-                self._chunk_at_work(slot),
-            )
-            running = (now - stamp) / 1e9
-            if chunk is not None and stamp > 0 and running > seconds:
+            chunk = self._current_chunk(slot)
+            if chunk is None:
+                continue
+            stamp = slot.process.item_slots[ITEM_STARTED]
+            running = watch.running(slot, stamp)
+            if running > seconds:
+                item = max(chunk.start, slot.process.item_slots[ITEM])
                 late.append(Overdue(slot.key, chunk, item, running, stamp))
         return late
 
     def end_worker(self, late: Overdue) -> WorkerLost | None:
         slot = self._slots.get(late.worker)
-        if slot is None or self._chunk_at_work(slot) is not late.chunk:
+        if slot is None or self._current_chunk(slot) is not late.chunk:
             return None
         if slot.process.item_slots[ITEM_STARTED] != late.stamp:
             return None
@@ -212,62 +238,89 @@ class ProcessBackend(Backend):
         self._waiting = None
         slot.in_flight.append(chunk)
         chunk.dispatched_at = time.time()
-        header = ("chunk", self._key, chunk.id, chunk.start, len(chunk.items))
-        try:
-            protocol.send(slot.process.connection, header, payload)
-        except OSError:
-            pass  # it died: wait() sees that, and what became of the chunk
+        self._send(slot, ("chunk", self._key, chunk.id, chunk.start, len(chunk.items)), payload)
 
     def _find_slot(self, payload_bytes: int) -> _Slot | None:
         for slot in self._slots.values():
-            if not slot.in_flight and self._takes(slot, payload_bytes):
+            if not slot.in_flight:
                 return slot
         if len(self._slots) < self._n_jobs:
-            process = self._member.acquire(self._start_environment)
+            process = self._member.acquire(self._modules)
             if process is not None:
-                slot = self._add_slot(process)
-                return slot if self._takes(slot, payload_bytes) else None
+                return self._add_slot(process)
             self._denied = True
         if self._short and payload_bytes <= _AHEAD_BYTES:
             return next((slot for slot in self._slots.values() if slot.may_queue()), None)
         return None
 
-    def _takes(self, slot: _Slot, payload_bytes: int) -> bool:
-        """Say whether a chunk can be sent to an idle worker without waiting for it to listen.
-
-        One that is still loading the function listens to nothing: more than its socket holds
-        would keep us from hearing the others, and from looking at time limits.
-        """
-        return slot.loaded or len(self._function) + payload_bytes <= _AHEAD_BYTES
-
     def _add_slot(self, process: WorkerProcess) -> _Slot:
         slot = _Slot(next(self._slot_keys), process)
         self._slots[slot.key] = slot
         self._selector.register(process.connection, selectors.EVENT_READ, slot)
-        if process.sentinel is not None:
-            self._selector.register(process.sentinel, selectors.EVENT_READ, slot)
-        settings = self._settings | {"surroundings": process.changes_of(self._surroundings)}
-        try:
-            protocol.send(process.connection, ("task", self._key, settings), self._function)
-        except OSError:
-            pass  # it died: wait() sees that
+        self._selector.register(process.status, selectors.EVENT_READ, slot)
+        state = process.state_to_send(self._state)
+        settings = self._settings | {"state": state}
+        descriptors = []
+        shared = self._shared.descriptor if self._shared is not None else None
+        if shared is not None:
+            descriptors.append(shared)
+        if state is not None:
+            if self._descriptors is None:
+                try:
+                    self._descriptors = Descriptors(self._state)
+                except OSError as error:
+                    raise cannot_start(error) from error
+            settings["has"] = self._descriptors.has
+            descriptors.extend(self._descriptors.opened)
+        self._send(slot, ("task", self._key, settings), self._function, descriptors)
         return slot
 
     def _leave(self, slot: _Slot) -> None:
         del self._slots[slot.key]
         self._selector.unregister(slot.process.connection)
-        if slot.process.sentinel is not None:
-            self._selector.unregister(slot.process.sentinel)
+        self._selector.unregister(slot.process.status)
 
-    def _read_messages(self, slot: _Slot, ended: bool, messages: list[Message]) -> None:
-        """Read what a worker has to say; with ``ended``, to the last byte."""
-        connection = slot.process.connection
+    def _send(
+        self,
+        slot: _Slot,
+        header: tuple[object, ...],
+        payload: bytes = b"",
+        descriptors: Sequence[int] = (),
+    ) -> None:
         try:
-            # poll() is true at the connection's end, too: receive() then raises.
-            while not ended or connection.poll():
-                self._take(slot, *protocol.receive(connection), messages)
-                if not ended:
-                    break
+            protocol.send(slot.process.connection, header, payload, descriptors)
+        except OSError:
+            pass  # it died: wait() sees that, and what became of its chunks
+        self._update_interest(slot)
+
+    def _update_interest(self, slot: _Slot) -> None:
+        """Wait for room in the socket only where something is left to be sent."""
+        unsent = slot.process.connection.unsent
+        if unsent != slot.writes:
+            slot.writes = unsent
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if unsent else 0)
+            self._selector.modify(slot.process.connection, events, slot)
+
+    def _attend(self, slot: _Slot, fd: int, events: int, messages: list[Message]) -> None:
+        """Write what a worker has room for, and read what it has sent."""
+        process = slot.process
+        if events & selectors.EVENT_WRITE:
+            try:
+                process.connection.flush()
+            except OSError:
+                pass  # as in _send()
+            self._update_interest(slot)
+        if fd == process.status:
+            if process.has_ended():
+                self._read_messages(slot, messages, ended=True)
+        elif events & selectors.EVENT_READ:
+            self._read_messages(slot, messages, ended=False)
+
+    def _read_messages(self, slot: _Slot, messages: list[Message], *, ended: bool) -> None:
+        """Read all messages that have come; with ``ended``, the last ones."""
+        try:
+            while (message := protocol.receive(slot.process.connection)) is not None:
+                self._take(slot, *message, messages)
         except (EOFError, OSError):
             ended = True
         if ended and slot.key in self._slots:
@@ -296,12 +349,16 @@ class ProcessBackend(Backend):
                 messages.append(WorkerStarted(slot.key, slot.process.pid, hostname, thread_name))
             case ("ready", float() as at):
                 slot.process.is_up(at)
-            case ("loaded", _):
+            case ("loaded", _, files):
                 slot.loaded = True
-            case ("unusable", _, text):
+                slot.process.holds(files)  # type: ignore[arg-type]  # as the worker read them
+            case ("unusable", _, text, missing):
+                advice = (
+                    " Its module must be importable there: check sys.path and what is installed."
+                )
                 raise TransportError(
-                    f"the function cannot be loaded in worker process {slot.process.pid}: {text}. "
-                    "Its module must be importable there: check sys.path and what is installed."
+                    f"the function cannot be loaded in worker process {slot.process.pid}: {text}."
+                    f"{advice if missing else ''}"
                 )
             case _:
                 raise AssertionError(f"unknown message {header!r}")
@@ -312,7 +369,12 @@ class ProcessBackend(Backend):
         chunk = self._chunk_at_work(slot)
         item = slot.process.item_slots[ITEM] if chunk is not None else None
         code = self._member.discard(slot.process, _REAP_SECONDS)
-        if not slot.started:
+        if slot.process.start_error:
+            number = slot.process.start_error
+            if not self._slots:
+                raise cannot_start(OSError(number, os.strerror(number)))
+            self._n_jobs = len(self._slots)  # go on with those that there are
+        elif not slot.started:
             self._failed_starts += 1
             if self._failed_starts >= _FAILED_START_LIMIT:
                 raise WorkerDiedError(
@@ -341,6 +403,12 @@ class ProcessBackend(Backend):
         at_work = slot.process.item_slots[CHUNK]
         return next((chunk for chunk in slot.in_flight if chunk.id == at_work), None)
 
+    def _current_chunk(self, slot: _Slot) -> Chunk | None:
+        """Return the chunk at work, or the one that the worker is about to take."""
+        if not slot.in_flight:
+            return None
+        return self._chunk_at_work(slot) or slot.in_flight[0]
+
     def _stop_work(self) -> list[Message]:
         """Stop the workers that are at work; those that are done within a moment stay warm."""
         ended: list[Message] = []
@@ -350,13 +418,13 @@ class ProcessBackend(Backend):
             left = deadline - time.monotonic()
             if left <= 0:
                 break
-            for key, _ in self._selector.select(left):
+            for key, events in self._selector.select(left):
                 if key.data is None:
                     self._drain_wakes()
                 elif key.data.key in self._slots:
                     try:
-                        self._read_messages(key.data, key.fd == key.data.process.sentinel, ignored)
-                    except (TransportError, WorkerDiedError):
+                        self._attend(key.data, key.fd, events, ignored)
+                    except ExecutionError:
                         pass  # the run fails already
         # Workers whose start was told too late, or whose end came just now, are still told of.
         ended.extend(m for m in ignored if isinstance(m, WorkerStarted | WorkerLost))
@@ -385,12 +453,16 @@ class ProcessBackend(Backend):
     def _dismiss(self, slot: _Slot) -> None:
         """Give a worker without work back to the pool, or let go of one that is dead."""
         self._leave(slot)
+        connection = slot.process.connection
         try:
-            protocol.send(slot.process.connection, ("end", self._key))
+            protocol.send(connection, ("end", self._key))
         except OSError:
             self._member.discard(slot.process, 0)
         else:
-            self._member.release(slot.process)
+            if connection.unsent:  # it does not read: it is frozen, or still loads a large function
+                self._member.discard(slot.process, 0)
+            else:
+                self._member.release(slot.process, self._key)
 
     def _drain_wakes(self) -> None:
         try:
@@ -398,3 +470,30 @@ class ProcessBackend(Backend):
                 pass
         except BlockingIOError:
             pass
+
+
+class _ItemWatch(PauseWatch):
+    """Measures for how long items have been running, or their workers been stopped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stopped: dict[int, int] = {}
+
+    def running(self, slot: _Slot, stamp: int) -> float:
+        """Return the seconds since ``stamp``; between two items, since the worker was stopped."""
+        if stamp > 0:
+            self._stopped.pop(slot.key, None)
+            return self.seconds_since(stamp)
+        if not _is_stopped(slot.process.pid):
+            self._stopped.pop(slot.key, None)
+            return 0.0
+        return self.seconds_since(self._stopped.setdefault(slot.key, self.looked_at))
+
+
+def _is_stopped(pid: int) -> bool:
+    """Say whether a process is stopped, by a signal or a debugger, where the system tells."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+    except (OSError, IndexError):
+        return False

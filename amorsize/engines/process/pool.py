@@ -1,9 +1,8 @@
 """Worker processes, and the pool in which they stay warm between executions.
 
-A worker is a fresh interpreter, started by ``subprocess``: no fork of a process with threads, no
-import of ``__main__``. Three descriptors tie it to its parent: a connection, its item slots (a few
-bytes of shared memory that show which item it is at, and survive its death), and a lifeline whose
-end in the parent closes only when the parent is gone.
+Workers are forked by one template process, which is started with the first of them. Two
+descriptors tie a worker to its program: a connection, and a status pipe over which the template
+reports process id and exit code. Its item slots, in memory that all share, survive its death.
 
 One pool serves all threads of the process. Every execution may always have one worker, so none
 ever waits for another to end; beyond that they share ``limit`` workers evenly.
@@ -12,138 +11,99 @@ ever waits for another to end; beyond that they share ``limit`` workers evenly.
 from __future__ import annotations
 
 import atexit
-import mmap
 import os
-import socket
-import subprocess
+import select
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
-from subprocess import _args_from_interpreter_flags  # type: ignore[attr-defined]  # as multiprocessing does
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from amorsize.engines import warm_pool
-from amorsize.engines.process.connection import Channel
-from amorsize.planning import machine
-from amorsize.workers.item_slots import CHUNK, ITEM, ITEM_STARTED, SLOT_COUNT
+from amorsize.engines.process import protocol
+from amorsize.engines.process.connection import STATUS, connection_pair
+from amorsize.engines.process.launcher import Template, take_template
+from amorsize.engines.process.module_files import Files, HeldModules, Stamp
+from amorsize.engines.process.program_state import State
+from amorsize.errors import ExecutionError
+from amorsize.planning import machine, process_support
+from amorsize.workers.item_slots import CHUNK, ITEM, ITEM_STARTED
 
 IDLE_SECONDS = 60.0
-"""Workers that nobody used for so long are ended."""
+"""Workers that nobody used for so long end by themselves; none is taken that is about to."""
 
+_MARGIN_SECONDS = 5.0
 _END_SECONDS = 0.5
-_BOOT = (
-    "import sys; sys.path.insert(0, sys.argv[1]); import amorsize; del sys.path[0]; "
-    "from amorsize.engines.process.worker import main; main()"
-)
-_PACKAGE_PARENT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_THREAD_LIMITS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "RAYON_NUM_THREADS",
-)
+_REPORT_SECONDS = 0.25
+"""A worker that does not report for so long that its last run is over is replaced."""
 
-Surroundings = tuple[list[str], str, dict[str, str]]
+_PID_SECONDS = 10.0
+_KILL_SECONDS = 2.0
 
-
-def read_surroundings(inner_threads: int) -> Surroundings:
-    """Read what a worker is to see of this process: import path, directory, environment.
-
-    Libraries that bring thread pools of their own are held to ``inner_threads``, unless the
-    environment says otherwise: n workers with a pool of n threads each only disturb each other.
-    """
-    environment = dict.fromkeys(_THREAD_LIMITS, str(inner_threads)) | _environment()
-    return [str(entry) for entry in sys.path], _directory(), environment
-
-
-def _environment() -> dict[str, str]:
-    for _ in range(100):
-        try:
-            return dict(os.environ)
-        except (KeyError, RuntimeError):
-            continue  # another thread is changing it
-    return {}
-
-
-def _directory() -> str:
-    """Return the working directory, or the root where it is gone: Python needs one to start."""
-    try:
-        return os.getcwd()
-    except FileNotFoundError:
-        return os.sep
+Modules = Sequence[tuple[str, str]]
+"""Modules that a worker is to begin with, with the directories where they are found."""
 
 
 class WorkerProcess:
-    """One worker, seen from its parent.
+    """One worker, seen from its program.
 
     Attributes:
-        pid: its process id.
-        connection: the duplex connection to it.
-        sentinel: a descriptor that becomes readable when it ends, or None where the system has
-            none; the connection's end then tells.
+        connection: the duplex connection to it, which does not block here.
+        status: a descriptor that becomes readable when there is news of the process.
+        item_slots: the item that it is at, see :mod:`amorsize.workers.item_slots`.
+        exit_code: once it has ended; None when unknown.
+        start_error: the errno of a fork that failed, or 0.
     """
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        if not sys.executable:
-            from amorsize.errors import ExecutionError
-
-            raise ExecutionError(
-                "worker processes need sys.executable, which is empty in this embedded "
-                "interpreter. Set it to the path of a Python interpreter, or pass "
-                "executor='thread'."
-            )
+    def __init__(self, template: Template, modules: Modules = ()) -> None:
         self._started_at = time.time()
-        with ExitStack() as ours_on_failure, ExitStack() as theirs_always:
-            ours, theirs = socket.socketpair()
-            ours_on_failure.callback(ours.close)
-            theirs_always.callback(theirs.close)
-            lifeline_theirs, self._lifeline = os.pipe()
-            ours_on_failure.callback(os.close, self._lifeline)
-            theirs_always.callback(os.close, lifeline_theirs)
-            slots_file = theirs_always.enter_context(_item_slots_file())
-            self._mapping = mmap.mmap(slots_file.fileno(), SLOT_COUNT * 8)
-            self.item_slots = memoryview(self._mapping).cast("q")
-            self.clear_item_slots()
-            inherited = (theirs.fileno(), slots_file.fileno(), lifeline_theirs)
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    *_args_from_interpreter_flags(),
-                    "-P",  # nothing is imported from the working directory by chance
-                    "-c",
-                    _BOOT,
-                    _PACKAGE_PARENT,
-                    *map(str, inherited),
-                    str(os.getpid()),
-                ],
-                pass_fds=inherited,
-                stdin=subprocess.DEVNULL,
-                env=environment,
-                cwd=_directory(),
-                start_new_session=True,  # Ctrl-C in a terminal is for the parent alone
-            )
-            ours_on_failure.pop_all()
-        self.pid = self._process.pid
-        self.connection = Channel(ours.detach())
-        self.sentinel = _open_sentinel(self.pid)
+        self._template = template
+        self._number, self.item_slots = template.take_item_slots()
+        self.status = -1
+        try:
+            self.connection, theirs = connection_pair()
+            try:
+                self.status, their_status = os.pipe()
+                os.set_blocking(self.status, False)
+                try:
+                    template.fork(theirs, their_status, self._number, modules)
+                finally:
+                    os.close(their_status)
+            finally:
+                os.close(theirs)
+        except BaseException:
+            self.item_slots.release()
+            if self.status >= 0:
+                os.close(self.status)
+            if hasattr(self, "connection"):
+                self.connection.close()
+            template.give_back(self._number)
+            raise
+        self.clear_item_slots()
+        self.exit_code: int | None = None
+        self.start_error = 0
         self.idle_since = 0.0
+        self.last_key: int | None = None
+        self._pid = 0
+        self._ended = False
         self._ready = False
-        self._told: Surroundings | None = None
+        self._closed = False
+        self._state: State | None = None
+        self._modules = HeldModules()
 
     def clear_item_slots(self) -> None:
         self.item_slots[CHUNK] = self.item_slots[ITEM] = self.item_slots[ITEM_STARTED] = -1
 
-    def changes_of(self, surroundings: Surroundings) -> Surroundings | None:
-        """Return the surroundings when the worker has not been told them yet, else None."""
-        if self._told == surroundings:
+    def state_to_send(self, state: State) -> State | None:
+        """Return the state of the program when the worker does not have it yet, else None."""
+        if self._state == state:
             return None
-        self._told = surroundings
-        return surroundings
+        self._state = state
+        return state
+
+    def holds(self, files: Files) -> None:
+        """Take note of modules that the worker has loaded."""
+        self._modules.add(files)
 
     def is_up(self, at: float) -> None:
         """Take note that the worker was ready for work at ``at``, in seconds since the epoch."""
@@ -152,45 +112,140 @@ class WorkerProcess:
 
     def is_ready(self) -> bool:
         """Say whether it has come up, also where nobody has read yet that it has."""
-        return self._ready or self.connection.poll()
+        return self._ready or (not self._ended and self.connection.poll())
 
-    def is_alive(self) -> bool:
-        return self._process.poll() is None
+    @property
+    def pid(self) -> int:
+        """Its process id; waits until the template has forked it. 0 where that has failed."""
+        if not self._pid:
+            self._read_status(_PID_SECONDS, until_pid=True)
+        return self._pid
+
+    def has_ended(self) -> bool:
+        """Say whether it has ended, as far as the template has reported."""
+        self._read_status(0.0)
+        return self._ended
+
+    def belongs_to(self, template: Template | None) -> bool:
+        """Say whether this template has forked it."""
+        return self._template is template
+
+    def is_usable(self, stamps: dict[str, Stamp | None]) -> bool:
+        """Say whether an idle worker can serve a run; waits until it says that its last is over.
+
+        Args:
+            stamps: those of files that were looked at before, see :class:`HeldModules`.
+        """
+        if self.has_ended() or time.monotonic() - self.idle_since > IDLE_SECONDS - _MARGIN_SECONDS:
+            return False
+        deadline = time.monotonic() + _REPORT_SECONDS
+        try:
+            while self.last_key is not None:
+                left = deadline - time.monotonic()
+                if left <= 0 or not self.connection.poll(left):
+                    return False
+                message = protocol.receive(self.connection)
+                match message:
+                    case (("ready", float() as at), _):
+                        self.is_up(at)
+                    case (("loaded", _, files), _):
+                        self.holds(files)
+                    case (("idle", key, files), _):
+                        self.holds(files)
+                        if key == self.last_key:
+                            self.last_key = None
+            return not self._modules.are_stale(stamps)
+        except (EOFError, OSError):
+            return False
 
     def end(self) -> None:
         """Ask it to end: it does when it next looks at its connection."""
         self.connection.close()
 
     def kill(self) -> None:
-        self._process.kill()
+        """End it at once."""
+        self._signal(signal.SIGKILL)
 
     def terminate(self) -> None:
-        self._process.terminate()
+        """Send it SIGTERM."""
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: int) -> None:
+        if self.has_ended():
+            return
+        if not self.pid:
+            self._template.kill()  # it does not answer
+            return
+        try:
+            os.kill(self.pid, number)
+        except OSError:
+            pass  # it has ended, or it belongs to another user by now
+
+    def wait(self, timeout: float) -> bool:
+        """Wait for its end; say whether it has ended."""
+        self._read_status(timeout)
+        return self._ended
 
     def reap(self, timeout: float) -> int | None:
         """Wait for its end and release everything; kills it when the time is up.
 
-        Returns its exit code.
+        Returns its exit code, or None when unknown.
         """
-        try:
-            code = self._process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
+        if not self.wait(timeout):
+            self.kill()
+            self.wait(_KILL_SECONDS)
         self.close()
-        return code
+        return self.exit_code
 
     def close(self) -> None:
         """Release the descriptors; the process is on its own, and ends."""
+        if self._closed:
+            return
+        self._closed = True
         self.connection.close()
         self.item_slots.release()
-        self._mapping.close()
-        if self.sentinel is not None:
-            os.close(self.sentinel)
-            self.sentinel = None
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
+        os.close(self.status)
+        self._template.give_back(self._number)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True):  # a Ctrl-C has kept it from its owner
+            self.close()
+
+    def _read_status(self, timeout: float, *, until_pid: bool = False) -> None:
+        """Read what the template has reported; wait for an end, or for the process id."""
+        deadline = time.monotonic() + timeout
+        while not (self._ended or self._closed or (until_pid and self._pid)):
+            try:
+                data = os.read(self.status, STATUS.size)
+            except BlockingIOError:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return
+                poller = select.poll()
+                poller.register(self.status, select.POLLIN)
+                poller.poll(left * 1000)
+                continue
+            self._take_status(data)
+
+    def _take_status(self, data: bytes) -> None:
+        kind, number = STATUS.unpack(data) if data else (b"", 0)
+        match kind:
+            case b"P":
+                self._pid = number
+            case b"X":
+                self._ended, self.exit_code = True, number
+            case b"E":
+                self._ended, self.start_error = True, number
+            case _:
+                # The template was killed. Workers die with it, unless they are frozen.
+                self._ended = True
+                if not self._pid:
+                    self.exit_code = self._template.find_exit_code()
+                elif not self.connection.is_ended():
+                    try:
+                        os.kill(self._pid, signal.SIGKILL)
+                    except OSError:
+                        pass
 
 
 class Membership:
@@ -203,13 +258,16 @@ class Membership:
         self.held: set[WorkerProcess] = set()
         self.hungry = False
 
-    def acquire(self, environment: dict[str, str]) -> WorkerProcess | None:
-        """Take an idle worker or start one; None when the others' share would be touched."""
-        return self._pool.acquire(self, environment)
+    def acquire(self, modules: Modules = ()) -> WorkerProcess | None:
+        """Take an idle worker or start one; None when the others' share would be touched.
 
-    def release(self, worker: WorkerProcess) -> None:
-        """Give a worker back that has nothing in progress."""
-        self._pool.release(self, worker)
+        Raises ExecutionError where there is none and none can be started.
+        """
+        return self._pool.acquire(self, modules)
+
+    def release(self, worker: WorkerProcess, key: int) -> None:
+        """Give a worker back that has nothing in progress; it will say that run ``key`` is over."""
+        self._pool.release(self, worker, key)
 
     def discard(self, worker: WorkerProcess, timeout: float) -> int | None:
         """Take a worker that is dead, or must die, out of the pool; returns its exit code."""
@@ -231,7 +289,7 @@ class WorkerPool:
         self._lock = threading.RLock()  # a signal handler may end a stream over its holder
         self._idle: list[WorkerProcess] = []
         self._members: list[Membership] = []
-        self._reaper: threading.Timer | None = None
+        self._template: Template | None = None
 
     def join(self, n_jobs: int, wake: Callable[[], None]) -> Membership:
         """Enter an execution that wants up to ``n_jobs`` workers.
@@ -243,18 +301,16 @@ class WorkerPool:
             self._members.append(member)
         return member
 
-    def prestart(self, workers: int) -> None:
+    def prestart(self, workers: int, modules: Modules = ()) -> None:
         """Start workers that no execution has asked for yet, unless so many are idle already.
 
-        Raises OSError where none can be started.
+        Raises ExecutionError where none can be started.
         """
-        _, _, environment = read_surroundings(1)
         with self._lock:
             while len(self._idle) < workers:
-                worker = WorkerProcess(environment)
+                worker = self._start(modules)
                 worker.idle_since = time.monotonic()
                 self._idle.append(worker)
-                self._schedule_reaper()
 
     def warm_workers(self) -> int:
         """Count the idle workers that are up."""
@@ -266,18 +322,15 @@ class WorkerPool:
         with self._lock:
             return [worker.pid for worker in self._all()]
 
-    def acquire(self, member: Membership, environment: dict[str, str]) -> WorkerProcess | None:
+    def acquire(self, member: Membership, modules: Modules) -> WorkerProcess | None:
         with self._lock:
             if len(member.held) >= self._share() and self._others_hungry(member):
                 return None
             member.hungry = False
-            while self._idle:
-                worker = self._idle.pop()
-                if worker.is_alive():
-                    worker.clear_item_slots()
-                    member.held.add(worker)
-                    return worker
-                worker.close()
+            worker = self._take_idle()
+            if worker is not None:
+                member.held.add(worker)
+                return worker
             live = sum(len(each.held) for each in self._members)
             if member.held and live >= self._limit():
                 member.hungry = True
@@ -286,20 +339,49 @@ class WorkerPool:
                         each.wake()
                 return None
             try:
-                worker = WorkerProcess(environment)
-            except OSError:
+                worker = self._start(modules)
+            except ExecutionError:
                 if not member.held:
                     raise
                 return None  # no more descriptors or processes: go on with those there are
             member.held.add(worker)
             return worker
 
-    def release(self, member: Membership, worker: WorkerProcess) -> None:
+    def _take_idle(self) -> WorkerProcess | None:
+        """Take an idle worker that holds no old code; the others are replaced."""
+        stamps: dict[str, Stamp | None] = {}
+        template = self._live_template() if self._idle else None
+        while self._idle:
+            worker = self._idle.pop()
+            if worker.belongs_to(template) and worker.is_usable(stamps):
+                worker.clear_item_slots()
+                return worker
+            worker.kill()
+            worker.close()
+        return None
+
+    def _start(self, modules: Modules) -> WorkerProcess:
+        try:
+            template = self._live_template()
+            if template is None:
+                template = self._template = take_template()
+            return WorkerProcess(template, modules)
+        except OSError as error:
+            raise cannot_start(error) from error
+
+    def _live_template(self) -> Template | None:
+        """Return the template, unless it was killed or this process is not what it was then."""
+        if self._template is not None and not self._template.is_usable():
+            self._template.retire()
+            self._template = None
+        return self._template
+
+    def release(self, member: Membership, worker: WorkerProcess, key: int) -> None:
         with self._lock:
             member.held.discard(worker)
             worker.idle_since = time.monotonic()
+            worker.last_key = key
             self._idle.append(worker)
-            self._schedule_reaper()
         self._wake_hungry(besides=member)
 
     def discard(self, member: Membership, worker: WorkerProcess, timeout: float) -> int | None:
@@ -327,20 +409,21 @@ class WorkerPool:
         with self._lock:
             idle, self._idle = self._idle, []
             busy = [worker for member in self._members for worker in member.held]
-            if self._reaper is not None:
-                self._reaper.cancel()
-                self._reaper = None
+            template, self._template = self._template, None
         for worker in busy:
-            worker.kill()  # its execution sees the death and tells of it
+            worker.kill()  # its execution sees the death and reports it
         _end_all(idle)
+        if template is not None:
+            template.retire()
 
     def forget(self) -> None:
         """In a forked child: let go of everything without touching the parent's workers."""
-        inherited = self._all()
+        inherited, template = self._all(), self._template
         self.__init__()  # type: ignore[misc]  # same object, fresh state
+        if template is not None:
+            template.forget()
         for worker in inherited:
             worker.close()
-        _of_the_parent.extend(inherited)
 
     def _all(self) -> list[WorkerProcess]:
         return [*self._idle, *(worker for member in self._members for worker in member.held)]
@@ -364,23 +447,6 @@ class WorkerPool:
         for member in hungry:
             member.wake()
 
-    def _schedule_reaper(self) -> None:
-        if self._reaper is None:
-            self._reaper = threading.Timer(IDLE_SECONDS, self._reap_idle)
-            self._reaper.daemon = True
-            self._reaper.name = "amorsize-reaper"
-            self._reaper.start()
-
-    def _reap_idle(self) -> None:
-        with self._lock:
-            self._reaper = None
-            due = time.monotonic() - IDLE_SECONDS * 0.9
-            ended = [worker for worker in self._idle if worker.idle_since < due]
-            self._idle = [worker for worker in self._idle if worker.idle_since >= due]
-            if self._idle:
-                self._schedule_reaper()
-        _end_all(ended)
-
 
 def _end_all(workers: list[WorkerProcess]) -> None:
     for worker in workers:
@@ -390,26 +456,28 @@ def _end_all(workers: list[WorkerProcess]) -> None:
         worker.reap(max(0.0, deadline - time.monotonic()))
 
 
-def _item_slots_file() -> Any:
-    if hasattr(os, "memfd_create"):
-        file: Any = os.fdopen(os.memfd_create("amorsize-item-slots"), "r+b")
-    else:
-        import tempfile
-
-        file = tempfile.TemporaryFile()  # noqa: SIM115  # the caller closes it
-    os.ftruncate(file.fileno(), SLOT_COUNT * 8)
-    return file
-
-
-def _open_sentinel(pid: int) -> int | None:
-    try:
-        return os.pidfd_open(pid)
-    except (AttributeError, OSError):
-        return None
+def cannot_start(error: OSError) -> ExecutionError:
+    """Make the error of a run that can have no worker; the automatic choice remembers it."""
+    problem = f"no worker process can be started: {error}"
+    process_support.note_failure(problem)
+    return ExecutionError(
+        f"{problem}. The limits of this process or of the system may be reached (ulimit -n, -u, "
+        "-f). Pass executor='thread', or free what they limit."
+    )
 
 
-_of_the_parent: list[WorkerProcess] = []
-"""Keeps the parent's Popen objects from being collected, and complained of, in a forked child."""
+def find_modules(names: Sequence[str]) -> Modules:
+    """Return modules that are loaded here, with the directories where they are found."""
+    found = []
+    for name in names:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if isinstance(file, str):
+            depth = name.count(".") + (os.path.basename(file) == "__init__.py")
+            for _ in range(depth + 1):
+                file = os.path.dirname(file)
+            found.append((name, file))
+    return found
+
 
 pool = WorkerPool()
 warm_pool.pool = pool

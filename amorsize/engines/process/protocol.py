@@ -1,111 +1,150 @@
-"""What crosses between this process and a worker process, and how it is packed.
+"""The messages between the program and a worker process, and how they are packed.
 
 A message is a small header and, where there is one, a payload that was pickled on its own, so
 that a payload which does not unpickle never damages the header it came with.
 
 ::
 
-    parent -> worker   ("task", key, settings)          payload: the function, by cloudpickle
+    program -> worker  ("task", key, settings)          payload: the function
                        ("chunk", key, id, start, size)  payload: the items
                        ("end", key)
-    worker -> parent   ("ready", epoch)
-                       ("loaded", key)                  the function is there
+    worker -> program  ("ready", epoch)
+                       ("loaded", key, files)           the function is there; the files of
+                                                        modules of the user's that were loaded
                        ("started", key, hostname, thread name)
                        ("outcome", key, ...)            payload: the results, if any
-                       ("unusable", key, text)          the function did not unpickle
+                       ("unusable", key, text, missing) the function did not unpickle; whether
+                                                        something could not be imported
+                       ("idle", key, files)             what the run changed is restored
 """
 
 from __future__ import annotations
 
-import io
 import logging
+import mmap
+import os
 import pickle
-import sys
 from collections.abc import Callable, Sequence
-from functools import cache
-from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 from amorsize.errors import RemoteError, TransportError, UnpicklableItemError
+from amorsize.workers.by_value import dump
 from amorsize.workers.chunk import Chunk, ChunkOutcome, Failure, add_note
 
 if TYPE_CHECKING:
-    from amorsize.engines.process.connection import Channel
+    from amorsize.engines.process.connection import Connection
 
 logger = logging.getLogger(__name__)
 
 
-def send(connection: Channel, header: tuple[Any, ...], payload: bytes = b"") -> None:
-    """Send one message; blocks until it is in the socket's buffer."""
-    connection.send(pickle.dumps(header, 5), payload)
+def send(
+    connection: Connection,
+    header: tuple[Any, ...],
+    payload: bytes = b"",
+    descriptors: Sequence[int] = (),
+) -> None:
+    """Send one message; see :meth:`Connection.send`."""
+    connection.send(pickle.dumps(header, 5), payload, descriptors)
 
 
-def receive(connection: Channel) -> tuple[tuple[Any, ...], bytearray]:
-    """Receive one message; raises EOFError or OSError when the other side is gone."""
-    header, payload = connection.receive()
-    return pickle.loads(header), payload
+def receive(connection: Connection) -> tuple[tuple[Any, ...], bytearray] | None:
+    """Receive one message, or None; see :meth:`Connection.receive`."""
+    message = connection.receive()
+    return None if message is None else (pickle.loads(message[0]), message[1])
 
 
-def dump(value: Any) -> bytes:
-    """Pickle so that functions and classes of ``__main__`` travel by value.
+def dump_function(
+    func: Callable[[Any], Any],
+    *,
+    maps: bool = False,
+    buffers: list[pickle.PickleBuffer] | None = None,
+) -> bytes:
+    """Pickle the user's function, or say clearly why that is not possible.
 
-    That is what cloudpickle is for, which takes 10 ms to import and several times as long as
-    pickle for each object: pickle goes first. What it writes is right where it names nothing of
-    ``__main__``, unless the program has told cloudpickle of modules that are to travel by value.
+    See :func:`amorsize.workers.by_value.dump` for ``maps`` and ``buffers``.
     """
-    loaded = sys.modules.get("cloudpickle")
-    if loaded is None or not loaded.list_registry_pickle_by_value():
-        try:
-            data = pickle.dumps(value, 5)
-        except Exception:
-            pass  # cloudpickle may know how, or says why not
-        else:
-            if b"__main__" not in data:
-                return data
-    packed = io.BytesIO()
-    _pickler_by_value()(packed, 5).dump(value)
-    return packed.getvalue()
-
-
-@cache
-def _pickler_by_value() -> Any:
-    """Return cloudpickle's pickler, for code that keeps the name of its file.
-
-    Since 3.1.3 cloudpickle replaces that: tracebacks of a worker would not show the user's lines.
-    """
-    import cloudpickle
-
-    reduce_code = cloudpickle.Pickler.dispatch_table[CodeType]
-
-    def reduce_named(code: CodeType) -> Any:
-        return _name_code, (*reduce_code(code), code.co_filename)
-
-    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
-        dispatch_table = cloudpickle.Pickler.dispatch_table.new_child({CodeType: reduce_named})
-
-    return Pickler
-
-
-def _name_code(make: Callable[..., CodeType], arguments: tuple[Any, ...], file: str) -> CodeType:
-    return make(*arguments).replace(co_filename=file)
-
-
-def dump_function(func: Callable[[Any], Any]) -> bytes:
-    """Pickle the user's function, or say clearly why that is not possible."""
     try:
-        return dump(func)
+        return dump(func, maps=maps, buffers=buffers)
     except Exception as error:
+        advice = "make what it closes over picklable."
+        if "through inheritance" in str(error):  # locks, queues and values of multiprocessing
+            advice = (
+                "use those of a multiprocessing.Manager(): the others reach only processes that "
+                "multiprocessing itself has started."
+            )
         raise TransportError(
             f"the function {func!r} cannot be sent to worker processes: it does not pickle "
-            f"({type(error).__name__}: {error}). Pass executor='thread', or make what it closes "
-            "over picklable."
+            f"({type(error).__name__}: {error}). Pass executor='thread', or {advice}"
         ) from error
 
 
-def dump_items(chunk: Chunk) -> bytes:
+class SharedBuffers:
+    """Large buffers of the function, in a file in memory that all workers of a run map.
+
+    Each worker has a private view of it: what is written there is its own, and what is not stands
+    in memory once.
+
+    Attributes:
+        sizes: of the buffers, in order.
+        descriptor: of the file, or None without buffers.
+    """
+
+    def __init__(self, buffers: Sequence[pickle.PickleBuffer]) -> None:
+        self.sizes: list[int] = []
+        self.descriptor: int | None = None
+        if not buffers:
+            return
+        self.descriptor = os.memfd_create("amorsize-buffers")
+        try:
+            with os.fdopen(os.dup(self.descriptor), "wb") as file:
+                for buffer in buffers:
+                    raw = buffer.raw()
+                    self.sizes.append(raw.nbytes)
+                    file.write(raw)
+                    file.write(bytes(-raw.nbytes % mmap.PAGESIZE))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the descriptor; workers keep what they have mapped."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def dump_shared_function(func: Callable[[Any], Any]) -> tuple[bytes, SharedBuffers]:
+    """Pickle the function for many workers of this machine."""
+    if not hasattr(os, "memfd_create"):
+        return dump_function(func, maps=True), SharedBuffers(())
+    buffers: list[pickle.PickleBuffer] = []
+    data = dump_function(func, maps=True, buffers=buffers)
+    try:
+        return data, SharedBuffers(buffers)
+    except OSError:  # no descriptor, or no memory of that kind
+        return dump_function(func, maps=True), SharedBuffers(())
+
+
+def map_buffers(sizes: Sequence[int], descriptor: int) -> list[memoryview]:
+    """Map the buffers that a :class:`SharedBuffers` wrote; closes the descriptor."""
+    views, offset = [], 0
+    try:
+        for size in sizes:
+            mapped = mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY, offset=offset)
+            views.append(memoryview(mapped))
+            offset += size + -size % mmap.PAGESIZE
+    finally:
+        os.close(descriptor)
+    return views
+
+
+def dump_items(chunk: Chunk, *, maps: bool = False) -> bytes:
     """Pickle the items of a chunk, or say which of them does not pickle."""
     try:
-        return dump(chunk.items)
+        return dump(chunk.items, maps=maps)
     except Exception as error:
         found = first_unpicklable(chunk.items)
         position, cause = found if found is not None else (0, error)

@@ -1,21 +1,21 @@
-"""What a worker process does: started by ``process_pool``, it lives until its connection ends.
+"""A worker process: forked by the template, it lives until its connection ends.
 
-It has one thread and no exporter. What it is told and what it answers is listed in ``wire``.
+It has one thread and no exporter. The messages that it gets and sends are listed in ``protocol``.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
 import pickle
-import signal
 import sys
 import threading
 import time
 from typing import Any
 
 from amorsize.engines.process import protocol
-from amorsize.engines.process.connection import Channel
+from amorsize.engines.process.connection import Connection
+from amorsize.engines.process.module_files import ModuleFiles
+from amorsize.engines.process.program_state import AppliedState, flush_streams
 from amorsize.workers.chunk import (
     HOSTNAME,
     Chunk,
@@ -29,85 +29,165 @@ from amorsize.workers.item_slots import CHUNK, SLOT_COUNT, mark_chunk
 from amorsize.workers.log_records import RecordKeeper, keep_records
 from amorsize.workers.role import become_worker
 
+IDLE_SECONDS = 60.0
+"""A worker that nobody used for so long ends. The pool takes none that is about to."""
+
 _WATCH_SECONDS = 0.5
 _MAX_TEXT = 4096
 
-_provider_at_start: Any = None
-"""What automatic instrumentation set up before this module ran, if it exports nothing itself."""
+
+class Birth:
+    """What a worker begins with.
+
+    Attributes:
+        connection: the descriptor of its connection.
+        number: the number of its item slots.
+        lifeline: the descriptor of a pipe that closes with the template.
+    """
+
+    def __init__(self, connection: int, number: int, lifeline: int) -> None:
+        self.connection = connection
+        self.number = number
+        self.lifeline = lifeline
 
 
-def main() -> None:
-    """Serve the parent; the descriptors to use are on the command line."""
-    global _provider_at_start
+def main(birth: Birth, all_slots: memoryview[int]) -> None:
+    """Serve the program; returns, or exits, when the connection ends."""
     become_worker()
-    _provider_at_start = _find_muted_provider()
-    connection_fd, slots_fd, lifeline_fd, parent_pid = (int(arg) for arg in sys.argv[2:6])
-    # Ctrl-C is for the parent to handle; it ends this process by closing the connection.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _die_with(parent_pid, lifeline_fd)
-    connection = Channel(connection_fd)
-    os.set_inheritable(connection_fd, False)
+    try:
+        os.setsid()  # a function that signals its process group does not reach other workers
+    except PermissionError:
+        pass
+    _die_with_template(birth.lifeline)
+    connection = Connection(birth.connection)
     # A process that the user's function forks must not hold the connection open after us.
     os.register_at_fork(after_in_child=connection.close)
-    item_slots = memoryview(mmap.mmap(slots_fd, SLOT_COUNT * 8)).cast("q")
-    os.close(slots_fd)
+    for stream in (sys.stdout, sys.stderr):
+        # What is printed is not lost when the process is killed.
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    item_slots = all_slots[birth.number * SLOT_COUNT :][:SLOT_COUNT]
+    worker = _Worker(connection, item_slots)
     try:
         protocol.send(connection, ("ready", time.time()))
-        _serve(connection, item_slots)
-    except (EOFError, OSError):
-        pass  # the parent closed the connection, or is gone
+        worker.serve()
+    except (EOFError, OSError) as error:
+        if connection.is_ended() or isinstance(error, (EOFError, BrokenPipeError)):
+            return  # the program closed the connection, or is gone
+        raise
 
 
-def _serve(connection: Channel, item_slots: memoryview[int]) -> None:
-    tasks: dict[int, _Task] = {}
-    keeper = RecordKeeper()
-    while True:
-        header, payload = protocol.receive(connection)
-        match header:
-            case ("chunk", key, chunk_id, start, size):
-                task = tasks.get(key)
-                if task is None:
-                    continue  # its function was unusable, and the parent knows
-                mark_chunk(item_slots, chunk_id, start)
-                if not task.told:
-                    task.told = True
-                    name = threading.current_thread().name
-                    protocol.send(connection, ("started", key, HOSTNAME, name))
-                keep_records(task.log_levels, keeper)
-                outcome = task.run(chunk_id, start, size, payload, item_slots)
-                if records := keeper.take():
-                    outcome.extras["log_records"] = records
-                packed, results = protocol.pack_outcome(outcome)
-                del outcome, payload
-                protocol.send(connection, ("outcome", key, packed), results)
-                item_slots[CHUNK] = -1
-            case ("task", key, settings):
-                try:
-                    tasks[key] = _Task(settings, payload)
-                except Exception as error:
-                    # Cut, because the parent may be sending while it does not listen.
-                    text = f"{type(error).__name__}: {text_of(error)}"[:_MAX_TEXT]
-                    protocol.send(connection, ("unusable", key, text))
-                else:
-                    protocol.send(connection, ("loaded", key))
-            case ("end", key):
-                tasks.pop(key, None)
-            case _:
-                raise AssertionError(f"unknown message {header!r}")
+class _Worker:
+    """Serves one run after another."""
+
+    def __init__(self, connection: Connection, item_slots: memoryview[int]) -> None:
+        self._connection = connection
+        self._item_slots = item_slots
+        self._state = AppliedState()
+        self._modules = ModuleFiles()
+        self._keeper = RecordKeeper()
+        self._tasks: dict[int, _Task] = {}
+        self._provider_at_start: Any = None
+        self._site_has_run = False
+
+    def serve(self) -> None:
+        connection = self._connection
+        while True:
+            if not self._tasks and not connection.poll(IDLE_SECONDS):
+                return
+            message = connection.receive()
+            assert message is not None, "a blocking connection waits"
+            header, payload = pickle.loads(message[0]), message[1]
+            del message
+            match header:
+                case ("chunk", key, chunk_id, start, size):
+                    task = self._tasks.get(key)
+                    if task is not None:  # else its function was unusable, and the program knows
+                        self._run_chunk(key, task, chunk_id, start, size, payload)
+                case ("task", key, settings):
+                    self._begin(key, settings, payload)
+                case ("end", key):
+                    self._tasks.pop(key, None)
+                    if not self._state.restore():
+                        return
+                    protocol.send(connection, ("idle", key, self._modules.read_new()))
+                case _:
+                    raise AssertionError(f"unknown message {header!r}")
+            del payload
+
+    def _run_chunk(
+        self, key: int, task: _Task, chunk_id: int, start: int, size: int, payload: bytearray
+    ) -> None:
+        connection, item_slots = self._connection, self._item_slots
+        mark_chunk(item_slots, chunk_id, start)
+        if not task.reported:
+            task.reported = True
+            name = threading.current_thread().name
+            protocol.send(connection, ("started", key, HOSTNAME, name))
+        keep_records(task.log_levels, self._keeper)
+        outcome = task.run(chunk_id, start, size, payload, item_slots)
+        flush_streams()
+        if records := self._keeper.take():
+            outcome.extras["log_records"] = records
+        packed, results = protocol.pack_outcome(outcome)
+        del outcome, payload
+        protocol.send(connection, ("outcome", key, packed), results)
+        item_slots[CHUNK] = -1
+
+    def _begin(self, key: int, settings: dict[str, Any], payload: bytearray) -> None:
+        """Take over the state of the program, and load the function of a run."""
+        connection = self._connection
+        received = iter(connection.received[:])
+        connection.received.clear()
+        buffers = []
+        if settings["buffer_sizes"]:
+            buffers = protocol.map_buffers(settings["buffer_sizes"], next(received))
+        state = settings["state"]
+        if state is not None:
+            self._state.take(state, [next(received) if has else None for has in settings["has"]])
+        self._state.apply()
+        if state is not None and state["site"]:
+            self._run_site(settings["site_environment"])
+        try:
+            self._tasks[key] = _Task(settings, payload, buffers, self._provider_at_start)
+        except Exception as error:
+            # Cut, because the program may be sending while it does not listen.
+            text = f"{type(error).__name__}: {text_of(error)}"[:_MAX_TEXT]
+            missing = isinstance(error, (ImportError, AttributeError))
+            protocol.send(connection, ("unusable", key, text, missing))
+        else:
+            self._state.apply_warnings()
+            protocol.send(connection, ("loaded", key, self._modules.read_new()))
+
+    def _run_site(self, environment: dict[str, str]) -> None:
+        """Run what ``site`` runs at the start of an interpreter, once."""
+        if self._site_has_run:
+            return
+        self._site_has_run = True
+        os.environ.update(environment)
+        import site
+
+        site.main()
+        self._provider_at_start = _find_muted_provider()
+        self._state.apply()
 
 
 class _Task:
     """The function of one execution, and how to run it."""
 
-    def __init__(self, settings: dict[str, Any], payload: bytearray) -> None:
-        _take_surroundings(settings.get("surroundings"))
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        payload: bytearray,
+        buffers: list[Any],
+        provider_at_start: Any,
+    ) -> None:
         self.collect: CollectSettings = settings["collect"]
-        self.collect.use_in_worker(_provider_at_start)
-        self.func = pickle.loads(payload)
+        self.collect.use_in_worker(provider_at_start)
+        self.func = pickle.loads(payload, buffers=buffers)
         self.return_exceptions: bool = settings["return_exceptions"]
         self.stamp_items: bool = settings["stamp_items"]
         self.log_levels: dict[str, int] = settings["log_levels"]
-        self.told = False
+        self.reported = False
 
     def run(
         self, chunk_id: int, start: int, size: int, payload: bytearray, item_slots: memoryview[int]
@@ -127,50 +207,33 @@ class _Task:
 
 
 def _find_muted_provider() -> Any:
+    """Return what automatic instrumentation set up before any run, if it exports nothing itself."""
     trace = sys.modules.get("opentelemetry.trace")
     muted = os.environ.get("OTEL_TRACES_EXPORTER") == "none"
     return getattr(trace, "_TRACER_PROVIDER", None) if muted else None
 
 
-def _take_surroundings(surroundings: tuple[list[str], str, dict[str, str]] | None) -> None:
-    """See the parent's import path, working directory and environment; None: as before."""
-    if surroundings is None:
-        return
-    path, directory, environment = surroundings
-    sys.path[:] = path
-    try:
-        os.chdir(directory)
-    except OSError:
-        pass  # the parent's directory is gone: stay where we are
-    if dict(os.environ) != environment:
-        os.environ.clear()
-        os.environ.update(environment)
+def _die_with_template(lifeline: int) -> None:
+    """End this process when the template dies, even in the middle of a call that holds the GIL.
 
-
-def _die_with(parent_pid: int, lifeline_fd: int) -> None:
-    """End this process when its parent dies, even in the middle of a call that holds the GIL.
-
-    The parent alone holds the other end of the lifeline, a pipe in which nothing is ever
+    The template alone holds the other end of the lifeline, a pipe in which nothing is ever
     written. On Linux the kernel raises SIGIO here when that end closes, and SIGIO's default is
     to end the process (pipe(7), fcntl(2) O_ASYNC). Elsewhere a thread looks every half second.
     """
-    os.set_inheritable(lifeline_fd, False)
+    template = os.getppid()
     if sys.platform == "linux":
         import fcntl
 
-        # A parent that blocks signals would have us inherit that.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGIO, signal.SIGTERM})
-        signal.signal(signal.SIGIO, signal.SIG_DFL)
-        fcntl.fcntl(lifeline_fd, fcntl.F_SETOWN, os.getpid())
-        flags = fcntl.fcntl(lifeline_fd, fcntl.F_GETFL)
-        fcntl.fcntl(lifeline_fd, fcntl.F_SETFL, flags | os.O_ASYNC)
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+        flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | os.O_ASYNC)
     else:
-        threading.Thread(target=_watch_parent, args=(parent_pid,), daemon=True).start()
-    if os.getppid() != parent_pid:  # it died before we were ready
+        threading.Thread(target=_watch_template, args=(template,), daemon=True).start()
+    if os.getppid() != template:  # it died before we were ready
         os._exit(1)
 
 
-def _watch_parent(parent_pid: int) -> None:
-    while os.getppid() == parent_pid:
+def _watch_template(template: int) -> None:
+    while os.getppid() == template:
         time.sleep(_WATCH_SECONDS)
     os._exit(1)

@@ -22,13 +22,11 @@ from waiting import PATIENCE as WAIT
 import amorsize
 from amorsize.engines.process import pool as pool_module
 from amorsize.engines.process import protocol
-from amorsize.engines.process.pool import (
-    Membership,
-    WorkerPool,
-    WorkerProcess,
-    pool,
-    read_surroundings,
-)
+from amorsize.engines.process import worker as worker_module
+from amorsize.engines.process.connection import Connection, connection_pair
+from amorsize.engines.process.launcher import Template
+from amorsize.engines.process.pool import Membership, WorkerPool, WorkerProcess, pool
+from amorsize.engines.process.program_state import read_state
 from amorsize.errors import ExecutionError
 from amorsize.planning import machine
 
@@ -58,10 +56,6 @@ def _four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module.machine, "read_system", lambda **_: facts)
 
 
-def environment() -> dict[str, str]:
-    return read_surroundings(1)[2]
-
-
 def nothing() -> None: ...
 
 
@@ -76,8 +70,10 @@ def pids_of(*, n_jobs: int = 1, items: int = 1) -> set[int]:
 
 def until_ready(worker: WorkerProcess) -> None:
     """Read its first message: it is up."""
-    header, _ = protocol.receive(worker.connection)
-    assert header[0] == "ready"
+    assert worker.connection.poll(WAIT)
+    message = protocol.receive(worker.connection)
+    assert message is not None
+    assert message[0][0] == "ready"
 
 
 def run_script(text: str) -> Any:
@@ -146,22 +142,29 @@ def test_a_worker_that_died_while_idle_is_not_used() -> None:
     [victim] = pids_of()
     [worker] = pool._idle
     worker.kill()
-    worker._process.wait(WAIT)
+    assert worker.wait(WAIT)
     [survivor] = pids_of()
     assert survivor != victim
     assert pool.pids() == [survivor]
 
 
-def test_workers_that_nobody_uses_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a while; a later execution starts anew."""
-    monkeypatch.setattr(pool_module, "IDLE_SECONDS", 0.01)
-    first = pids_of()
-    for thread in threading.enumerate():
-        if thread.name == "amorsize-reaper" or isinstance(thread, threading.Timer):
-            thread.join(WAIT)
-    assert pool.pids() == []
-    assert not any(map(psutil.pid_exists, first))
-    assert not pids_of() & first
+def test_workers_that_nobody_uses_end_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while, of which they need no reminder; a later execution starts others."""
+    [first] = pids_of()
+    [worker] = pool._idle
+    monkeypatch.setattr(pool_module, "IDLE_SECONDS", 0.0)
+    assert not worker.is_usable({}), "it may end at any moment"
+    assert first not in pids_of()
+    assert has_ended(first)
+
+
+def test_an_idle_worker_ends_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although its program goes on: nothing there has to remember it."""
+    monkeypatch.setattr(worker_module, "IDLE_SECONDS", 0.01)
+    ours, theirs = connection_pair()
+    board = memoryview(bytearray(24)).cast("q")
+    worker_module._Worker(Connection(theirs), board).serve()
+    ours.close()
 
 
 # --- shutdown ----
@@ -271,7 +274,7 @@ def take(member: Membership, workers: int) -> list[WorkerProcess]:
     """Acquire up to so many workers."""
     came = []
     for _ in range(workers):
-        worker = member.acquire(environment())
+        worker = member.acquire()
         if worker is not None:
             came.append(worker)
     return came
@@ -290,7 +293,9 @@ def test_two_members_share_the_workers_fairly(own_pool: WorkerPool) -> None:
     assert woken == ["first"]
     assert first.should_share()
 
-    first.release(next(iter(first.held)))
+    released = next(iter(first.held))
+    first.release(released, 0)
+    released.last_key = None  # there was no run whose end it could report
     assert woken == ["first", "second"]
     assert len(take(second, 1)) == 1
     assert not first.should_share()
@@ -319,7 +324,8 @@ def test_a_member_takes_idle_workers_first(own_pool: WorkerPool) -> None:
     first = own_pool.join(2, nothing)
     workers = take(first, 2)
     for worker in workers:
-        first.release(worker)
+        first.release(worker, 0)
+        worker.last_key = None  # there was no run to report the end of
     first.leave()
     second = own_pool.join(2, nothing)
     assert {id(worker) for worker in take(second, 2)} == {id(worker) for worker in workers}
@@ -346,8 +352,15 @@ def test_executions_at_the_same_time_all_come_to_their_end() -> None:
 
 
 @pytest.fixture
-def worker() -> Iterator[WorkerProcess]:
-    process = WorkerProcess(environment())
+def template() -> Iterator[Template]:
+    own = Template()
+    yield own
+    own.close()
+
+
+@pytest.fixture
+def worker(template: Template) -> Iterator[WorkerProcess]:
+    process = WorkerProcess(template)
     yield process
     process.kill()
     process.reap(WAIT)
@@ -362,8 +375,8 @@ def test_a_worker_says_when_it_is_up(
         "amorsize.planning.machine.record_startup", lambda *startup: recorded.append(startup)
     )
     until_ready(worker)
-    assert worker.is_alive()
-    assert worker.pid == worker._process.pid
+    assert not worker.has_ended()
+    assert psutil.Process(worker.pid).ppid() == worker._template._pid
     worker.is_up(worker._started_at + 0.1)
     assert recorded == [("process", 1, pytest.approx(0.1, abs=1e-3))]
 
@@ -373,7 +386,7 @@ def test_a_worker_ends_when_its_connection_does(worker: WorkerProcess) -> None:
     until_ready(worker)
     worker.end()
     assert worker.reap(WAIT) == 0
-    assert not psutil.pid_exists(worker.pid)
+    assert has_ended(worker.pid)
 
 
 def test_a_worker_that_does_not_end_in_time_is_killed(worker: WorkerProcess) -> None:
@@ -382,14 +395,15 @@ def test_a_worker_that_does_not_end_in_time_is_killed(worker: WorkerProcess) -> 
     assert worker.reap(0.0) == -9
 
 
-def test_the_sentinel_tells_a_death(worker: WorkerProcess) -> None:
-    """Without a look at the connection."""
-    if worker.sentinel is None:
-        pytest.skip("this system has no pidfd_open()")
+def test_the_status_tells_a_death(worker: WorkerProcess) -> None:
+    """Without a look at the connection, and with the exit code."""
     until_ready(worker)
-    assert select.select([worker.sentinel], [], [], 0)[0] == []
+    assert not worker.has_ended()
+    assert select.select([worker.status], [], [], 0)[0] == []
     worker.kill()
-    assert select.select([worker.sentinel], [], [], WAIT)[0] == [worker.sentinel]
+    assert select.select([worker.status], [], [], WAIT)[0] == [worker.status]
+    assert worker.has_ended()
+    assert worker.exit_code == -9
 
 
 def test_new_item_slots_show_no_work(worker: WorkerProcess) -> None:
@@ -400,21 +414,14 @@ def test_new_item_slots_show_no_work(worker: WorkerProcess) -> None:
     assert list(worker.item_slots) == [-1, -1, -1]
 
 
-def test_a_worker_is_told_its_surroundings_once_unless_they_change(worker: WorkerProcess) -> None:
-    """The environment may be large, and chunks are many."""
-    path, directory, variables = here = read_surroundings(1)
-    assert worker.changes_of(here) is here
-    assert worker.changes_of(read_surroundings(1)) is None
-    changed = (path, directory, variables | {"AMORSIZE_TEST_NEW": "new"})
-    assert worker.changes_of(changed) is changed
-    assert worker.changes_of(changed) is None
-
-
-def test_an_embedded_interpreter_is_told_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without sys.executable no process can be started."""
-    monkeypatch.setattr(sys, "executable", "")
-    with pytest.raises(ExecutionError, match=r"sys\.executable, which is empty.*'thread'"):
-        WorkerProcess(environment())
+def test_a_worker_is_sent_the_state_once_unless_it_changes(worker: WorkerProcess) -> None:
+    """The environment may be large, and runs are many."""
+    here = read_state(1)
+    assert worker.state_to_send(here) is here
+    assert worker.state_to_send(read_state(1)) is None
+    changed = here | {"environment": here["environment"] | {"AMORSIZE_TEST_NEW": "new"}}
+    assert worker.state_to_send(changed) is changed
+    assert worker.state_to_send(changed) is None
 
 
 def test_a_worker_that_cannot_be_started_leaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,13 +430,13 @@ def test_a_worker_that_cannot_be_started_leaks_nothing(monkeypatch: pytest.Monke
     me = psutil.Process()
     gc.collect()
     before = me.num_fds()
-    with pytest.raises(FileNotFoundError):
-        WorkerProcess(environment())
+    with pytest.raises(ExecutionError, match=r"No such file or directory.*executor='thread'"):
+        pids_of()
     gc.collect()
     assert me.num_fds() == before
 
 
-# --- surroundings ----
+# --- the state of the program ----
 
 
 def in_worker(func: Callable[[None], Any]) -> Any:
@@ -472,7 +479,7 @@ def test_inner_thread_pools_are_limited_unless_the_environment_says_otherwise(
     """n workers with a pool of n threads each only disturb each other."""
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    _, _, seen = read_surroundings(2)
+    seen = read_state(2)["environment"]
     assert (seen["OPENBLAS_NUM_THREADS"], seen["OMP_NUM_THREADS"]) == ("2", "5")
     assert "OPENBLAS_NUM_THREADS" not in os.environ
 

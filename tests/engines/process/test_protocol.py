@@ -16,7 +16,7 @@ import pytest
 from waiting import PATIENCE
 
 from amorsize.engines.process import protocol
-from amorsize.engines.process.connection import Channel
+from amorsize.engines.process.connection import Connection
 from amorsize.errors import RemoteError, TransportError, WorkerDiedError
 from amorsize.workers.chunk import Chunk, ChunkOutcome, run_chunk
 
@@ -24,8 +24,8 @@ BOUNDARY = 65536
 
 
 @pytest.fixture
-def pipe() -> Iterator[tuple[Channel, Channel]]:
-    ours, theirs = (Channel(end.detach()) for end in socket.socketpair())
+def pipe() -> Iterator[tuple[Connection, Connection]]:
+    ours, theirs = (Connection(end.detach()) for end in socket.socketpair())
     yield ours, theirs
     ours.close()
     theirs.close()
@@ -51,7 +51,7 @@ def carry_error(error: BaseException) -> BaseException:
 
 @pytest.mark.parametrize("size", [0, 1, BOUNDARY - 1, BOUNDARY, BOUNDARY + 1, 5_000_000])
 def test_a_message_arrives_whole_whatever_its_size(
-    pipe: tuple[Channel, Channel], size: int
+    pipe: tuple[Connection, Connection], size: int
 ) -> None:
     """Small payloads travel in the message of their header, large ones behind it."""
     ours, theirs = pipe
@@ -63,16 +63,17 @@ def test_a_message_arrives_whole_whatever_its_size(
     assert not theirs.poll()
 
 
-def test_messages_arrive_in_order(pipe: tuple[Channel, Channel]) -> None:
+def test_messages_arrive_in_order(pipe: tuple[Connection, Connection]) -> None:
     """Those without a payload beside those with one."""
     ours, theirs = pipe
     protocol.send(ours, ("task", 1), b"function")
     protocol.send(ours, ("end", 1))
     protocol.send(ours, ("chunk", 1), b"y" * BOUNDARY)
-    assert [protocol.receive(theirs)[0][0] for _ in range(3)] == ["task", "end", "chunk"]
+    came = [protocol.receive(theirs) for _ in range(3)]
+    assert [message and message[0][0] for message in came] == ["task", "end", "chunk"]
 
 
-def test_receiving_from_who_is_gone_raises(pipe: tuple[Channel, Channel]) -> None:
+def test_receiving_from_who_is_gone_raises(pipe: tuple[Connection, Connection]) -> None:
     """So the end of a connection is noticed."""
     ours, theirs = pipe
     ours.close()
