@@ -131,7 +131,7 @@ def modules_by_value() -> dict[str, ModuleType]:
         for name, module in list(sys.modules.items()):
             if _checked.get(name) is not module:
                 _checked[name] = module
-                if isinstance(module, ModuleType) and not _is_importable(name, module):
+                if not _is_importable(name, module):
                     _by_value[name] = module
                 else:
                     _by_value.pop(name, None)
@@ -141,14 +141,24 @@ def modules_by_value() -> dict[str, ModuleType]:
         return dict(_by_value)
 
 
-def _is_importable(name: str, module: ModuleType) -> bool:
-    """Say whether importing a name elsewhere gives this module.
+def names_of(module: Any) -> dict[str, Any]:
+    """Return the names of a module, read past ``__getattr__``, which would load one that is lazy.
 
-    Attributes are read past ``__getattr__``, which would load a module that is lazy.
+    Empty for other objects, of which some say that they are a module (those of cffi).
     """
+    if not issubclass(type(module), ModuleType):
+        return {}
+    names: dict[str, Any] = object.__getattribute__(module, "__dict__")
+    return names
+
+
+def _is_importable(name: str, module: Any) -> bool:
+    """Say whether importing a name elsewhere gives this module."""
     if name in ("__main__", "__mp_main__"):
         return False
-    names = object.__getattribute__(module, "__dict__")
+    names = names_of(module)
+    if not names:
+        return True
     file, parent = names.get("__file__"), name.rpartition(".")[0]
     if not isinstance(file, str):
         # Built in, a namespace, made by an extension inside of its package; or made by hand.
@@ -193,8 +203,7 @@ def _registered(modules: dict[str, ModuleType]) -> Iterator[None]:
         before = set(cloudpickle.list_registry_pickle_by_value())
         added = []
         for name, module in modules.items():
-            own_name = object.__getattribute__(module, "__dict__").get("__name__")
-            if name != "__main__" and own_name == name and name not in before:
+            if name != "__main__" and name not in before and names_of(module)["__name__"] == name:
                 cloudpickle.register_pickle_by_value(module)
                 added.append(module)
         try:

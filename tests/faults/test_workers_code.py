@@ -206,6 +206,23 @@ def test_a_name_that_leads_to_another_file_is_not_trusted(
     assert in_workers(module.f) == {"loaded from its path"}
 
 
+def test_what_only_says_that_it_is_a_module_is_left_alone() -> None:
+    """The libraries that cffi makes stand among the modules."""
+
+    class Pretender:
+        __slots__ = ()
+
+        @property
+        def __class__(self) -> type[ModuleType]:  # type: ignore[override]  # as cffi does
+            return ModuleType
+
+    sys.modules["pretending_module"] = Pretender()  # type: ignore[assignment]
+    try:
+        assert in_workers(abs) == {0, 1, 2, 3}
+    finally:
+        del sys.modules["pretending_module"]
+
+
 def test_what_a_worker_can_import_is_not_sent_by_value() -> None:
     """Of the standard library, and of packages, installed or in the import path."""
     by_name = {"json", "os", "numpy", "amorsize.workers.by_value", "cloudpickle", __name__}

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import sys
-from types import ModuleType
 from typing import Any, TypeAlias
+
+from amorsize.workers.by_value import names_of
 
 Stamp: TypeAlias = tuple[int, int]
 """Time of the last change in ns, and size."""
@@ -34,13 +35,8 @@ def stamp(file: str) -> Stamp | None:
 
 
 def _file_of(module: Any) -> str | None:
-    """Return the file of a module of the user's, None for others.
-
-    Read past ``__getattr__``, which would load a module that is lazy.
-    """
-    if not isinstance(module, ModuleType):
-        return None
-    file = object.__getattribute__(module, "__dict__").get("__file__")
+    """Return the file of a module of the user's, None for others."""
+    file = names_of(module).get("__file__")
     if not isinstance(file, str) or file.startswith((_STANDARD, _OWN)):
         return None
     return None if any(part in file for part in _INSTALLED) else file
@@ -89,7 +85,4 @@ class HeldModules:
 
 def _spec(name: str) -> Any:
     """Return the spec of a module, which a reload replaces."""
-    module = sys.modules.get(name)
-    if not isinstance(module, ModuleType):
-        return None
-    return object.__getattribute__(module, "__dict__").get("__spec__")
+    return names_of(sys.modules.get(name)).get("__spec__")
