@@ -14,6 +14,7 @@ import pytest
 from modes import MODES, Engines, Mode
 
 from amorsize import HookManager, get_default_manager, shutdown
+from amorsize.planning import process_support
 from amorsize.testing import RecordingHook
 from amorsize.workers import user_metrics
 
@@ -92,6 +93,12 @@ def _no_names_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(user_metrics, "_kinds", {})
     monkeypatch.setattr(user_metrics, "_admitted", {})
     monkeypatch.setattr(user_metrics, "_warned", set())
+
+
+@pytest.fixture(autouse=True)
+def _no_failures_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That no process could be started is remembered for a minute; no test remembers another."""
+    monkeypatch.setattr(process_support, "_failed_until", 0.0)
 
 
 @pytest.fixture(scope="session", autouse=True)

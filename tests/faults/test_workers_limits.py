@@ -26,7 +26,6 @@ def _cold() -> Iterator[None]:
     amorsize.shutdown()
     yield
     amorsize.shutdown()
-    process_support._failed_until = 0.0
 
 
 # --- programs that are no Python interpreter ----

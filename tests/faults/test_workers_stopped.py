@@ -103,14 +103,17 @@ def test_a_worker_that_is_frozen_between_two_items_is_noticed(returned: bool) ->
         assert any(isinstance(result, ItemTimeoutError) for result in run())
 
 
-def test_a_worker_that_is_frozen_between_two_runs_is_replaced() -> None:
-    """The next run does not wait for it."""
+@stopping
+@pytest.mark.parametrize("seconds", [0.0, 0.5], ids=["at once", "later"])
+def test_a_worker_that_is_frozen_between_two_runs_is_replaced(seconds: float) -> None:
+    """Before it has reported that the first is over, and after that; the next does not wait."""
 
     def who() -> int:
         [pid] = amorsize.execute(lambda _: os.getpid(), [0], executor="process", n_jobs=1)
         return int(pid)
 
     frozen = who()
+    time.sleep(seconds)  # by then it is idle
     stop(frozen)
     assert who() != frozen
     wait_until(lambda: not psutil.pid_exists(frozen), "the frozen worker is killed")

@@ -484,16 +484,7 @@ class _ItemWatch(PauseWatch):
         if stamp > 0:
             self._stopped.pop(slot.key, None)
             return self.seconds_since(stamp)
-        if not _is_stopped(slot.process.pid):
+        if not slot.process.is_stopped():
             self._stopped.pop(slot.key, None)
             return 0.0
         return self.seconds_since(self._stopped.setdefault(slot.key, self.looked_at))
-
-
-def _is_stopped(pid: int) -> bool:
-    """Say whether a process is stopped, by a signal or a debugger, where the system tells."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
-    except (OSError, IndexError):
-        return False

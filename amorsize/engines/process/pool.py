@@ -130,6 +130,14 @@ class WorkerProcess:
         """Say whether this template has forked it."""
         return self._template is template
 
+    def is_stopped(self) -> bool:
+        """Say whether it is stopped, by a signal or a debugger, where the system reports that."""
+        try:
+            with open(f"/proc/{self.pid}/stat", "rb") as file:
+                return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
+        except (OSError, IndexError):
+            return False
+
     def is_usable(self, stamps: dict[str, Stamp | None]) -> bool:
         """Say whether an idle worker can serve a run; waits until it says that its last is over.
 
@@ -154,7 +162,7 @@ class WorkerProcess:
                         self.holds(files)
                         if key == self.last_key:
                             self.last_key = None
-            return not self._modules.are_stale(stamps)
+            return not (self._modules.are_stale(stamps) or self.is_stopped())
         except (EOFError, OSError):
             return False
 
