@@ -202,7 +202,9 @@ class ProcessBackend(Backend):
             stamp = slot.process.item_slots[ITEM_STARTED]
             running = watch.running(slot, stamp)
             if running > seconds:
-                item = max(chunk.start, slot.process.item_slots[ITEM])
+                # Of a worker that is stopped before its first item, or after its last, the nearest.
+                last = chunk.start + len(chunk.items) - 1
+                item = min(max(chunk.start, slot.process.item_slots[ITEM]), last)
                 late.append(Overdue(slot.key, chunk, item, running, stamp))
         return late
 
