@@ -19,18 +19,26 @@ import psutil
 workers, code = int(sys.argv[1]), sys.argv[2]
 
 def wait(item):
-    time.sleep(1)
+    time.sleep(0.2)
     return os.getpid()
 
 if __name__ == "__main__":
     names = {"workers": workers, "wait": wait}
     exec(code, names)
     children = psutil.Process().children(recursive=True)
-    memory = sum(child.memory_full_info().pss for child in children)
-    cpu = sum(sum(child.cpu_times()[:2]) for child in children)
+    memory = cpu = 0.0
+    for child in list(children):
+        try:
+            memory += child.memory_full_info().pss
+            cpu += sum(child.cpu_times()[:2])
+        except psutil.NoSuchProcess:
+            children.remove(child)
     print(memory / 1e6, len(children), cpu * 1e3, flush=True)
     for child in children:
-        child.kill()
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            pass
     os._exit(0)
 """
 

@@ -22,7 +22,8 @@ MAX_WORKERS = 1365
 """Workers of one template: the item slots of so many fit into 32 KB."""
 
 _BOOT = (
-    "import sys; sys.path.insert(0, sys.argv[1]); import amorsize; del sys.path[0]; "
+    "import gc, sys; gc.disable(); sys.path.insert(0, sys.argv[1]); import amorsize; "
+    "del sys.path[0]; "
     "from amorsize.engines.process.template import main; main()"
 )
 _PACKAGE_PARENT = os.path.abspath(__file__).rsplit(os.sep, 4)[0]

@@ -15,6 +15,7 @@ of a template that was killed: the exit code is unknown.
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 import pickle
@@ -180,7 +181,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     all_slots = memoryview(mmap.mmap(SLOTS_FD, 0)).cast("q")
     os.close(SLOTS_FD)
+    gc.freeze()  # a collection in a worker leaves the pages shared that it need not look at
     birth = _Template(Connection(CONTROL_FD, blocking=False)).serve()
     if birth is None:
         os._exit(0)
+    gc.enable()
     worker.main(birth, all_slots)
