@@ -69,9 +69,12 @@ class Scripted(Planner):
         if plan is None:
             if seen.sample.asked_items == 0:
                 return LookFurther(ITEMS, 5, monitored=False)
+            size = seen.chunksize
             if not self.work.threads:
-                return RunChunks(Choice(SERIAL, may_grow=True), 100_000, 100_000)
-            return RunChunks(Choice(Engine("thread"), 8, "Threads, because they wait."), 1, 1)
+                size = size or 100_000
+                return RunChunks(Choice(SERIAL, may_grow=True), size, size)
+            choice = Choice(Engine("thread"), 8, "Threads, because they wait.")
+            return RunChunks(choice, size or 1, size or 1)
         if plan.choice.is_serial and self.work.threads and seen.left != 0:
             return LookFurther(ITEMS, 5, afresh=True, monitored=False)
         return plan
@@ -209,10 +212,10 @@ def test_items_that_compute_go_to_processes(hooks: HookManager, recorder: Record
 @pytest.mark.parametrize("kind", ["list", "generator"])
 @pytest.mark.parametrize("failing", [{7}, {SHORT - 1}, {SHORT + 1, SHORT + 3}, {SHORT + 50}])
 def test_exceptions_are_in_place_before_in_and_behind_the_change(
-    hooks: HookManager, recorder: RecordingHook, kind: str, failing: set[int]
+    hooks: HookManager, recorder: RecordingHook, kind: str, failing: set[int], scripted: Script
 ) -> None:
     """Each is told once, with its index."""
-    work = Work()
+    work = scripted(Work())
 
     def fail(item: int) -> int:
         if work(item) in failing:
@@ -287,10 +290,10 @@ def test_a_coroutine_s_run_grows(
 
 
 def test_a_size_of_chunks_that_was_asked_for_is_kept_by_workers(
-    hooks: HookManager, recorder: RecordingHook
+    hooks: HookManager, recorder: RecordingHook, scripted: Script
 ) -> None:
     """Only the chunk in which the run changes, and what is measured, are of other sizes."""
-    work = Work()
+    work = scripted(Work())
     data = list(range(SHORT + 6 * LONG))
     assert amorsize.execute(work, data, hooks=hooks, chunksize=4) == data
     assert_grown(recorder)
@@ -405,10 +408,10 @@ def test_closing_a_stream_that_measures_anew_ends_it(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_with_a_deadline_grows(
-    hooks: HookManager, recorder: RecordingHook, kind: str
+    hooks: HookManager, recorder: RecordingHook, kind: str, scripted: Script
 ) -> None:
     """All of the input is drawn by one thread."""
-    work = Work()
+    work = scripted(Work())
     drawn_by: set[int] = set()
 
     def drawn() -> Iterator[int]:
@@ -663,14 +666,14 @@ def test_a_long_call_of_the_second_sample_gives_others_a_head_start(
     assert earliest < measured.metadata["started_at"] + measured.chunk_time
 
 
-def test_the_numbers_of_the_function_are_complete(hooks: HookManager) -> None:
+def test_the_numbers_of_the_function_are_complete(hooks: HookManager, scripted: Script) -> None:
     """Those counted in the second sample, too."""
     rows: list[int] = []
     hooks.register(
         HookEvent.ON_CHUNK_COMPLETE,
         lambda context: rows.append(context.metadata["user_metrics"]["rows"]["value"]),
     )
-    work = Work()
+    work = scripted(Work())
 
     def count(item: int) -> int:
         amorsize.count("rows")
