@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import pytest
+from waiting import PATIENCE
 
 import amorsize
 from amorsize.errors import ExecutionTimeoutError
@@ -24,7 +25,6 @@ from amorsize.planning.planner import SERIAL, Planner
 from amorsize.running import loop
 from amorsize.testing import RecordingHook, assert_contract
 
-DEADLINE_SECONDS = 60.0
 SHORT, LONG = 3000, 60
 """Items that take nothing, and behind them items that wait."""
 
@@ -389,19 +389,19 @@ def test_closing_a_stream_that_measures_anew_ends_it(
             time.sleep(0.05)
         if item >= SHORT + 2:
             inside.set()
-            release.wait(DEADLINE_SECONDS)
+            release.wait(PATIENCE)
         return item
 
     stream = amorsize.stream(work, range(SHORT + 1000), hooks=hooks)
     try:
         assert next(stream) == 0
-        assert inside.wait(DEADLINE_SECONDS)
+        assert inside.wait(PATIENCE)
         began = time.monotonic()
         stream.close()  # type: ignore[attr-defined]
-        assert time.monotonic() - began < DEADLINE_SECONDS / 4
+        assert time.monotonic() - began < PATIENCE / 4
     finally:
         release.set()
-    recorder.wait_for(HookEvent.POST_EXECUTE, DEADLINE_SECONDS)
+    recorder.wait_for(HookEvent.POST_EXECUTE, PATIENCE)
     assert_contract(recorder.contexts)
     assert posted(recorder).metadata["status"] == "cancelled"
 
@@ -420,7 +420,7 @@ def test_a_run_with_a_deadline_grows(
             yield item
 
     data = drawn() if kind == "generator" else KINDS[kind](SHORT + LONG)
-    results = amorsize.execute(work, data, hooks=hooks, timeout=DEADLINE_SECONDS)
+    results = amorsize.execute(work, data, hooks=hooks, timeout=PATIENCE)
     assert results == list(range(SHORT + LONG))
     assert sorted(work.calls) == results
     assert_grown(recorder)
@@ -437,14 +437,14 @@ def test_a_deadline_is_noticed_while_items_are_measured_anew(
 
     def hang(item: int) -> int:
         if work(item) >= SHORT + 3:
-            release.wait(DEADLINE_SECONDS)
+            release.wait(PATIENCE)
         return item
 
     began = time.monotonic()
     try:
         with pytest.raises(ExecutionTimeoutError, match="timeout=2"):
             amorsize.execute(hang, KINDS[kind](SHORT + 1000), hooks=hooks, timeout=2)
-        assert time.monotonic() - began < DEADLINE_SECONDS / 2
+        assert time.monotonic() - began < PATIENCE / 2
     finally:
         release.set()
     assert_contract(recorder.contexts)
@@ -644,7 +644,7 @@ def test_a_long_call_of_the_second_sample_gives_others_a_head_start(
         if item >= SHORT:
             if recorder.of(HookEvent.ON_WORKER_END) and not first:
                 first.append(item)
-                assert begun.wait(DEADLINE_SECONDS)
+                assert begun.wait(PATIENCE)
             elif first:
                 begun.set()
             else:
@@ -707,7 +707,7 @@ def test_a_stream_that_is_over_keeps_nothing() -> None:
         for result in amorsize.stream(lambda _: None, data):
             assert result is None
         data.clear()
-        deadline = time.monotonic() + DEADLINE_SECONDS
+        deadline = time.monotonic() + PATIENCE
         while item() is not None and time.monotonic() < deadline:
             time.sleep(0.01)  # its thread is about to end
         assert item() is None

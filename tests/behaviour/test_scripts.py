@@ -12,6 +12,7 @@ from typing import Any
 import nbclient
 import nbformat
 import pytest
+from waiting import PATIENCE
 
 import amorsize
 from amorsize.engines.process import protocol
@@ -172,6 +173,6 @@ def test_a_notebook(tmp_path: Path) -> None:
         " for mode in ('serial', 'thread', 'process')]",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
-    executed = nbclient.execute(notebook, cwd=str(tmp_path), timeout=60)
+    executed = nbclient.execute(notebook, cwd=str(tmp_path), timeout=PATIENCE)
     outputs = executed.cells[-1].outputs
     assert outputs[0]["data"]["text/plain"] == "[[2, 3], [2, 3], [2, 3]]"

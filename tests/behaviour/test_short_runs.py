@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import PATIENCE
 
 import amorsize
 from amorsize.hooks import HookEvent, HookManager
@@ -25,8 +26,6 @@ from amorsize.planning.plan import RunChunks
 from amorsize.planning.workload import Workload
 from amorsize.running.loop import Run
 from amorsize.testing import RecordingHook, assert_contract
-
-DEADLINE_SECONDS = 60.0
 
 
 class Letters(list[int]):
@@ -241,7 +240,7 @@ def test_ctrl_c_ends_it() -> None:
     def work(item: int) -> int:
         if item == 800:
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(DEADLINE_SECONDS)
+            time.sleep(PATIENCE)
         return item
 
     with pytest.raises(KeyboardInterrupt):
@@ -254,14 +253,14 @@ def test_ctrl_c_in_a_first_call_leaves_no_worker_at_work(tmp_path: Path) -> None
 
     def work(item: int) -> int:
         if item == 0:
-            deadline = time.monotonic() + DEADLINE_SECONDS
+            deadline = time.monotonic() + PATIENCE
             while not flag.exists() and time.monotonic() < deadline:
                 sum(range(700_000))
             os.kill(os.getpid(), signal.SIGINT)
             while time.monotonic() < deadline:
                 sum(range(1000))
         flag.touch()
-        time.sleep(DEADLINE_SECONDS)
+        time.sleep(PATIENCE)
         return item
 
     with pytest.raises(KeyboardInterrupt):
@@ -384,7 +383,6 @@ def test_ctrl_c_while_threads_begin_leaves_none_behind() -> None:
         [sys.executable, "-c", INTERRUPTED],
         capture_output=True,
         text=True,
-        timeout=DEADLINE_SECONDS,
         check=True,
     )
     interrupted, _, left = done.stdout.strip().partition(" ")
@@ -408,7 +406,6 @@ def test_a_module_may_run_something_while_it_is_imported(tmp_path: Path) -> None
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=DEADLINE_SECONDS,
         check=True,
     )
     assert done.stdout.strip() == "[0, 1, 2, 3]"

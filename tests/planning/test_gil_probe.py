@@ -6,15 +6,15 @@ import threading
 import time
 from collections.abc import Callable
 
+from waiting import PATIENCE
+
 from amorsize.planning.gil_probe import GilProbe
 from amorsize.workers import thread_cache
 from amorsize.workers.thread_cache import _Thread
 
-DEADLINE_SECONDS = 30.0
-
 
 def wait_until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
+    deadline = time.monotonic() + PATIENCE
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.001)

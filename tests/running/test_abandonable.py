@@ -7,10 +7,9 @@ import threading
 from typing import Any
 
 import pytest
+from waiting import PATIENCE
 
 from amorsize.running.abandonable import Draw, run_abandonable
-
-DEADLINE_SECONDS = 60.0
 
 
 def nothing() -> None:
@@ -54,7 +53,7 @@ def test_it_is_left_behind_where_a_check_raises() -> None:
 
     def work(draw: Draw) -> None:
         got.extend(draw(1))
-        release.wait(DEADLINE_SECONDS)
+        release.wait(PATIENCE)
         got.extend(draw(1))
         over.set()
 
@@ -65,7 +64,7 @@ def test_it_is_left_behind_where_a_check_raises() -> None:
     with pytest.raises(TimeoutError):
         run_abandonable(work, draw=lambda size: [1], check=check)
     release.set()
-    assert over.wait(DEADLINE_SECONDS)
+    assert over.wait(PATIENCE)
     assert got == [1]
 
 

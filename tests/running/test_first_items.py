@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import PATIENCE
 
 from amorsize.planning.clocks import Clocks
 from amorsize.planning.gil_probe import GilProbe
@@ -238,7 +239,7 @@ def test_probe_ends_with_the_sample() -> None:
     thread.start()
     probe.stop()
     probe.stop()
-    assert ended.wait(10)
+    assert ended.wait(PATIENCE)
     thread.join()
     assert probe.share() is None
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import PATIENCE
 
 from amorsize.running.sinks import Results, StreamBuffer
 
@@ -175,9 +176,9 @@ def test_a_waiting_consumer_is_woken_by_pieces_and_by_the_end(error: Exception |
     consumer = threading.Thread(target=run)
     consumer.start()
     buffer.deliver(0, ["a"])
-    assert first.wait(30)
+    assert first.wait(PATIENCE)
     buffer.end(error)
-    consumer.join(30)
+    consumer.join(PATIENCE)
     assert not consumer.is_alive()
     assert seen == ([["a"]] if error is None else [["a"], error])
 
@@ -197,4 +198,4 @@ def test_a_slow_driver_and_a_fast_consumer_lose_nothing() -> None:
     driver = threading.Thread(target=drive)
     driver.start()
     assert consume(buffer) == list(range(500))
-    driver.join(30)
+    driver.join(PATIENCE)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import PATIENCE
 
 from amorsize.workers import pass_monitor as monitor_module
 from amorsize.workers.pass_monitor import (
@@ -21,8 +22,6 @@ from amorsize.workers.pass_monitor import (
     TooLong,
 )
 from amorsize.workers.slices import Slice
-
-DEADLINE_SECONDS = 60.0
 
 
 def never(each: float, at: int) -> bool:
@@ -89,7 +88,7 @@ def test_the_item_that_fails_is_known_also_once_it_was_ended() -> None:
 
     def work(item: int) -> int:
         if item == 700:
-            assert ended.wait(DEADLINE_SECONDS)
+            assert ended.wait(PATIENCE)
             time.sleep(0.05)  # until the iterator is moved
             raise ValueError(item)
         return item
@@ -189,7 +188,7 @@ def test_what_a_list_gains_once_it_was_ended_has_no_result() -> None:
     def work(item: int) -> int:
         calls.append(item)
         if item == 700:
-            assert ended.wait(DEADLINE_SECONDS)
+            assert ended.wait(PATIENCE)
             time.sleep(0.05)  # until the iterator is moved
             data.append(-1)
         return item
@@ -220,7 +219,7 @@ def test_a_thread_that_has_nothing_to_look_at_ends(monkeypatch: pytest.MonkeyPat
     for _ in range(2):
         with monitor.pass_over(items, 0) as passed:
             assert sum(passed) == sum(items)
-        assert begun[-1].wait(DEADLINE_SECONDS)
+        assert begun[-1].wait(PATIENCE)
     assert len(begun) == 2
 
 

@@ -720,7 +720,7 @@ if __name__ == "__main__":
     queue = context.Queue()
     process = context.Process(target=child, args=(queue,))
     process.start()
-    for line in queue.get(timeout=60):
+    for line in queue.get(timeout=200):
         print(line)
     process.join()
 """
