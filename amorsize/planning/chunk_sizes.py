@@ -1,4 +1,4 @@
-"""How many items a chunk has: arithmetic on what chunks took."""
+"""Chunk sizes, in items: arithmetic on the seconds that chunks took."""
 
 from __future__ import annotations
 

@@ -123,9 +123,11 @@ def test_shutdown_ends_frozen_workers() -> None:
     """They cannot be asked."""
     amorsize.execute(abs, range(4), executor="process", n_jobs=2, chunksize=1)
     pids = pool.pids()
+    assert pids
     for pid in pids:
         stop(pid)
     amorsize.shutdown()
+    assert pool.pids() == []
     wait_until(lambda: not any(map(psutil.pid_exists, pids)), "the workers are gone")
 
 

@@ -1,4 +1,4 @@
-"""How many items a chunk has."""
+"""Chunk sizes, in items."""
 
 from __future__ import annotations
 

@@ -171,6 +171,16 @@ def test_it_looks_further_only_where_processes_would_win(seen: Observations, at:
     [
         observed(calls(*[1e-7] * 5), machine=None, loading_seconds=0.0),
         observed(calls(*[1e-7] * 5), left=None, machine=None),
+        # However many, and also when an earlier run has shown that they are short.
+        observed(
+            calls(*[1e-6] * 5, together=256, together_seconds=5e-5), left=200_000, machine=None
+        ),
+        observed(
+            calls(*[1e-6] * 5, together=256, together_seconds=5e-5),
+            left=200_000,
+            machine=None,
+            known=Known(short=True),
+        ),
         observed(calls(*[1e-5] * 5), left=100, machine=None),
         observed(calls(*[5e-6] * 5), left=1000, machine=None, loading_seconds=0.01),
         observed(Sample(asked_items=5, exhausted=True), left=0, machine=None),
@@ -213,6 +223,22 @@ def test_the_first_plan(seen: Observations, engine: str, n_jobs: int) -> None:
     plan = next_of(seen)
     assert plan.choice.engine == Engine(engine)
     assert plan.choice.n_jobs >= n_jobs if engine == "thread" else plan.choice.n_jobs == n_jobs
+
+
+@pytest.mark.parametrize(("waiting", "engine"), [(True, "thread"), (False, "process")])
+def test_items_that_turn_out_long_go_to_the_engine_that_they_need(
+    waiting: bool, engine: str
+) -> None:
+    """A run that began with very short items is planned by the long ones."""
+    seen = observed(
+        calls(0.02, 0.02, waiting=waiting),
+        left=98,
+        payload=SMALL,
+        early=None,
+        expected_seconds=1e-6,
+        deviating_seconds=0.02,
+    )
+    assert next_of(seen).choice.engine.type == engine
 
 
 def test_measuring_that_was_stopped_runs_nothing_more() -> None:

@@ -376,7 +376,7 @@ def test_an_execution_gets_those_that_were_started() -> None:
 
 
 def test_processes_start_before_what_compares_engines_is_loaded(tmp_path: Path) -> None:
-    """In a process that has not run anything yet, told that its calls surely need them."""
+    """In a process that has run nothing yet, and whose planner asks for them at once."""
     script = tmp_path / "program.py"
     script.write_text(
         "import sys\n"

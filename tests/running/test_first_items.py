@@ -95,7 +95,7 @@ def test_an_endless_input_is_consumed_by_the_sample_alone() -> None:
 
 
 def test_stops_once_the_budget_is_spent() -> None:
-    """A slow item ends the sample: it has told enough."""
+    """A slow item ends the sample: it has shown enough."""
     fake = FakeTime()
 
     def slow(item: float) -> None:

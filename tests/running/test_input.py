@@ -18,7 +18,7 @@ sizes = st.lists(st.integers(1, 50), min_size=1)
 
 
 class Clock:
-    """A monotonic clock that only moves when told to."""
+    """A monotonic clock that a test moves by hand."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -199,7 +199,7 @@ def test_a_slow_input_gives_what_has_come(clock: Clock) -> None:
 
 
 def test_a_very_slow_input_is_drawn_item_by_item(clock: Clock) -> None:
-    """An item that took longer than the patience lasts travels alone."""
+    """An item that took longer than the patience lasts is drawn alone."""
     data = Input(slow(clock, 10.0))
     assert [data.draw(1000) for _ in range(3)] == [[0], [1], [2]]
 

@@ -428,7 +428,7 @@ class ProcessBackend(Backend):
                         self._attend(key.data, key.fd, events, ignored)
                     except ExecutionError:
                         pass  # the run fails already
-        # Workers whose start was told too late, or whose end came just now, are still told of.
+        # Starts that were reported too late, and deaths that were seen just now, are passed on.
         ended.extend(m for m in ignored if isinstance(m, WorkerStarted | WorkerLost))
         busy = [slot for slot in self._slots.values() if slot.in_flight]
         for slot in busy:

@@ -163,7 +163,10 @@ def test_an_idle_worker_ends_after_its_time(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(worker_module, "IDLE_SECONDS", 0.01)
     ours, theirs = connection_pair()
     board = memoryview(bytearray(24)).cast("q")
-    worker_module._Worker(Connection(theirs), board).serve()
+    connection = Connection(theirs)
+    worker_module._Worker(connection, board).serve()
+    assert not ours.poll(), "it returned by itself, and sent nothing"
+    connection.close()
     ours.close()
 
 
