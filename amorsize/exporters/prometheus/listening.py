@@ -74,8 +74,8 @@ def _bind(settings: ListenSettings, app: WSGIApplication) -> ScrapeServer:
             ) from error
         in_use = PortInUseError(
             f"port {port} on {addr} is taken by {holder_of(port)}. Pass another port to "
-            f"enable_prometheus(), or set {PORT_VARIABLE}; port=0 takes any free one, which the "
-            "exporter's .port holds it then, and Prometheus finds it with file_sd=."
+            f"enable_prometheus(), or set {PORT_VARIABLE}; port=0 takes any free one: the "
+            "exporter's .port is its number, and Prometheus finds it with file_sd=."
         )
         in_use.errno = error.errno
         raise in_use from None

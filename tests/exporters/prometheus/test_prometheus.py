@@ -420,8 +420,8 @@ def test_a_port_in_use_is_named_with_a_remedy(exporter):
     assert raised.value.errno == errno.EADDRINUSE
     assert str(raised.value) == (
         f"port {exporter.port} on 127.0.0.1 is taken by this very process. Pass another port to "
-        "enable_prometheus(), or set AMORSIZE_PROMETHEUS_PORT; port=0 takes any free one, which "
-        "the exporter's .port holds it then, and Prometheus finds it with file_sd=."
+        "enable_prometheus(), or set AMORSIZE_PROMETHEUS_PORT; port=0 takes any free one: "
+        "the exporter's .port is its number, and Prometheus finds it with file_sd=."
     )
 
 
