@@ -13,12 +13,13 @@ from amorsize.options import Options, check_switch
 from amorsize.running import environment, signals
 from amorsize.running.background_run import CLOSE_SECONDS, Driver
 from amorsize.running.loop import Run
-from amorsize.running.sinks import Results, Sink, StreamBuffer
+from amorsize.running.sinks import Results, StreamBuffer
 
 if TYPE_CHECKING:
     from amorsize.hooks.manager import HookManager
     from amorsize.planning.engine import AnyExecutor
     from amorsize.planning.explanation import OptimizationResult
+    from amorsize.running.sinks import Sink
 
 T = TypeVar("T")
 R = TypeVar("R")

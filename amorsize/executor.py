@@ -5,64 +5,68 @@ Importing this module is paid for by the shortest runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Literal, TypeVar, overload
-
-from amorsize.engines import warm_pool
 from amorsize.options import Options
 from amorsize.running import environment
 from amorsize.running.loop import Run
 from amorsize.running.sinks import Results
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Literal, TypeVar, overload
+
     from amorsize.hooks.manager import HookManager
     from amorsize.planning.engine import AnyExecutor
     from amorsize.planning.explanation import OptimizationResult
 
-T = TypeVar("T")
-R = TypeVar("R")
+    T = TypeVar("T")
+    R = TypeVar("R")
+
+if TYPE_CHECKING:
+
+    @overload
+    def execute(
+        func: Callable[[T], R],
+        data: Iterable[T],
+        *,
+        hooks: HookManager | None = ...,
+        n_jobs: int | None = ...,
+        chunksize: int | None = ...,
+        executor: AnyExecutor = ...,
+        sample_size: int = ...,
+        target_chunk_duration: float = ...,
+        progress: bool = ...,
+        progress_interval: float = ...,
+        return_exceptions: bool = ...,
+        timeout: float | None = ...,
+        item_timeout: float | None = ...,
+        name: str | None = ...,
+        verbose: bool = ...,
+        return_optimization_result: Literal[False] = ...,
+    ) -> list[R]: ...
+
+    @overload
+    def execute(
+        func: Callable[[T], R],
+        data: Iterable[T],
+        *,
+        hooks: HookManager | None = ...,
+        n_jobs: int | None = ...,
+        chunksize: int | None = ...,
+        executor: AnyExecutor = ...,
+        sample_size: int = ...,
+        target_chunk_duration: float = ...,
+        progress: bool = ...,
+        progress_interval: float = ...,
+        return_exceptions: bool = ...,
+        timeout: float | None = ...,
+        item_timeout: float | None = ...,
+        name: str | None = ...,
+        verbose: bool = ...,
+        return_optimization_result: Literal[True],
+    ) -> tuple[list[R], OptimizationResult]: ...
 
 
-@overload
-def execute(
-    func: Callable[[T], R],
-    data: Iterable[T],
-    *,
-    hooks: HookManager | None = ...,
-    n_jobs: int | None = ...,
-    chunksize: int | None = ...,
-    executor: AnyExecutor = ...,
-    sample_size: int = ...,
-    target_chunk_duration: float = ...,
-    progress: bool = ...,
-    progress_interval: float = ...,
-    return_exceptions: bool = ...,
-    timeout: float | None = ...,
-    item_timeout: float | None = ...,
-    name: str | None = ...,
-    verbose: bool = ...,
-    return_optimization_result: Literal[False] = ...,
-) -> list[R]: ...
-@overload
-def execute(
-    func: Callable[[T], R],
-    data: Iterable[T],
-    *,
-    hooks: HookManager | None = ...,
-    n_jobs: int | None = ...,
-    chunksize: int | None = ...,
-    executor: AnyExecutor = ...,
-    sample_size: int = ...,
-    target_chunk_duration: float = ...,
-    progress: bool = ...,
-    progress_interval: float = ...,
-    return_exceptions: bool = ...,
-    timeout: float | None = ...,
-    item_timeout: float | None = ...,
-    name: str | None = ...,
-    verbose: bool = ...,
-    return_optimization_result: Literal[True],
-) -> tuple[list[R], OptimizationResult]: ...
 def execute(
     func: Callable[[T], R],
     data: Iterable[T],
@@ -162,4 +166,6 @@ def shutdown() -> None:
 
     Runs in progress in other threads lose their workers. Called at exit, too.
     """
+    from amorsize.engines import warm_pool
+
     warm_pool.shutdown()

@@ -8,15 +8,17 @@ from __future__ import annotations
 import math
 import operator
 import sys
-from collections.abc import Callable, Iterable
 from functools import partial
 from types import CodeType, FunctionType, MethodType
-from typing import TYPE_CHECKING, Any
 
 from amorsize.planning.engine import Engine, resolve
 from amorsize.workers.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
     from amorsize.errors import InvalidTypeError, InvalidValueError
     from amorsize.hooks.manager import HookManager
 

@@ -8,15 +8,17 @@ The loop calls the methods of :class:`Backend`. An engine answers with five mess
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
 
 from amorsize.workers.chunk import Chunk, ChunkOutcome
-from amorsize.workers.collectors import CollectSettings
 from amorsize.workers.record import Record, made
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, TypeAlias
+
     from amorsize.errors import UnpicklableItemError
+    from amorsize.workers.collectors import CollectSettings
 
 SHORT_CHUNK_SECONDS = 0.02
 """After a chunk that is shorter than this, a worker gets the next one ahead, so that it is not idle
@@ -29,7 +31,7 @@ class Task(Record):
     func: Callable[[Any], Any]
     return_exceptions: bool = False
     stamp_items: bool = False
-    collect: CollectSettings = made(factory=CollectSettings)
+    collect: CollectSettings | None = None
 
 
 class WorkerStarted(Record):

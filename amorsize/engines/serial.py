@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Sequence
 
 from amorsize.engines.base import Backend, ChunkDone, Message, Task, WorkerEnded, WorkerStarted
 from amorsize.workers.chunk import HOSTNAME, Chunk, run_chunk
-from amorsize.workers.pass_monitor import PassMonitor, TooLong
+from amorsize.workers.pass_monitor import PassMonitor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from amorsize.workers.pass_monitor import TooLong
 
 
 class SerialBackend(Backend):

@@ -9,7 +9,6 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Sequence
 
 from amorsize.engines.base import (
     SHORT_CHUNK_SECONDS,
@@ -26,7 +25,13 @@ from amorsize.engines.pauses import LOOK_SECONDS, PauseWatch
 from amorsize.errors import ExecutionError
 from amorsize.workers.chunk import HOSTNAME, Chunk, run_chunk
 from amorsize.workers.item_slots import CHUNK, ITEM, ITEM_STARTED, SLOT_COUNT
-from amorsize.workers.pass_monitor import PassMonitor, TooLong
+from amorsize.workers.pass_monitor import PassMonitor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from amorsize.workers.pass_monitor import TooLong
 
 logger = logging.getLogger(__name__)
 

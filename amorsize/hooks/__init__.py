@@ -10,10 +10,9 @@ The names are imported on first use, as those of amorsize are: a run needs the m
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from amorsize.public_names import lazy_names as _lazy_names
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from amorsize.hooks.chains import chain as chain
     from amorsize.hooks.conditions import every as every

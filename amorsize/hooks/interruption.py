@@ -22,11 +22,15 @@ module disabled it silently, and it did not protect the functions that a listed 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import CodeType, FrameType, FunctionType
-from typing import TypeVar
 
-MarkedT = TypeVar("MarkedT")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import TypeVar
+
+    MarkedT = TypeVar("MarkedT")
+
 
 _MOST_FRAMES = 100
 """The walk ends here. Calls of protected functions are some ten frames deep; user code may recurse

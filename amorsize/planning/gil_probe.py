@@ -5,28 +5,31 @@ from __future__ import annotations
 import _thread
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 from amorsize.planning.planner import LOOK_SECONDS
 from amorsize.workers.thread_cache import run_beside
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Protocol
+
+    class Look(Protocol):
+        """Looks at a call in progress."""
+
+        def begin(self) -> None:
+            """Get ready; called from the thread that calls, before the first such call."""
+
+        def __call__(self, probe: GilProbe, /) -> float | None:
+            """Look, from the probe's thread; say in how many seconds to do so again, or None."""
+
 
 AFTER_SECONDS = 1e-3
 """The probe begins once the calls have taken this long: very short calls never pay for it."""
 
 WINDOW_SECONDS = 5e-3
 """Below this the probe's ticks say nothing: the interpreter's switch interval is 5 ms."""
-
-
-class Look(Protocol):
-    """Looks at a call in progress."""
-
-    def begin(self) -> None:
-        """Get ready; called from the thread that calls, before the first call to be looked at."""
-
-    def __call__(self, probe: GilProbe, /) -> float | None:
-        """Look, from the probe's thread; say in how many seconds to do so again, or None."""
 
 
 class GilProbe:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeAlias
-
 from amorsize.planning.known_functions import Known
 from amorsize.workers.record import Record, made
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import TypeAlias
+
     from amorsize.planning.engine import Engine
     from amorsize.planning.machine import StartupModel, SystemFacts
     from amorsize.planning.pickling import Payload
     from amorsize.planning.plan import RunChunks
 
-StartupModels: TypeAlias = Mapping[str, "StartupModel"]
+    StartupModels: TypeAlias = Mapping[str, StartupModel]
 
 
 class Sample(Record):

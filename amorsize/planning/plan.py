@@ -5,12 +5,13 @@ There is one vocabulary for the first plan and for every later one; ``running`` 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
-
 from amorsize.planning.engine import Engine
 from amorsize.workers.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from amorsize.planning.cost import Comparison
     from amorsize.planning.workload import Workload
 

@@ -14,8 +14,6 @@ of engines) is imported by the functions that need it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from amorsize.planning.chunk_sizes import (
     SHORTEST_CHUNK_SECONDS,
     SHORTEST_OWN_CHUNK_SECONDS,
@@ -49,6 +47,7 @@ from amorsize.planning.workload import (
     describe,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from amorsize.planning.cost import Comparison
 

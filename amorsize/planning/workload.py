@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from amorsize.workers.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from amorsize.planning.observations import Sample
     from amorsize.planning.pickling import Payload

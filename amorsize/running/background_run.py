@@ -5,12 +5,17 @@ from __future__ import annotations
 import atexit
 import contextvars
 import threading
-from collections.abc import Callable
 
 from amorsize.errors import ExecutionCancelledError
 from amorsize.planning.plan import RunChunks
 from amorsize.running.loop import Run
-from amorsize.running.sinks import Sink, StreamBuffer
+from amorsize.running.sinks import StreamBuffer
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from amorsize.running.sinks import Sink
 
 _CHUNKS_PER_WORKER = 3
 CLOSE_SECONDS = 1.0

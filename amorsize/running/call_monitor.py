@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from threading import Lock, get_ident
-from typing import TYPE_CHECKING
 
 from amorsize.planning.clocks import ThreadClocks
 from amorsize.planning.gil_probe import GilProbe, switching_often
@@ -13,6 +12,7 @@ from amorsize.planning.observations import Observations, Sample
 from amorsize.planning.plan import CALL, PAYLOAD, LookFurther, Plan, StartWorkers
 from amorsize.planning.planner import LOOK_SECONDS
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from amorsize.planning.pickling import Payload
     from amorsize.running.measurement import Measurement

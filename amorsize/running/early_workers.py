@@ -16,8 +16,8 @@ from contextlib import contextmanager, nullcontext
 from threading import Lock
 from typing import Any
 
+from amorsize.engines import make_backend
 from amorsize.engines.base import Backend, Message, Task
-from amorsize.engines.factory import make_backend
 from amorsize.errors import AmorsizeError, ExecutionCancelledError
 from amorsize.planning.engine import Engine
 from amorsize.planning.gil_probe import switching_often

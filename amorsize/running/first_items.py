@@ -10,19 +10,22 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from operator import length_hint
 from threading import Lock
-from typing import TYPE_CHECKING, Any
 
 from amorsize.planning.clocks import Clocks, Reading, read_peak_bytes
-from amorsize.planning.gil_probe import AFTER_SECONDS, WINDOW_SECONDS, GilProbe, Look
+from amorsize.planning.gil_probe import AFTER_SECONDS, WINDOW_SECONDS, GilProbe
 from amorsize.planning.observations import Sample
 from amorsize.planning.planner import TOGETHER_SECONDS
 from amorsize.running.input import Input
 from amorsize.workers.chunk import HOSTNAME, ChunkOutcome, Failure, call_all, call_each, failure_of
-from amorsize.workers.slices import Pass
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any
+
+    from amorsize.planning.gil_probe import Look
     from amorsize.workers.collectors import ChunkCollector
 
 BUDGET_SECONDS = 0.05
@@ -159,7 +162,6 @@ class FirstItems:
         func, source, sample, collector = self._func, self._source, self.sample, self._collector
         sample.asked_together = True
         wall, done, seconds = self._clocks.wall, 0, 0.0
-        copies, source.copies = source.copies, False
         try:
             while done < size and seconds < 4 * TOGETHER_SECONDS and not self._closed:
                 wanted = min(max(4, done), TOGETHER_SLICE_ITEMS, size - done)
@@ -167,17 +169,15 @@ class FirstItems:
                 if not piece:
                     break
                 self.items.extend(piece)
-                over = Pass(piece)
+                items = iter(piece)
                 if collector is not None:
                     collector.enter()
                 began = wall()
                 try:
-                    with over as items:
-                        results = call_all(func, items)
-                    over.settle(results)
-                    self.results += results
+                    self.results += call_all(func, items)
                 except Exception as error:
-                    at = self.start + len(self.results) + over.taken - 1
+                    called = len(piece) - length_hint(items)
+                    at = self.start + len(self.results) + called - 1
                     del self.items[at - self.start + 1 :]
                     self.failures.append(failure_of(at, error))
                     break
@@ -189,7 +189,6 @@ class FirstItems:
         except BaseException as error:
             self.interrupted = error
         sample.taken = len(self.items)
-        source.copies = copies
         sample.together += done
         sample.together_seconds += max(0.0, seconds)
         sample.exhausted = source.exhausted and source.error is None

@@ -20,9 +20,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
 
+from amorsize.engines import make_backend
 from amorsize.engines.base import (
     Backend,
     ChunkDone,
@@ -33,7 +32,6 @@ from amorsize.engines.base import (
     WorkerLost,
     WorkerStarted,
 )
-from amorsize.engines.factory import make_backend
 from amorsize.hooks.interruption import protected, protected_between_calls
 from amorsize.options import Options
 from amorsize.planning.engine import Engine
@@ -44,20 +42,24 @@ from amorsize.planning.plan import LookFurther, Plan, RunChunks
 from amorsize.planning.planner import REPLANNING_SECONDS, Planner
 from amorsize.running.input import Input
 from amorsize.running.measurement import Measurement, asked_for
-from amorsize.running.observers import Observers, is_logged
-from amorsize.running.retries import Retries
-from amorsize.running.sinks import Sink
 from amorsize.workers.chunk import Chunk, ChunkOutcome, Failure
-from amorsize.workers.collectors import CollectSettings
+from amorsize.workers.observers import is_logged, is_observed
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Any, TypeVar
+
     from amorsize.errors import ExecutionCancelledError, ExecutionError, UnpicklableItemError
     from amorsize.planning.explanation import OptimizationResult
     from amorsize.running.early_workers import HandedOver
+    from amorsize.running.observers import Observers
     from amorsize.running.reporter import Reporter
+    from amorsize.running.retries import Retries
     from amorsize.running.signals import DuringExecute
+    from amorsize.running.sinks import Sink
 
-T = TypeVar("T")
+    T = TypeVar("T")
 
 MOST_CHUNK_ITEMS = 100_000
 """A bound on items that are held at once; chunks of very short items could be millions long."""
@@ -110,7 +112,8 @@ class Run:
         self._explain = explain or options.verbose
         self.result: OptimizationResult | None = None
         self.on_plan: Callable[[RunChunks], None] = lambda plan: None
-        self._observers = Observers(func, options, time.perf_counter())
+        self._began = time.perf_counter()
+        self._observers: Observers | None = None
         self._report: Reporter | None = None
         self._signals: DuringExecute | None = None
         self._seen: Observations
@@ -123,7 +126,7 @@ class Run:
         self._backend: Backend | None = None
         self._handed_over: HandedOver | None = None
         self._in_flight: dict[int, Chunk] = {}
-        self._retries = Retries()
+        self._retries: Retries | None = None
         self._unsendable: deque[tuple[Chunk, UnpicklableItemError]] = deque()
         self._next_chunk_id = 0
         self._workers: dict[int, WorkerStarted] = {}
@@ -152,7 +155,8 @@ class Run:
         finally:
             if self._report is not None:
                 self._report.forget_trace()
-            self._observers.close()
+            if self._observers is not None:
+                self._observers.close()
 
     def drive(self) -> None:
         """Run to the end; raises what the run failed with. Called inside of the run's context."""
@@ -203,10 +207,10 @@ class Run:
     # --- the beginning, and every plan ----
 
     def _begin(self) -> None:
-        options, collect = self._options, CollectSettings()
-        if self._observers.are_there():
+        options, collect = self._options, None
+        if self._is_observed():
             self._guard()
-            self._report = self._observers.make_reporter()
+            self._report = self._make_reporter()
             collect = self._report.begin_collecting()
         self._input = data = Input(self._data)
         self._task = Task(
@@ -229,6 +233,16 @@ class Run:
         self._measurement = Measurement(
             self._task, data, seen, self._planner, starts_early=seen.n_jobs != 1 and not seen.engine
         )
+
+    def _is_observed(self) -> bool:
+        """Say whether anybody observes the run now: the function itself may register a hook."""
+        return self._options.hooks is not None or self._options.progress or is_observed()
+
+    def _make_reporter(self) -> Reporter:
+        from amorsize.running.observers import Observers
+
+        self._observers = observers = Observers()
+        return observers.make_reporter(self._func, self._options, self._began)
 
     def _guard(self) -> None:
         """Have SIGTERM and Ctrl-C end the run in order: its events, and its workers."""
@@ -444,8 +458,8 @@ class Run:
             or self._backend.has_room()
             or (self._input.instant and self._backend.can_hold())
         ):
-            if self._retries:
-                chunk = self._retries.take()
+            if again := self._retries:
+                chunk = again.take()
             elif self._change is not None or not self._sink.has_room(len(self._in_flight)):
                 break
             else:
@@ -567,7 +581,7 @@ class Run:
         if self._input.total is None and not self._in_flight:
             self._fill()
         self._emit_progress()
-        if report is None and self._observers.are_there():
+        if report is None and self._is_observed():
             self._catch_up()
 
     def _take_correction(self) -> int | None:
@@ -616,7 +630,7 @@ class Run:
 
         for untouched in loss.untouched:
             del self._in_flight[untouched.id]
-        self._retries.put_first(loss.untouched)
+        self._again().put_first(loss.untouched)
         chunk = loss.chunk
         if chunk is None and not loss.started:
             failures.warn_of_failed_start(loss)
@@ -655,7 +669,7 @@ class Run:
             item = chunk.start if loss.item_index is None else loss.item_index
             self._split(chunk, item, error, alone_before=True)
         else:
-            self._retries.put_suspects(chunk, loss.item_index, self._new_id)
+            self._again().put_suspects(chunk, loss.item_index, self._new_id)
 
     def _take_unsendable(self, chunk: Chunk, error: UnpicklableItemError) -> None:
         self._fail(error, chunk=chunk, failed_items=1)
@@ -667,10 +681,18 @@ class Run:
         """Let one item of a chunk fail, and run those around it."""
         from amorsize.running.failures import in_place
 
-        single = self._retries.put_around(
+        single = self._again().put_around(
             chunk, index - chunk.start, self._new_id, alone_before=alone_before
         )
         self._take_outcome(single, in_place(single, error), None)
+
+    def _again(self) -> Retries:
+        """The chunks that are handed out again."""
+        if self._retries is None:
+            from amorsize.running.retries import Retries
+
+            self._retries = Retries()
+        return self._retries
 
     def _fail(self, error: BaseException, **details: Any) -> None:
         """Report a failure; it ends the run unless exceptions are returned in place."""
@@ -746,7 +768,7 @@ class Run:
     def _catch_up(self) -> None:
         """Report to observers that have come meanwhile: what was done before is one chunk."""
         self._guard()
-        self._report = report = self._observers.make_reporter()
+        self._report = report = self._make_reporter()
         self._emit_start(report)
         for started in self._workers.values():
             report.worker_started(started)
@@ -848,7 +870,7 @@ class Run:
             self.result.corrections = self._corrections
             self.result.final_chunksize = self._final_chunksize
             self.result.changes = self._changes
-        if self._report is not None:
+        if self._report is not None and self._observers is not None:
             self._observers.drain(self._report.execution_id)
 
     def _new_id(self) -> int:

@@ -7,8 +7,6 @@ next one.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from amorsize.planning.clocks import Clocks, ThreadClocks
 from amorsize.planning.observations import EarlyWork, Observations
@@ -28,7 +26,10 @@ from amorsize.planning.planner import Planner
 from amorsize.running.first_items import FirstItems
 from amorsize.running.input import Input
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from amorsize.engines.base import Task
     from amorsize.options import Options
     from amorsize.planning.machine import StartupCosts
@@ -93,7 +94,7 @@ class Measurement:
             task.func,
             source,
             return_exceptions=task.return_exceptions,
-            collector=task.collect.in_chunk(chunk_id),
+            collector=task.collect.in_chunk(chunk_id) if task.collect else None,
             chunk_id=chunk_id,
             clocks=clocks,
         )

@@ -1,53 +1,37 @@
-"""The observers of a run: whether there are any, and the reporter for them."""
+"""The observers of a run: their managers, and the reporter of its events."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-from amorsize.workers.observers import is_observed
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from amorsize.exporters.progress import ProgressBar
     from amorsize.hooks.manager import HookManager
     from amorsize.options import Options
     from amorsize.running.reporter import Reporter
 
 
-def is_logged() -> bool:
-    """Say whether the log takes what a run has chosen."""
-    logging = sys.modules.get("logging")  # a level can be set only where it is loaded: 4 ms
-    if logging is None or not hasattr(logging, "getLogger"):  # another thread is loading it
-        return False
-    return bool(logging.getLogger("amorsize").isEnabledFor(logging.DEBUG))
-
-
 class Observers:
-    """The managers whose hooks observe one run.
+    """The managers whose hooks observe one run, and its progress bar."""
 
-    Args:
-        func: the function.
-        options: those of the run.
-        began: ``time.perf_counter()`` when it was called.
-    """
-
-    def __init__(self, func: Callable[[Any], Any], options: Options, began: float) -> None:
-        self._func = func
-        self._options = options
-        self._began = began
-        self._bar: Any = None
+    def __init__(self) -> None:
+        self._bar: ProgressBar | None = None
         self._managers: list[HookManager] = []
 
-    def are_there(self) -> bool:
-        """Say whether there are any now: the function itself may register a hook."""
-        return self._options.hooks is not None or self._options.progress or is_observed()
+    def make_reporter(self, func: Callable[[Any], Any], options: Options, began: float) -> Reporter:
+        """Make the reporter of the run's events.
 
-    def make_reporter(self) -> Reporter:
-        """Make the reporter of the run's events."""
+        Args:
+            func: the function.
+            options: those of the run.
+            began: ``time.perf_counter()`` when it was called.
+        """
         from amorsize.hooks.manager import HookManager, get_default_manager
         from amorsize.running.reporter import Reporter
 
-        options, default = self._options, get_default_manager()
+        default = get_default_manager()
         self._managers = [default]
         if options.hooks is not None and options.hooks is not default:  # notified once
             self._managers.append(options.hooks)
@@ -60,8 +44,8 @@ class Observers:
             self._managers.append(manager)
         return Reporter(
             self._managers,
-            began=self._began,
-            function=options.name or _name_of(self._func),
+            began=began,
+            function=options.name or _name_of(func),
             progress_interval=options.progress_interval,
         )
 

@@ -94,9 +94,10 @@ class Reporter:
                 return True
         return False
 
-    def begin_collecting(self) -> CollectSettings:
-        """Say what each chunk is to collect; the trace that its events belong to begins."""
-        return CollectSettings(self.takes_user_metrics(), self.begin_trace())
+    def begin_collecting(self) -> CollectSettings | None:
+        """Say what each chunk is to collect, if anything; the trace of its events begins."""
+        user_metrics, trace = self.takes_user_metrics(), self.begin_trace()
+        return CollectSettings(user_metrics, trace) if user_metrics or trace else None
 
     def begin_trace(self) -> TraceLink | None:
         """Begin the trace that the events belong to; None where nobody traces."""

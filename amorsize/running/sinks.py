@@ -4,39 +4,42 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
 
 from amorsize.hooks.interruption import protected, protected_between_calls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any, Protocol
+
+    class Sink(Protocol):
+        """What the run loop asks of the place that results go to."""
+
+        @property
+        def cancelled(self) -> bool:
+            """Whether nobody wants further results."""
+
+        is_bounded: bool
+        """Whether it holds a few chunks at a time, for a consumer."""
+
+        def has_room(self, in_flight: int) -> bool:
+            """Say whether a further chunk may be dispatched, beside those in flight."""
+
+        def deliver(self, start: int, results: list[Any]) -> None:
+            """Take the results of the items from index ``start`` on; pieces come in any order.
+
+            The list is the sink's from then on.
+            """
+
+        def cancel(self) -> None:
+            """Note that nobody wants further results."""
+
+        def end(self, error: BaseException | None) -> None:
+            """Note that no more comes, or what went wrong."""
+
+
 _WAIT_SECONDS = 0.5
 """A Ctrl-C that comes just before a wait is handled when the wait is over."""
-
-
-class Sink(Protocol):
-    """What the run loop asks of the place that results go to."""
-
-    @property
-    def cancelled(self) -> bool:
-        """Whether nobody wants further results."""
-
-    is_bounded: bool
-    """Whether it holds a few chunks at a time, for a consumer."""
-
-    def has_room(self, in_flight: int) -> bool:
-        """Say whether a further chunk may be dispatched, beside those in flight."""
-
-    def deliver(self, start: int, results: list[Any]) -> None:
-        """Take the results of the items from index ``start`` on; pieces come in any order.
-
-        The list is the sink's from then on.
-        """
-
-    def cancel(self) -> None:
-        """Note that nobody wants further results."""
-
-    def end(self, error: BaseException | None) -> None:
-        """Note that no more comes, or what went wrong."""
 
 
 @protected

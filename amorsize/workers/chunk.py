@@ -12,16 +12,18 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import CodeType
-from typing import TYPE_CHECKING, Any
 
-from amorsize.workers.item_slots import ITEM, ITEM_STARTED, ItemSlots, mark_chunk
 from amorsize.workers.record import Record, made
 from amorsize.workers.slices import Pass
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Any
+
     from amorsize.workers.collectors import CollectSettings
+    from amorsize.workers.item_slots import ItemSlots
 
 HOSTNAME = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
 
@@ -169,6 +171,8 @@ def run_chunk(
     """
     over = over or Pass(chunk.items)
     if item_slots is not None:
+        from amorsize.workers.item_slots import mark_chunk, mark_end, mark_items
+
         mark_chunk(item_slots, chunk.id, chunk.start)
     results: list[Any] = []
     failures: list[Failure] = []
@@ -185,7 +189,7 @@ def run_chunk(
                     results = call_all(func, items)
                 else:
                     if item_slots is not None:
-                        items = _marked(items, chunk.start, item_slots, stamp_items, stopped)
+                        items = mark_items(items, chunk.start, item_slots, stamp_items, stopped)
                     call_each(
                         func,
                         items,
@@ -209,9 +213,7 @@ def run_chunk(
     size = over.taken if over.ended else len(chunk.items)
     complete = len(results) == size
     if item_slots is not None:
-        item_slots[ITEM_STARTED] = 0
-        if complete:
-            item_slots[ITEM] = chunk.start + len(results)
+        mark_end(item_slots, chunk.start + size if complete else None)
     return ChunkOutcome(
         chunk_id=chunk.id,
         start=chunk.start,
@@ -263,26 +265,6 @@ def add_note(error: BaseException, note: str) -> None:
         error.add_note(note)
     except Exception:
         pass
-
-
-def _marked(
-    items: Iterable[Any],
-    start: int,
-    item_slots: ItemSlots,
-    stamp_items: bool,
-    stopped: Callable[[], bool] | None,
-) -> Iterator[Any]:
-    if not stamp_items and stopped is None:
-        for item_slots[ITEM], item in enumerate(items, start):
-            yield item
-        return
-    for item_slots[ITEM], item in enumerate(items, start):
-        if stopped is not None and stopped():
-            return
-        if stamp_items:
-            item_slots[ITEM_STARTED] = time.monotonic_ns()
-        yield item
-        item_slots[ITEM_STARTED] = 0
 
 
 def failure_of(index: int, error: BaseException) -> Failure:

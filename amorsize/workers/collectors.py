@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
 
 from amorsize.workers.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any, Protocol
+
     from amorsize.workers.trace_link import TraceLink
 
+    class Collector(Protocol):
+        """Collects while it is entered; ``take()`` ends it, and returns None for nothing."""
 
-class Collector(Protocol):
-    """Collects while it is entered; ``take()`` ends it, and returns None for nothing."""
-
-    def enter(self) -> None: ...
-    def leave(self) -> None: ...
-    def take(self) -> Any: ...
+        def enter(self) -> None: ...
+        def leave(self) -> None: ...
+        def take(self) -> Any: ...
 
 
 class CollectSettings(Record):

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from typing import Any, Protocol
+
+    class ItemSlots(Protocol):
+        """A few integers that others may read at any time."""
+
+        def __getitem__(self, slot: int, /) -> int: ...
+        def __setitem__(self, slot: int, value: int, /) -> None: ...
+
 
 CHUNK, ITEM, ITEM_STARTED = 0, 1, 2
 """The slots: id of the chunk in progress (-1 for none), index of the item (the end of the chunk
@@ -14,15 +26,36 @@ memory for a process, a list for a thread.
 SLOT_COUNT = 3
 
 
-class ItemSlots(Protocol):
-    """A few integers that others may read at any time."""
-
-    def __getitem__(self, slot: int, /) -> int: ...
-    def __setitem__(self, slot: int, value: int, /) -> None: ...
-
-
 def mark_chunk(item_slots: ItemSlots, chunk_id: int, start: int) -> None:
     """Show that a chunk is in progress, and no call yet; in an order that is true at each step."""
     item_slots[ITEM_STARTED] = 0
     item_slots[ITEM] = start
     item_slots[CHUNK] = chunk_id
+
+
+def mark_items(
+    items: Iterable[Any],
+    start: int,
+    item_slots: ItemSlots,
+    stamp_items: bool,
+    stopped: Callable[[], bool] | None,
+) -> Iterator[Any]:
+    """Yield items, and show which is in progress; with ``stamp_items`` also since when."""
+    if not stamp_items and stopped is None:
+        for item_slots[ITEM], item in enumerate(items, start):
+            yield item
+        return
+    for item_slots[ITEM], item in enumerate(items, start):
+        if stopped is not None and stopped():
+            return
+        if stamp_items:
+            item_slots[ITEM_STARTED] = time.monotonic_ns()
+        yield item
+        item_slots[ITEM_STARTED] = 0
+
+
+def mark_end(item_slots: ItemSlots, end: int | None) -> None:
+    """Show that no call is in progress; ``end`` is that of a chunk all of whose items are done."""
+    item_slots[ITEM_STARTED] = 0
+    if end is not None:
+        item_slots[ITEM] = end

@@ -8,7 +8,10 @@ module that is not loaded observes nothing, and is not loaded to be asked.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _questions: list[Callable[[], bool]] = []
 
@@ -27,6 +30,11 @@ def is_observed() -> bool:
     for question in _questions:
         if question():
             return True
+    return is_logged()
+
+
+def is_logged() -> bool:
+    """Return whether the log takes what a run has chosen, at level DEBUG."""
     # If the application has not loaded logging, nothing is logged; loading it takes 5 ms.
     logging = sys.modules.get("logging")
     if logging is None or not hasattr(logging, "getLogger"):  # another thread is loading it

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import _thread
 import time
-from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from threading import Lock
-from typing import Any, TypeAlias
 
 from amorsize.workers.slices import Pass
 from amorsize.workers.thread_cache import run_beside
 
-TooLong: TypeAlias = Callable[[float, int], bool]
-"""Given the seconds that an item took lately, and the index of the next: whether to end there."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any, TypeAlias
+
+    TooLong: TypeAlias = Callable[[float, int], bool]
+    """Given the seconds that an item took lately, and the index of the next: whether to end there.
+    """
 
 SLICED_ITEMS = 512
 """So few are not worth another thread: the loop looks at the clock between slices of them."""

@@ -29,11 +29,17 @@ from __future__ import annotations
 
 import sys
 from types import MethodType
-from typing import TYPE_CHECKING, Any, dataclass_transform
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Self
+    from typing import Any, Self, dataclass_transform
+else:
+
+    def dataclass_transform(**_: object) -> object:
+        """Do nothing: ``typing`` takes longer to load than everything here."""
+        return lambda cls: cls
+
 
 COMPILE_AFTER = 24
 """Records of a class that are made before its ``__init__`` is compiled: by then, making them has

@@ -12,13 +12,20 @@ tests/test_internals.py hold it for each version that is supported.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any
+
+    _Sequence = Sequence[Any]
+else:
+    _Sequence = object
 
 
-class Slice(Sequence[Any]):
+class Slice(_Sequence):
     """A slice of a list, a tuple or a range that is not copied.
 
     >>> part = Slice([10, 20, 30, 40], 1, 3)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import _thread
 import os
-from collections.abc import Callable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _IDLE_SECONDS = 0.05
 """How long a thread is kept for the next probe: programs that call in a loop start one, and what

@@ -19,7 +19,6 @@ from amorsize.workers.pass_monitor import (
     SLICED_ITEMS,
     MonitoredPass,
     PassMonitor,
-    TooLong,
 )
 from amorsize.workers.slices import Slice
 
@@ -28,7 +27,9 @@ def never(each: float, at: int) -> bool:
     return False
 
 
-def pass_over(items: Sequence[Any], start: int, too_long: TooLong) -> MonitoredPass:
+def pass_over(
+    items: Sequence[Any], start: int, too_long: Callable[[float, int], bool]
+) -> MonitoredPass:
     return PassMonitor(too_long).pass_over(items, start)
 
 

@@ -98,7 +98,7 @@ class TaskSettings(Record):
     """What all chunks of an execution have in common, apart from the function; picklable."""
 
     return_exceptions: bool
-    collect: CollectSettings
+    collect: CollectSettings | None
     log_levels: dict[str, int]
 
 
@@ -200,11 +200,11 @@ def _find_task(key: str, packed: bytes | None, elsewhere: bool) -> _LoadedTask |
         task = _tasks.get(key)
         if task is None and packed is not None:
             settings, function = pickle.loads(packed)
-            if elsewhere:
-                trace = settings.collect.trace
+            if elsewhere and (collect := settings.collect) is not None:
+                trace = collect.trace
                 if trace is not None and trace.pid == os.getpid():
                     trace.pid = -1  # the same number on another machine
-                settings.collect.use_in_worker(None)
+                collect.use_in_worker(None)
             task = _tasks[key] = _LoadedTask(settings, pickle.loads(function), len(function))
             while len(_tasks) > 1 and _are_too_many():
                 _tasks.popitem(last=False)

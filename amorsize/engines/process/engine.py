@@ -99,8 +99,9 @@ class ProcessBackend(Backend):
     def open(self, task: Task) -> None:
         cores = machine.read_system(memory=False).usable_cores
         self._state = read_state(max(1, cores // self._n_jobs))
-        captures = task.collect.trace is not None and task.collect.trace.capture
-        self._settings = {
+        trace = task.collect.trace if task.collect else None
+        captures = trace is not None and trace.capture
+        self._settings: dict[str, object] = {
             "return_exceptions": task.return_exceptions,
             "stamp_items": task.stamp_items,
             "collect": task.collect,

@@ -10,7 +10,6 @@ import pickle
 import sys
 import threading
 import time
-from typing import Any
 
 from amorsize.engines.process import protocol
 from amorsize.engines.process.connection import Connection
@@ -24,10 +23,15 @@ from amorsize.workers.chunk import (
     text_of,
     unreadable,
 )
-from amorsize.workers.collectors import CollectSettings
 from amorsize.workers.item_slots import CHUNK, SLOT_COUNT, mark_chunk
 from amorsize.workers.log_records import RecordKeeper, keep_records
 from amorsize.workers.role import become_worker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from amorsize.workers.collectors import CollectSettings
 
 IDLE_SECONDS = 60.0
 """A worker that nobody used for so long ends. The pool takes none that is about to."""
@@ -181,8 +185,9 @@ class _Task:
         buffers: list[Any],
         provider_at_start: Any,
     ) -> None:
-        self.collect: CollectSettings = settings["collect"]
-        self.collect.use_in_worker(provider_at_start)
+        self.collect: CollectSettings | None = settings["collect"]
+        if self.collect is not None:
+            self.collect.use_in_worker(provider_at_start)
         self.func = pickle.loads(payload, buffers=buffers)
         self.return_exceptions: bool = settings["return_exceptions"]
         self.stamp_items: bool = settings["stamp_items"]
