@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 from ports import free_port
+from processes import has_ended, still_running
 from waiting import PATIENCE, json_of, poll, wait_until
 
 from amorsize.demo.run import PUSH_JOB
@@ -96,12 +97,6 @@ def running(folder: Path, *arguments: str) -> Iterator[Running]:
         if process.poll() is None:
             process.terminate()
             process.wait(PATIENCE)
-
-
-def are_gone(processes: Sequence[psutil.Process]) -> bool:
-    return not any(
-        each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in processes
-    )
 
 
 def nobody_listens(addresses: Mapping[str, str]) -> bool:
@@ -243,7 +238,7 @@ def test_it_stops_cleanly(tmp_path: Path, number: signal.Signals) -> None:
         assert len(processes) >= 4
         started.process.send_signal(number)
         assert started.wait() == 0
-        assert are_gone(processes)
+        assert all(map(has_ended, processes))
         assert nobody_listens(started.addresses)
         assert not data.exists()
         assert "nothing is left running" in started.printed.read_text()
@@ -258,7 +253,7 @@ def test_when_one_dies_the_others_end_and_it_is_said_which(tmp_path: Path) -> No
         printed = started.printed.read_text()
         assert "stack: error: Prometheus ended with exit code -9. The end of its log" in printed
         assert "Server is ready to receive web requests" in printed
-        assert are_gone(processes)
+        assert all(map(has_ended, processes))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end children with their parent")
@@ -269,7 +264,7 @@ def test_when_it_is_killed_itself_nothing_is_left(tmp_path: Path) -> None:
         assert len(processes) >= 4
         started.process.kill()
         started.wait()
-        poll(lambda: are_gone(processes), bool, "all have ended")
+        assert not still_running(processes)
 
 
 def test_a_port_that_is_taken_is_no_obstacle(tmp_path: Path) -> None:

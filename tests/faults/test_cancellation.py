@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import still_running
 from waiting import slowness
 
 PROGRAM = textwrap.dedent(
@@ -102,8 +103,7 @@ class Program:
         return self.process.returncode, out, err
 
     def assert_no_child_is_left(self) -> None:
-        _, alive = psutil.wait_procs(self.children, timeout=2 * slowness())
-        assert alive == []
+        assert still_running(self.children, 2 * slowness()) == []
 
 
 @pytest.fixture
@@ -196,9 +196,10 @@ def test_workers_that_hold_the_gil_die_with_their_parent(tmp_path: Path) -> None
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) == 2
     process.kill()
-    _, alive = psutil.wait_procs(children, timeout=2 * slowness())
-    for child in alive:
-        child.kill()
+    alive = still_running(children, 2 * slowness())
+    for child in children:
+        if child.is_running():
+            child.kill()
     process.communicate()
     assert alive == []
 

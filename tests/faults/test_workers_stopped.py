@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from processes import still_running
 from waiting import PATIENCE, slowness, wait_until
 
 import amorsize
@@ -116,7 +117,7 @@ def test_a_worker_that_is_frozen_between_two_runs_is_replaced(seconds: float) ->
     time.sleep(seconds)  # by then it is idle
     stop(frozen)
     assert who() != frozen
-    wait_until(lambda: not psutil.pid_exists(frozen), "the frozen worker is killed")
+    assert not still_running([frozen])
 
 
 def test_shutdown_ends_frozen_workers() -> None:
@@ -128,7 +129,7 @@ def test_shutdown_ends_frozen_workers() -> None:
         stop(pid)
     amorsize.shutdown()
     assert pool.pids() == []
-    wait_until(lambda: not any(map(psutil.pid_exists, pids)), "the workers are gone")
+    assert not still_running(pids)
 
 
 PARENT = """
@@ -167,7 +168,7 @@ def test_workers_end_with_their_program_and_with_their_template(
     template = workers[0].parent()
     assert template is not None
     (psutil.Process(program.pid) if killed == "program" else template).kill()
-    _, alive = psutil.wait_procs([*workers, template], timeout=2 * slowness())
+    alive = still_running([*workers, template], 2 * slowness())
     program.kill()
     program.communicate(timeout=PATIENCE)
     assert alive == []

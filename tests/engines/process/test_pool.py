@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from processes import has_ended, still_running
 from waiting import PATIENCE as WAIT
 
 import amorsize
@@ -87,20 +88,6 @@ def run_script(text: str) -> Any:
     return json.loads(done.stdout)
 
 
-def has_ended(pid: int, timeout: float = WAIT) -> bool:
-    """Wait for the end of a process that need not be our child; a zombie has ended."""
-    try:
-        sentinel = os.pidfd_open(pid)
-    except AttributeError:
-        pytest.skip("this system has no pidfd_open()")
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([sentinel], [], [], timeout)[0])
-    finally:
-        os.close(sentinel)
-
-
 # --- warm workers ----
 
 
@@ -155,7 +142,7 @@ def test_workers_that_nobody_uses_end_by_themselves(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(pool_module, "IDLE_SECONDS", 0.0)
     assert not worker.is_usable({}), "it may end at any moment"
     assert first not in pids_of()
-    assert has_ended(first)
+    assert not still_running([first])
 
 
 def test_an_idle_worker_ends_after_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,13 +161,13 @@ def test_an_idle_worker_ends_after_its_time(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_shutdown_ends_every_process_and_later_runs_start_anew() -> None:
-    """Nothing is left, not even a zombie."""
+    """Nothing is left."""
     first = pids_of(n_jobs=2, items=8)
     assert pool.pids()
     amorsize.shutdown()
     assert pool.pids() == []
     assert pool.warm_workers() == 0
-    assert not any(map(psutil.pid_exists, first))
+    assert not still_running(first)
     assert not pids_of() & first
 
 
@@ -267,7 +254,7 @@ def test_workers_end_with_their_program() -> None:
     """
     pids = run_script(script)
     assert pids
-    assert all(map(has_ended, pids))
+    assert not still_running(pids)
 
 
 # --- sharing ----
@@ -389,7 +376,7 @@ def test_a_worker_ends_when_its_connection_does(worker: WorkerProcess) -> None:
     until_ready(worker)
     worker.end()
     assert worker.reap(WAIT) == 0
-    assert has_ended(worker.pid)
+    assert not still_running([worker.pid])
 
 
 def test_a_worker_that_does_not_end_in_time_is_killed(worker: WorkerProcess) -> None:
@@ -558,8 +545,8 @@ def test_the_parent_s_workers_end_with_it_though_a_forked_child_lives_on() -> No
     )
     worker, child = json.loads(done.stdout)
     try:
-        assert has_ended(worker)
-        assert not has_ended(child, 0)
+        assert not still_running([worker])
+        assert not has_ended(child)
     finally:
         os.kill(child, signal.SIGKILL)
 
