@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -172,6 +173,39 @@ def test_workers_end_with_their_program_and_with_their_template(
     program.kill()
     program.communicate(timeout=PATIENCE)
     assert alive == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the orphans")
+def test_the_template_reaps_the_workers_that_it_kills(tmp_path: Path) -> None:
+    """Where its program was killed, in a container whose init process reaps nobody."""
+    script = tmp_path / "program.py"
+    script.write_text(textwrap.dedent(PARENT))
+    init = """if True:
+        import ctypes, json, os, subprocess, sys
+        PR_SET_CHILD_SUBREAPER = 36
+        assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+        program = subprocess.Popen([sys.executable, *sys.argv[1:]], stdout=subprocess.PIPE)
+        workers = [int(program.stdout.readline().split()[0]) for _ in range(2)]
+        program.kill()
+        program.wait()
+        orphans = []
+        while True:
+            try:
+                orphans.append(os.wait()[0])
+            except ChildProcessError:
+                break
+        print(json.dumps([workers, orphans]))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", init, str(script), "computing"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    workers, orphans = json.loads(done.stdout)
+    assert len(orphans) == 1, "the template"
+    assert orphans[0] not in workers
 
 
 def kill_template(context: HookContext) -> None:

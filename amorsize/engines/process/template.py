@@ -31,6 +31,8 @@ CONTROL_FD, SLOTS_FD = 3, 4
 
 _GRACE_SECONDS = 0.2
 """Workers that are idle end by themselves when the program does; the others are killed then."""
+_REAP_SECONDS = 0.5
+"""For killed workers to end, and to be reaped: in a container, nobody else may ever do that."""
 
 
 class _Child:
@@ -136,12 +138,17 @@ class _Template:
             pass
 
     def _end(self) -> None:
-        deadline = time.monotonic() + _GRACE_SECONDS
-        while self._children and time.monotonic() < deadline:
-            self._reap()
-            time.sleep(0.005)
+        self._reap_for(_GRACE_SECONDS)
         for pid in self._children:
             os.kill(pid, signal.SIGKILL)
+        self._reap_for(_REAP_SECONDS)
+
+    def _reap_for(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        self._reap()
+        while self._children and time.monotonic() < deadline:
+            time.sleep(0.005)
+            self._reap()
 
 
 def _import(modules: list[tuple[str, str]]) -> None:
