@@ -160,7 +160,7 @@ def run_chunk(
         item_slots: where to write which item is in progress; None where nobody reads them.
         stamp_items: also write when each item started (for ``item_timeout``).
         stopped: asked before each item; when true, the rest of the chunk is left.
-        exits_pass: let SystemExit, Keyitem_slotsInterrupt and the like through (the caller's own
+        exits_pass: let SystemExit, KeyboardInterrupt and the like through (the caller's own
             thread, where Ctrl-C raises) instead of reporting them as a failure of the item.
         collect: what else to return, in the outcome's extras; None for nothing.
         over: the pass over its items, which may end early; None for one that does not.
