@@ -11,10 +11,13 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from fake_time import FakeTime
 from modes import MODES, Engines, Mode
+from planned import PlanWith
 
 from amorsize import HookManager, get_default_manager, shutdown
-from amorsize.planning import process_support
+from amorsize.planning import machine, process_support
+from amorsize.running import first_items, loop
 from amorsize.testing import RecordingHook
 from amorsize.workers import user_metrics
 
@@ -80,6 +83,20 @@ def recorder(hooks: HookManager) -> RecordingHook:
     return RecordingHook().attach(hooks)
 
 
+@pytest.fixture
+def plan_with(monkeypatch: pytest.MonkeyPatch) -> PlanWith:
+    """Has the runs of the test planned by another planner."""
+    return lambda planner: monkeypatch.setattr(loop, "Planner", lambda: planner)
+
+
+@pytest.fixture
+def fake_time(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    """The clock by which the first items of the test's runs are measured."""
+    fake = FakeTime(cores=1.0)
+    monkeypatch.setattr(first_items, "Clocks", fake.clocks)
+    return fake
+
+
 @pytest.fixture(autouse=True)
 def _clean_default_manager() -> Iterator[None]:
     """No test sees what another one registered process-wide."""
@@ -99,6 +116,12 @@ def _no_names_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
 def _no_failures_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """That no process could be started is remembered for a minute; no test remembers another."""
     monkeypatch.setattr(process_support, "_failed_until", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _no_startup_costs_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a start of workers took is remembered as well, and decides."""
+    monkeypatch.setattr(machine, "STARTUP", machine.StartupCosts())
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -488,6 +488,13 @@ def test_a_serial_run_measures_again_where_items_turn_out_long(
         assert step.choice is seen.plan.choice  # type: ignore[union-attr]  # it has one
 
 
+@pytest.mark.parametrize("facts", [{"item_time_limit": True}, {"n_jobs": 1}, {"n_jobs": 2}])
+def test_a_serial_run_may_not_grow(facts: dict[str, Any]) -> None:
+    """An item that must be ended in time is not measured; the number of workers may be given."""
+    seen = observed(calls(*[1e-7] * 5), payload=UNPICKLABLE, **facts)
+    assert not next_of(seen).choice.may_grow
+
+
 @pytest.mark.parametrize("growths", range(MOST_GROWTHS + 1))
 def test_items_that_change_for_ever_are_followed_so_often(growths: int) -> None:
     """Each time they are expected to take what they took then."""
