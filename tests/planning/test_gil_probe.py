@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 
-from waiting import PATIENCE
+import pytest
+from waiting import PATIENCE, wait_until
 
 from amorsize.planning.gil_probe import GilProbe
 from amorsize.workers import thread_cache
 from amorsize.workers.thread_cache import _Thread
-
-
-def wait_until(done: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 class RecordingLook:
@@ -43,30 +36,34 @@ def test_a_call_in_progress_is_looked_at_until_enough_is_seen() -> None:
     probe = GilProbe(time.perf_counter, look)
     assert probe.start()
     probe.enter(time.perf_counter())
-    wait_until(lambda: len(look.seen) == 3)
+    wait_until(lambda: len(look.seen) == 3, "three looks")
     probe.leave(0.0, time.perf_counter())
     probe.stop()
     assert look.seen == [probe] * 3
     assert look.threads.isdisjoint({threading.get_ident()})
 
 
-def test_a_probe_that_is_stopped_at_once_never_looks() -> None:
-    """Trivial calls are over before it begins."""
+def test_a_probe_that_is_stopped_before_it_begins_never_looks() -> None:
+    """Very short calls are over before that."""
     look = RecordingLook(enough=1)
     probe = GilProbe(time.perf_counter, look)
-    assert probe.start()
     probe.stop()
-    wait_until(lambda: any(True for _ in thread_cache._idle))
+    probe._run()
     assert probe.share() is None
     assert look.seen == []
 
 
-def test_threads_are_used_again_and_end_when_nothing_comes() -> None:
+def test_threads_are_used_again_and_end_when_nothing_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that calls in a loop starts one; what forks later finds none of ours."""
+    monkeypatch.setattr(thread_cache, "_IDLE_SECONDS", PATIENCE)
     ran: list[int] = []
     for turn in range(3):
         _Thread.run(lambda: ran.append(threading.get_ident()))
-        wait_until(lambda turn=turn: len(ran) > turn and bool(thread_cache._idle))  # type: ignore[misc]
+        wait_until(
+            lambda turn=turn: len(ran) > turn and thread_cache._idle,  # type: ignore[misc]
+            "an idle thread",
+        )
     assert len(set(ran)) == 1
-    wait_until(lambda: not thread_cache._idle)
-    assert threading.active_count() == len(threading.enumerate())
+    monkeypatch.setattr(thread_cache, "_IDLE_SECONDS", 0.01)
+    _Thread.run(lambda: None)
+    wait_until(lambda: not thread_cache._idle, "the end of all threads")

@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
+import operator
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from typing import Any
 
 import pytest
+from fake_time import FakeTime
 from hypothesis import given
 from hypothesis import strategies as st
-from waiting import PATIENCE
+from waiting import PATIENCE, wait_until
 
-from amorsize.planning.clocks import Clocks
 from amorsize.planning.gil_probe import GilProbe
 from amorsize.planning.observations import Sample
 from amorsize.running.first_items import FirstItems
 from amorsize.running.input import Input
-
-
-class FakeTime:
-    """A clock that moves only when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def clocks(self) -> Clocks:
-        zero = lambda: 0.0  # noqa: E731  # a clock that stands
-        return Clocks(
-            wall=self,
-            epoch=lambda: 5.0,
-            thread_cpu=zero,
-            process_cpu=zero,
-            usage=lambda: (0, 0, 0.0),
-            peak_bytes=lambda: 0,
-        )
 
 
 def measured(func: Any, data: Any, size: int, **options: Any) -> FirstItems:
@@ -199,8 +179,14 @@ def test_waiting_is_seen() -> None:
     assert switches is None or switches >= len(first.items) >= 2
 
 
-def burn(rounds: int) -> int:
-    return sum(number * number for number in range(rounds))
+@pytest.fixture
+def probe(monkeypatch: pytest.MonkeyPatch) -> Iterator[GilProbe]:
+    """A probe that runs as long as the test."""
+    probe = GilProbe(time.perf_counter)
+    assert probe.start()
+    probe.enter(time.perf_counter())
+    yield probe
+    probe.stop()
 
 
 def test_trivial_functions_start_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,20 +196,26 @@ def test_trivial_functions_start_no_thread(monkeypatch: pytest.MonkeyPatch) -> N
     assert measured(abs, iter(range(5)), 5, clocks=fake.clocks()).sample.gil_share is None
 
 
-def test_probe_tells_who_holds_the_gil() -> None:
-    """Hashing a large buffer lets the other thread tick, computing in Python does not."""
-    buffer = bytes(8 << 20)
+def test_the_probe_ticks_while_a_call_lets_go_of_the_gil(probe: GilProbe) -> None:
+    """As one that waits, until it has."""
+    first = measured(lambda _: wait_until(lambda: probe._ticks >= 30, "ticks"), [0], 1)
+    assert first.results == [None]
 
-    def sha(_: int) -> bytes:
-        return hashlib.sha256(buffer).digest()
 
-    # A busy machine may take the probe's ticks away now and then: the best of a few counts.
-    held = [
-        measured(burn, iter([60_000] * 6), 6, budget_seconds=1).sample.gil_share for _ in range(3)
-    ]
-    free = [measured(sha, iter(range(4)), 4, budget_seconds=1).sample.gil_share for _ in range(5)]
-    assert min(share for share in held if share is not None) < 0.25
-    assert max(share for share in free if share is not None) >= 0.25
+def test_the_probe_does_not_tick_while_a_call_holds_the_gil(probe: GilProbe) -> None:
+    """As one that computes in C, and lets no other thread in."""
+    ticks = partial(getattr, probe, "_ticks")
+    # In one step of the interpreter: between two of them another thread is let in.
+    steps: list[Callable[[], int]] = [ticks, partial(sum, range(2_000_000)), ticks]
+
+    def hold(_: int) -> int:
+        before, _, after = map(operator.call, steps)
+        return after - before
+
+    wait_until(lambda: ticks() > 0, "the probe")
+    assert measured(hold, range(2), 2, budget_seconds=1e9).results == [0, 0]
+    before = ticks()
+    wait_until(lambda: ticks() > before, "the probe is still there")
 
 
 def test_probe_ends_with_the_sample() -> None:
@@ -250,8 +242,8 @@ def test_no_thread_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> int:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr("amorsize.workers.thread_cache._thread.start_new_thread", refuse)
-    monkeypatch.setattr("amorsize.workers.thread_cache._idle", [])
+    # Not its start alone: another test's thread may become idle at any moment.
+    monkeypatch.setattr("amorsize.workers.thread_cache._Thread.run", refuse)
     first = measured(time.sleep, iter([0.003] * 3), 3)
     assert (first.sample.gil_share, len(first.results)) == (None, 3)
 

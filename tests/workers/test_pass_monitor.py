@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from waiting import PATIENCE
+from waiting import PATIENCE, wait_until
 
 from amorsize.workers import pass_monitor as monitor_module
 from amorsize.workers.pass_monitor import (
@@ -46,7 +46,7 @@ def go_over(monitored: MonitoredPass, func: Callable[[Any], Any]) -> list[Any]:
 @given(
     size=st.integers(0, 30), start=st.integers(0, 30), kind=st.sampled_from([list, tuple, range])
 )
-def test_it_is_a_comprehension_over_the_span(size: int, start: int, kind: Any) -> None:
+def test_it_is_a_comprehension_over_the_slice(size: int, start: int, kind: Any) -> None:
     """Of each kind of sequence, from anywhere in it."""
     sequence: Sequence[int] = range(size) if kind is range else kind(range(size))
     start = min(start, size)
@@ -70,7 +70,7 @@ def test_another_thread_ends_it_where_items_are_too_long(kind: Any) -> None:
 
     def too_long(each: float, at: int) -> bool:
         asked.append((each, at, threading.get_ident()))
-        return each > 0.0005
+        return [index > 1051 for _, index, _ in asked].count(True) == 2
 
     monitored = pass_over(sequence, 50, too_long)
     results = go_over(monitored, work)
@@ -78,27 +78,21 @@ def test_another_thread_ends_it_where_items_are_too_long(kind: Any) -> None:
     assert monitored.ended
     assert 1000 < monitored.taken < len(sequence)
     each, at, thread = asked[-1]
-    assert each > 0.0005
+    assert each > 0.0005, "between the last two questions all items were long"
     assert 1050 < at <= 50 + monitored.taken
     assert thread != threading.get_ident()
 
 
 def test_the_item_that_fails_is_known_also_once_it_was_ended() -> None:
-    """The iterator was moved by then, and does not tell."""
-    ended = threading.Event()
+    """The iterator was moved by then, and does not show it."""
 
     def work(item: int) -> int:
         if item == 700:
-            assert ended.wait(PATIENCE)
-            time.sleep(0.05)  # until the iterator is moved
+            wait_until(lambda: monitored.ended, "the end of the pass")
             raise ValueError(item)
         return item
 
-    def too_long(each: float, at: int) -> bool:
-        ended.set()
-        return True
-
-    monitored = pass_over(range(10_000), 0, too_long)
+    monitored = pass_over(range(10_000), 0, lambda each, at: True)
     with pytest.raises(ValueError, match="700"):
         go_over(monitored, work)
     assert monitored.taken == 701
@@ -140,13 +134,14 @@ def test_few_items_are_looked_at_between_slices(kind: Any, start: int) -> None:
     def too_long(each: float, at: int) -> bool:
         threads.add(threading.get_ident())
         asked.append((each, at))
-        return each > 0.0005
+        return at > 100
 
     monitored = pass_over(Slice(sequence, start, 300), start, too_long)
     assert go_over(monitored, work) == list(range(start, start + monitored.taken))
     assert monitored.ended
-    assert 100 < start + monitored.taken <= 100 + 2 * SLICE_ITEMS
-    assert asked[-1][1] == start + monitored.taken
+    each, at = asked[-1]
+    assert each > 0.0005 * (at - 101) / SLICE_ITEMS
+    assert 100 < at == start + monitored.taken <= 100 + 2 * SLICE_ITEMS
     assert threads == {threading.get_ident()}
 
 
@@ -183,22 +178,16 @@ def test_a_list_that_changes_meanwhile(size: int) -> None:
 def test_what_a_list_gains_once_it_was_ended_has_no_result() -> None:
     """Nor is it called: whoever goes over the rest of the list comes to it."""
     data = list(range(10_000))
-    ended = threading.Event()
     calls: list[int] = []
 
     def work(item: int) -> int:
         calls.append(item)
         if item == 700:
-            assert ended.wait(PATIENCE)
-            time.sleep(0.05)  # until the iterator is moved
+            wait_until(lambda: monitored.ended, "the end of the pass")
             data.append(-1)
         return item
 
-    def too_long(each: float, at: int) -> bool:
-        ended.set()
-        return True
-
-    monitored = pass_over(data, 0, too_long)
+    monitored = pass_over(data, 0, lambda each, at: True)
     assert go_over(monitored, work) == calls == list(range(701))
     assert monitored.taken == 701
 
