@@ -365,6 +365,7 @@ def test_a_run_with_hooks_loads_the_manager_alone() -> None:
     assert within(loaded, "amorsize.hooks") == {
         "entries",
         "events",
+        "executions",
         "interruption",
         "manager",
         "termination",

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import platform
 import threading
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
-from weakref import WeakSet
 
 from amorsize import __version__
 from amorsize.exporters import metrics
-from amorsize.exporters.base import Exporter, attached_to, exporter_stats
+from amorsize.exporters.base import Exporter, exporter_stats
 from amorsize.exporters.exemplars import exemplar_of
+from amorsize.exporters.hook_totals import HookTotals
 from amorsize.exporters.metrics import BoundedLabel, Metric, closed_label
 from amorsize.exporters.series import Labels, Series, Totals, number
 from amorsize.exporters.user_totals import UserTotals
 from amorsize.hooks import HookContext, HookManager
+from amorsize.hooks.executions import managers_of
 from amorsize.workers.user_metrics import UserMetrics
 
 LIVE_GAUGES = (
@@ -60,29 +60,17 @@ class TotalsExporter(Exporter):
         self._runs: dict[Any, LiveRun] = {}
         self._function_label = BoundedLabel(metrics.LABEL_LIMITS["function"])
         self._error_label = BoundedLabel(metrics.LABEL_LIMITS["error_type"])
-        self._hook_label = BoundedLabel(metrics.LABEL_LIMITS["hook"])
-        self._hook_series: Series = self._add_hooks([])
+        self._hook_totals = HookTotals()
         super().__init__()
 
     def attach(self, manager: HookManager | None = None) -> Self:
         super().attach(manager)
-        for each in self.managers:
-            if not each.timed:  # the cost of hooks is a metric, too
-                each.timed = True
-                _timed_for_exporters.add(each)
+        self._hook_totals.include(self.managers)
         return self
 
     def close(self) -> None:
-        self._read_hooks()  # a detached exporter has no manager to read
-        managers = self.managers
+        self._hook_totals.close()
         super().close()
-        for each in managers:
-            others = [exporter for exporter, _, _ in attached_to(each)]
-            if each in _timed_for_exporters and not any(
-                isinstance(other, TotalsExporter) for other in others
-            ):
-                _timed_for_exporters.discard(each)
-                each.timed = False
 
     def pre_execute(self, context: HookContext) -> None:
         with self._lock:
@@ -187,7 +175,7 @@ class TotalsExporter(Exporter):
                 sums[labels] += totals[position]
             series[gauge] = dict(sums)
         stats = {**exporter_stats(), self.name: self.counts()}
-        series |= self._read_hooks()
+        series |= self._hook_totals.series()
         series[metrics.EXPORTER_DROPPED] = {(name,): each[0] for name, each in stats.items()}
         series[metrics.EXPORTER_ERRORS] = {(name,): each[1] for name, each in stats.items()}
         series[metrics.BUILD_INFO] = {(__version__, platform.python_version()): 1}
@@ -204,35 +192,6 @@ class TotalsExporter(Exporter):
         with self._lock:
             return self._user_totals.rows()
 
-    def _read_hooks(self) -> Series:
-        """Read the statistics of the managers' hooks; once detached, the last ones."""
-        managers = self.managers
-        if managers:
-            self._hook_series = self._add_hooks(managers)
-        return {metric: dict(values) for metric, values in self._hook_series.items()}
-
-    def _add_hooks(self, managers: Iterable[HookManager]) -> Series:
-        errors: dict[Labels, float] = {(event,): 0 for event in metrics.CLOSED_LABELS["event"]}
-        calls: dict[Labels, float] = {}
-        busy: dict[Labels, float] = {}
-        longest: dict[Labels, float] = {}
-        for manager in managers:
-            stats = manager.get_stats()
-            for event, count in stats["error_counts"].items():
-                errors[event,] += count
-            for event, hooks in stats["hooks"].items():
-                for name, each in hooks.items():
-                    labels = (event, self._hook_label(name))
-                    calls[labels] = calls.get(labels, 0) + each["calls"]
-                    busy[labels] = busy.get(labels, 0.0) + each["total_seconds"]
-                    longest[labels] = max(longest.get(labels, 0.0), each["longest_seconds"])
-        return {
-            metrics.HOOK_ERRORS: {**errors},
-            metrics.HOOK_CALLS: {**calls},
-            metrics.HOOK_BUSY: {**busy},
-            metrics.HOOK_LONGEST: {**longest},
-        }
-
     def _run_of(self, context: HookContext) -> LiveRun:
         """Find the execution of a context, and note the numbers that every context has.
 
@@ -245,6 +204,7 @@ class TotalsExporter(Exporter):
             executor = closed_label("executor", context.metadata.get("executor_type"))
             run = self._runs[execution_id] = LiveRun((function, executor))
             self._totals.start_at_zero(function=function, executor=executor)
+            self._hook_totals.include(managers_of(execution_id))
         if context.total_items is not None:
             run.expected = context.total_items
         if context.items_completed >= run.completed:
@@ -252,10 +212,6 @@ class TotalsExporter(Exporter):
             run.throughput = context.throughput_items_per_sec
         self._totals.set(metrics.LAST_ACTIVITY, run.labels, context.timestamp)
         return run
-
-
-_timed_for_exporters: WeakSet[HookManager] = WeakSet()
-"""Managers that time their hooks because an exporter shows it, not because the user asked."""
 
 
 def status_of(context: HookContext) -> str:

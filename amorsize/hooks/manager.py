@@ -10,6 +10,7 @@ import traceback
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from amorsize.errors import InvalidTypeError, InvalidValueError
@@ -354,6 +355,15 @@ class HookManager:
                 "hook_counts": {event.value: self.get_hook_count(event) for event in HookEvent},
                 **summarize(self._stats),
             }
+
+    def stats_reader(self) -> Callable[[], dict[str, dict[str, Any]]]:
+        """Return a function that reads the statistics, also once the manager is gone.
+
+        It keeps neither the manager nor its hooks alive. It returns what :meth:`get_stats` does,
+        without ``hook_counts``. For a ``timed`` manager it is exact; of others, it misses the
+        latest calls of plain hooks.
+        """
+        return partial(summarize, self._stats)
 
     @property
     def timed(self) -> bool:

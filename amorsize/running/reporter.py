@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from amorsize.engines.base import WorkerStarted
+from amorsize.hooks import executions
 from amorsize.hooks.events import HookContext, HookEvent
 from amorsize.hooks.interruption import protected
 from amorsize.hooks.manager import HookManager
@@ -138,6 +139,7 @@ class Reporter:
         self._metadata["estimated_speedup"] = estimated_speedup
         self._planning_seconds = self._elapsed()
         self._open = True
+        executions.begin(self.execution_id, self._managers)
         self._emit(HookEvent.PRE_EXECUTE)
 
     def changed_engine(self, plan: RunChunks, change: str) -> None:
@@ -289,6 +291,7 @@ class Reporter:
             **({} if error is None else _error_fields(error, None)),
         )
         self._open = False
+        executions.end(self.execution_id)
 
     def is_emitting(self) -> bool:
         """Say whether a hook is running now."""
