@@ -193,7 +193,7 @@ def test_pages_of_the_guide_are_linked() -> None:
     [
         ("threads-and-locks.md", r"threading\.(?:Thread|Timer)\(|start_new_thread\("),
         ("threads-and-locks.md", r"\b(?:R?Lock|Condition)\(\)|allocate_lock\(\)"),
-        ("fork-and-signals.md", r"register_at_fork\(|atexit\.register|signal\.signal\("),
+        ("fork-and-signals.md", r"import in_forked_child|atexit\.register|signal\.signal\("),
     ],
     ids=["threads", "locks", "forks, exits, signals"],
 )

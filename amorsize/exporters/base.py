@@ -6,7 +6,6 @@ import atexit
 import functools
 import logging
 import multiprocessing
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from amorsize.exporters.sender import Sender
 from amorsize.hooks import Hook, HookContext, HookEvent, HookManager, get_default_manager
 from amorsize.hooks.interruption import protected
 from amorsize.hooks.termination import at_termination
+from amorsize.workers import in_forked_child
 from amorsize.workers.role import is_worker
 
 logger = logging.getLogger(__name__)
@@ -346,6 +346,26 @@ def in_child_process() -> bool:
     return is_worker() or is_importing_main or multiprocessing.parent_process() is not None
 
 
+def apply_once(variable: str, apply: Callable[[], object]) -> None:
+    """Apply an environment variable: once per process, and in parents only.
+
+    Args:
+        variable: its name.
+        apply: applies its value. Where this raises, the next call tries it again.
+    """
+    with _applying:
+        if variable in _applied or in_child_process():
+            return
+        _applied.add(variable)  # already now: what is applied may itself call execute()
+        try:
+            apply()
+        except BaseException:
+            _applied.discard(variable)
+            raise
+
+
+_applied: set[str] = set()
+_applying = threading.RLock()
 _open_exporters: set[Exporter] = set()
 _enabled: dict[type[Exporter], tuple[dict[str, Any], Exporter]] = {}
 _enable_lock = threading.RLock()
@@ -419,14 +439,15 @@ def _start(function: Callable[[Exporter], None], exporter: Exporter) -> threadin
     return thread
 
 
+@in_forked_child
 def _abandon_all_in_forked_child() -> None:
-    global _enable_lock
-    _enable_lock = threading.RLock()  # the old one may be held by a thread that is not here
+    global _applying, _enable_lock
+    _applying, _enable_lock = threading.RLock(), threading.RLock()
     _enabled.clear()
     exporters = list(_open_exporters)
     _open_exporters.clear()
     for exporter in exporters:
-        exporter._state_lock = threading.Lock()  # likewise
+        exporter._state_lock = threading.Lock()
         exporter._active = False
         exporter._closed = True
         exporter._managers = ()
@@ -434,7 +455,3 @@ def _abandon_all_in_forked_child() -> None:
             exporter.abandon()
         except Exception:
             logger.exception("%r failed to abandon its resources in a forked child", exporter)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_abandon_all_in_forked_child)

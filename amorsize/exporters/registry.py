@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
-import threading
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -24,10 +22,10 @@ from amorsize.errors import (
 )
 from amorsize.exporters.base import (
     Exporter,
+    apply_once,
     attached_to,
     enable_once,
     enabled_stays,
-    in_child_process,
 )
 from amorsize.exporters.sender import describe_error
 from amorsize.exporters.settings import settings_class
@@ -91,20 +89,7 @@ def enable_named(names: str, origin: str) -> None:
             next call raises it again.
         MissingExtraError: the package that an exporter needs is not installed.
     """
-    global _named_done
-    with _named_lock:
-        if _named_done or in_child_process():
-            return
-        _named_done = True  # already now: an exporter may itself call execute()
-        try:
-            _enable_all(names, origin)
-        except BaseException:
-            _named_done = False
-            raise
-
-
-_named_done = False
-_named_lock = threading.RLock()
+    apply_once(origin, lambda: _enable_all(names, origin))
 
 
 def _enable_all(names: str, origin: str) -> None:
@@ -283,12 +268,3 @@ def _require_settings(
             f"the exporter {name!r} cannot be enabled with these settings: {mismatch}. "
             f"Its settings are: {takes}"
         ) from None
-
-
-def _renew_lock_in_forked_child() -> None:
-    global _named_lock
-    _named_lock = threading.RLock()  # a thread of the parent's may hold the old one
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock_in_forked_child)

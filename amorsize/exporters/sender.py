@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import re
 import threading
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from amorsize.errors import ExporterError, InvalidValueError
+from amorsize.workers import in_forked_child
 
 logger = logging.getLogger(__name__)
 
@@ -451,10 +451,7 @@ def _without_user_information(word: str) -> str:
 _senders: weakref.WeakSet[Sender[Any]] = weakref.WeakSet()
 
 
+@in_forked_child
 def _abandon_all_in_forked_child() -> None:
     for sender in list(_senders):
         sender._abandon()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_abandon_all_in_forked_child)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 import threading
 import time
 import weakref
@@ -20,6 +19,7 @@ from typing import Any, Protocol
 from amorsize.hooks.entries import Hook
 from amorsize.hooks.events import HookContext
 from amorsize.hooks.interruption import protected, protected_between_calls
+from amorsize.workers import in_forked_child
 
 TIMEOUT_SECONDS = 30.0
 """How long a call may take by default."""
@@ -288,12 +288,8 @@ _loops_of_parent: list[asyncio.AbstractEventLoop | None] = []
 """Event loops of the parent process, kept so that a forked child does not close them."""
 
 
+@in_forked_child
 def _reset_in_forked_child() -> None:
-    # The thread does not exist here, and the lock may be held by a thread that does not.
     for background in _all:
         _loops_of_parent.append(background._loop)
         background._reset()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_in_forked_child)

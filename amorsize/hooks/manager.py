@@ -32,6 +32,7 @@ from amorsize.hooks.entries import (
 )
 from amorsize.hooks.events import HookContext, HookEvent
 from amorsize.hooks.interruption import protected, protected_between_calls
+from amorsize.workers import in_forked_child
 from amorsize.workers.observers import observes_when
 from amorsize.workers.role import is_worker, when_worker
 
@@ -540,10 +541,6 @@ def on(
     return decorate_outside_workers
 
 
+@in_forked_child
 def _reset_in_forked_child() -> None:
-    # The lock may be held by a thread that does not exist here: take a new one.
     _default.__init__(verbose=_default.verbose)  # type: ignore[misc]  # same object, fresh state
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_in_forked_child)

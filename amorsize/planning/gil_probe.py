@@ -8,6 +8,7 @@ import threading
 from contextlib import contextmanager
 
 from amorsize.planning.planner import LOOK_SECONDS
+from amorsize.workers import in_forked_child
 from amorsize.workers.thread_cache import run_beside
 
 TYPE_CHECKING = False
@@ -149,6 +150,15 @@ _switchers: list[float] = []
 """One entry for each thread that wants it now: the interval that it found."""
 
 
+@in_forked_child
+def _switch_as_before() -> None:
+    global _switching
+    _switching = threading.Lock()
+    if _switchers:  # of the threads that want it, the child has none
+        sys.setswitchinterval(_switchers[0])
+        _switchers.clear()
+
+
 @contextmanager
 def switching_often() -> Iterator[None]:
     """Let a thread that computes give way a hundred times as often.
@@ -167,7 +177,6 @@ def switching_often() -> Iterator[None]:
         yield
     finally:
         with _switching:
-            # The last to leave gives back what the first one found.
-            found = _switchers.pop(0 if len(_switchers) == 1 else -1)
-            if not _switchers:
-                sys.setswitchinterval(found)
+            if len(_switchers) == 1:  # the last to leave gives back what the first one found
+                sys.setswitchinterval(_switchers[0])
+            del _switchers[-1:]  # a child that was forked in here has none

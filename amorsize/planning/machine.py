@@ -93,8 +93,9 @@ def _usable(cores: int, quota: float | None) -> int:
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
 
-_cores_lock = threading.RLock()  # a signal handler may end a stream over its holder
-_cores_cache: dict[tuple[StrPath, frozenset[int]], tuple[float, SystemFacts]] = {}
+_remembered: tuple[tuple[StrPath, frozenset[int]], float, SystemFacts] | None = None
+"""The root and the affinity, until when they are remembered, and what was read of them. It is
+replaced as a whole: threads need no lock, which one of them could hold during a fork."""
 
 
 def read_system(*, memory: bool = True, root: StrPath = ROOT) -> SystemFacts:
@@ -108,18 +109,16 @@ def read_system(*, memory: bool = True, root: StrPath = ROOT) -> SystemFacts:
     >>> 1 <= facts.usable_cores <= facts.logical_cores
     True
     """
+    global _remembered
     affinity = _affinity()
     key = (root, affinity)
     now = time.monotonic()
-    with _cores_lock:
-        remembered = _cores_cache.get(key)
-    if remembered is not None and now < remembered[0]:
-        facts = remembered[1]
+    remembered = _remembered
+    if remembered is not None and remembered[0] == key and now < remembered[1]:
+        facts = remembered[2]
     else:
         facts = _read_cores(affinity, root)
-        with _cores_lock:
-            _cores_cache.clear()
-            _cores_cache[key] = (now + CORES_TTL_SECONDS, facts)
+        _remembered = key, now + CORES_TTL_SECONDS, facts
     if not memory:
         return facts
     total, available = read_memory(root=root)
@@ -348,7 +347,7 @@ class StartupCosts:
 
     The shape of the model stays that of :data:`PRIORS`; a measurement scales it. The first one
     replaces the prior, later ones count half, so that one slow start on a busy machine is
-    forgotten.
+    forgotten. Of two that come at the same moment, one may be lost.
 
     >>> costs = StartupCosts()
     >>> costs.record("process", workers=2, seconds=0.128, cores=2)
@@ -357,7 +356,6 @@ class StartupCosts:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()  # likewise
         self._scales: dict[str, float] = {}
 
     def model(self, engine: str) -> StartupModel:
@@ -374,9 +372,8 @@ class StartupCosts:
         if not (expected > 0 and math.isfinite(seconds) and seconds > 0):
             return
         scale = min(100.0, max(0.02, seconds / expected))
-        with self._lock:
-            before = self._scales.get(engine)
-            self._scales[engine] = scale if before is None else (before + scale) / 2
+        before = self._scales.get(engine)
+        self._scales[engine] = scale if before is None else (before + scale) / 2
 
 
 STARTUP = StartupCosts()

@@ -10,6 +10,7 @@ from amorsize.errors import ExecutionCancelledError
 from amorsize.planning.plan import RunChunks
 from amorsize.running.loop import Run
 from amorsize.running.sinks import StreamBuffer
+from amorsize.workers import in_forked_child
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ class Driver:
 
 
 _open_drivers: set[Callable[[], None]] = set()
+in_forked_child(_open_drivers.clear)  # their threads are the parent's
 
 
 def _cancel_at_exit(cancel: Callable[[], None], *, processes: bool) -> None:

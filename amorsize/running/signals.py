@@ -19,6 +19,7 @@ from typing import Any
 
 from amorsize.hooks.interruption import is_protected
 from amorsize.hooks.termination import run_callbacks
+from amorsize.workers import in_forked_child
 
 
 class Terminated(BaseException):
@@ -131,6 +132,7 @@ def _wake_runs() -> None:
         wake()
 
 
+@in_forked_child
 def _reset_in_forked_child() -> None:
     global _pending
     _runs.clear()
@@ -139,10 +141,6 @@ def _reset_in_forked_child() -> None:
     for signum, (default, ours) in _HANDLERS.items():
         if signal.getsignal(signum) is ours:
             signal.signal(signum, default)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_in_forked_child)
 
 
 def _take_over(signum: int) -> bool:

@@ -26,6 +26,8 @@ from functools import cache
 from types import CodeType, ModuleType
 from typing import Any
 
+from amorsize.workers import in_forked_child
+
 LARGE_BUFFER_BYTES = 1 << 20
 """Buffers from here on can be put aside, to be mapped by many processes instead of copied."""
 
@@ -38,13 +40,10 @@ _checked_state: tuple[int, list[str]] = 0, []
 _by_value: dict[str, ModuleType] = {}
 
 
+@in_forked_child
 def _renew_lock() -> None:
     global _lock
     _lock = threading.RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def dump(
@@ -130,11 +129,11 @@ def modules_by_value() -> dict[str, ModuleType]:
             _checked.clear()
         for name, module in list(sys.modules.items()):
             if _checked.get(name) is not module:
-                _checked[name] = module
                 if not _is_importable(name, module):
                     _by_value[name] = module
                 else:
                     _by_value.pop(name, None)
+                _checked[name] = module  # last: a child that is forked in between checks it again
         for name in [name for name in _by_value if name not in sys.modules]:
             del _by_value[name]
         _checked_state = len(sys.modules), list(sys.path)

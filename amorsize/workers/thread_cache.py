@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import _thread
-import os
+
+from amorsize.workers import in_forked_child
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,5 +67,4 @@ def run_beside(job: Callable[[], None]) -> bool:
     return True
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_idle.clear)
+in_forked_child(_idle.clear)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias
 
+from amorsize.workers import in_forked_child
 from amorsize.workers.record import Record, made
 
 logger = logging.getLogger(__name__)
@@ -71,13 +72,10 @@ class TraceLink(Record):
             self.live += chunks
 
 
-def _renew_lock_in_forked_child() -> None:
+@in_forked_child
+def _renew_lock() -> None:
     global _granting
-    _granting = threading.Lock()  # a thread that is not in this process may hold the old one
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock_in_forked_child)
+    _granting = threading.Lock()
 
 
 class TraceSource(Protocol):

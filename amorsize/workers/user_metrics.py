@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import sys
 import threading
 import time
@@ -29,6 +28,7 @@ from contextvars import ContextVar, Token
 from typing import Any, Final, Literal, TypeAlias, TypedDict
 
 from amorsize.errors import InvalidTypeError, InvalidValueError
+from amorsize.workers import in_forked_child
 from amorsize.workers.observers import observes_when
 
 logger = logging.getLogger(__name__)
@@ -480,10 +480,7 @@ def _shortened(help: str) -> str:
     return " ".join(text.split())
 
 
-def _renew_lock_in_forked_child() -> None:
+@in_forked_child
+def _renew_lock() -> None:
     global _admission
-    _admission = threading.Lock()  # a thread that is not in this process may hold the old one
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock_in_forked_child)
+    _admission = threading.Lock()

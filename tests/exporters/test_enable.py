@@ -26,7 +26,7 @@ from amorsize.errors import (
     MissingExtraError,
     PortInUseError,
 )
-from amorsize.exporters import registry
+from amorsize.exporters import base, registry
 from amorsize.exporters.base import close_all
 from amorsize.exporters.prometheus.exporter import PrometheusExporter
 from amorsize.hooks import HookEvent, get_default_manager
@@ -42,7 +42,7 @@ PAGE = ROOT / "docs" / "writing-an-exporter.md"
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if this process had not run anything yet."""
     monkeypatch.setattr(environment, "_read", False)
-    monkeypatch.setattr(registry, "_named_done", False)
+    monkeypatch.setattr(base, "_applied", set())
     monkeypatch.setenv("AMORSIZE_PROMETHEUS_PORT", "0")
     monkeypatch.delenv("AMORSIZE_EXPORTERS", raising=False)
     yield

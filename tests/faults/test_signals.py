@@ -17,7 +17,6 @@ from amorsize import HookContext, HookEvent, HookManager
 from amorsize.engines.process.pool import pool
 from amorsize.exporters.prometheus.exporter import PrometheusExporter
 from amorsize.hooks.interruption import is_protected
-from amorsize.planning import machine
 from amorsize.running import reporter, signals
 from amorsize.testing import RecordingHook, assert_contract
 
@@ -176,7 +175,7 @@ def test_a_stream_is_ended_over_any_lock_that_its_ender_holds() -> None:
     assert next(stream) == 1
 
     def end() -> None:
-        with hooks._lock, pool._lock, machine._cores_lock, machine.STARTUP._lock, exporter._lock:
+        with hooks._lock, pool._lock, exporter._lock:
             stream.close()
 
     ender = threading.Thread(target=end, daemon=True)

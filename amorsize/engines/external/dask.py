@@ -33,6 +33,7 @@ from amorsize.engines.external.base import (
 )
 from amorsize.engines.external.worker import PackedChunk, Place, Reply, here, throttled
 from amorsize.errors import ExecutionError, ExecutorBrokenError
+from amorsize.workers import in_forked_child
 from amorsize.workers.record import Record
 
 TOPIC = "amorsize"
@@ -335,6 +336,12 @@ def _read_removal(events: Sequence[tuple[Any, Any]]) -> bool:
 
 _subscribing = threading.Lock()
 _subscribers: WeakKeyDictionary[Any, dict[str, DaskBackend]] = WeakKeyDictionary()
+
+
+@in_forked_child
+def _renew_lock() -> None:
+    global _subscribing
+    _subscribing = threading.Lock()
 
 
 def _subscribe(client: Any, backend: DaskBackend) -> None:

@@ -27,6 +27,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from amorsize.engines.process import protocol
+from amorsize.workers import in_forked_child
 from amorsize.workers.chunk import (
     HOSTNAME,
     Chunk,
@@ -177,6 +178,12 @@ class _LoadedTask(Record):
 
 _tasks: OrderedDict[str, _LoadedTask] = OrderedDict()
 _loading = threading.Lock()
+
+
+@in_forked_child
+def _renew_lock() -> None:
+    global _loading
+    _loading = threading.Lock()
 
 
 def _are_too_many() -> bool:

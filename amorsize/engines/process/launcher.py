@@ -15,6 +15,7 @@ from amorsize.engines.process.connection import connection_pair
 from amorsize.engines.process.program_state import needs_site
 from amorsize.errors import ExecutionError
 from amorsize.planning.process_support import why_no_template
+from amorsize.workers import in_forked_child
 from amorsize.workers.item_slots import SLOT_COUNT
 from amorsize.workers.role import is_worker
 
@@ -184,15 +185,12 @@ def start_early() -> None:
             pass
 
 
+@in_forked_child
 def _forget_early() -> None:
     global _early
     template, _early = _early, None
     if template is not None:
         template.forget()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_early)
 
 
 def take_template() -> Template:

@@ -27,6 +27,7 @@ from amorsize.engines.process.module_files import Files, HeldModules, Stamp
 from amorsize.engines.process.program_state import State
 from amorsize.errors import ExecutionError
 from amorsize.planning import machine, process_support
+from amorsize.workers import in_forked_child
 from amorsize.workers.item_slots import CHUNK, ITEM, ITEM_STARTED
 
 IDLE_SECONDS = 60.0
@@ -491,5 +492,4 @@ pool = WorkerPool()
 warm_pool.pool = pool
 
 atexit.register(pool.shutdown)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=pool.forget)
+in_forked_child(pool.forget)

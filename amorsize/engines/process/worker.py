@@ -15,6 +15,7 @@ from amorsize.engines.process import protocol
 from amorsize.engines.process.connection import Connection
 from amorsize.engines.process.module_files import ModuleFiles
 from amorsize.engines.process.program_state import AppliedState, flush_streams
+from amorsize.workers import in_forked_child
 from amorsize.workers.chunk import (
     HOSTNAME,
     Chunk,
@@ -65,7 +66,7 @@ def main(birth: Birth, all_slots: memoryview[int]) -> None:
     _die_with_template(birth.lifeline)
     connection = Connection(birth.connection)
     # A process that the user's function forks must not hold the connection open after us.
-    os.register_at_fork(after_in_child=connection.close)
+    in_forked_child(connection.close)
     for stream in (sys.stdout, sys.stderr):
         # What is printed is not lost when the process is killed.
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
