@@ -273,16 +273,19 @@ def test_cloudpickle_has_a_table_and_a_registry() -> None:
 
 
 def test_opentelemetry_s_global_providers() -> None:
-    """The global tracer provider is a module variable; a meter proxy is known by its name."""
+    """The tracer provider is a module variable; the meter proxy takes the provider that is set."""
     out = run(
         "from opentelemetry import metrics, trace\n"
+        "from opentelemetry.sdk.metrics import MeterProvider\n"
         "from opentelemetry.sdk.trace import TracerProvider\n"
-        "print(trace._TRACER_PROVIDER, type(metrics.get_meter_provider()).__name__)\n"
+        "takes = [hasattr(each, 'on_set_meter_provider') for each in\n"
+        "         (metrics.get_meter_provider(), MeterProvider(), metrics.NoOpMeterProvider())]\n"
+        "print(trace._TRACER_PROVIDER, takes)\n"
         "provider = TracerProvider()\n"
         "trace.set_tracer_provider(provider)\n"
         "print(trace._TRACER_PROVIDER is provider)\n"
     )
-    assert out.split("\n") == ["None _ProxyMeterProvider", "True"]
+    assert out.split("\n") == ["None [True, False, False]", "True"]
 
 
 def test_a_tracer_of_the_sdk_has_an_id_generator_and_a_scope() -> None:
@@ -355,6 +358,14 @@ def test_a_dogstatsd_client_takes_a_socket_and_starts_no_thread() -> None:
     }
     for method in ("get_socket", "close_socket", "flush_buffered_metrics"):
         assert callable(getattr(client, method))
+
+
+def test_a_kernel_s_stream_notes_its_cell() -> None:
+    """No other stream has this method."""
+    from ipykernel.iostream import OutStream
+
+    assert callable(OutStream.set_parent)
+    assert not hasattr(sys.__stderr__, "set_parent")
 
 
 def test_prometheus_client_chooses_an_encoder() -> None:

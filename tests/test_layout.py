@@ -65,6 +65,7 @@ THIRD_PARTY = {
     "exporters.prometheus.exporter": "prometheus_client",
     "exporters.prometheus.file_sd": "psutil",
     "exporters.prometheus.page": "prometheus_client",
+    "exporters.prometheus.settings": "prometheus_client",
     "exporters.prometheus.listening": "psutil",
     "planning.engine": "distributed",
     "planning.machine": "psutil",
@@ -82,6 +83,39 @@ IMPORTED_AFTER_ITS_PACKAGE = {
 }
 """Modules that subclass classes of a package, and so import it at their top. They are imported by
 functions alone, which have found the package installed."""
+
+LOOKED_UP_AMONG_LOADED_MODULES = {
+    "engines.process.module_files": "the user's modules: a worker with an old one is replaced",
+    "engines.process.pool": "where modules were found that each worker is to import",
+    "engines.process.program_state": "settings of modules; one that is not loaded has its defaults",
+    "engines.process.template": "the path is not changed for a module that is there already",
+    "workers.by_value": "modules that no worker can import; what numpy and cloudpickle hold",
+    "workers.observers": "the level of the log: where logging is not loaded, none was set",
+    "workers.trace_link": "the current span: where OpenTelemetry is not loaded, there is none",
+}
+"""Modules that read ``sys.modules``, and what for.
+
+It is state that exists only if a module is loaded, or the modules themselves. Importing a module to
+ask for that would take longer than the answer is worth. How a run goes on depends on arguments and
+attributes, never on what happens to be loaded.
+"""
+
+DEFINED_IN = {
+    "engines.process.program_state": "shown: categories of warnings, to be found again by name",
+    "engines.process.protocol": "shown: the type of an exception",
+    "hooks.config": "shown: the import path of a function; nothing can import ``__main__`` again",
+    "hooks.entries": "shown: the name of a hook",
+    "running.observers": "shown: the name of a function",
+    "workers.by_value": "pickle names an object by its module; finders of editable installs",
+    "workers.otel_context": "shown: the type of an exception, as OpenTelemetry's SDK names it",
+    "workers.record": "for the traceback of a class of records",
+}
+"""Modules that read in which module something is defined (``__module__``), and what for."""
+
+NAMES_COMPARED = {
+    "engines.process.program_state": ["condition.__name__ in trapped"],  # of decimal's signals
+    "workers.by_value": ["'<locals>' not in cached.__qualname__"],  # pickle cannot find it
+}
 
 PRINTING = {"cli", "demo"}
 NAMES_WITHOUT_A_CONCEPT = {"utils", "util", "common", "misc", "helpers"}
@@ -183,7 +217,9 @@ def own(names: set[str]) -> set[str]:
 def third_party(names: set[str]) -> set[str]:
     """Return the packages among dotted names that are neither Python's nor this one."""
     tops = {name.partition(".")[0] for name in names}
-    return tops - {"amorsize", "annotationlib"} - set(sys.stdlib_module_names)  # 3.14 has it
+    return (
+        tops - {"amorsize", "__main__", "annotationlib"} - set(sys.stdlib_module_names)
+    )  # 3.14 has it
 
 
 def room_of(module: str) -> str:
@@ -252,6 +288,42 @@ def test_a_module_is_named_after_its_concept(module: str) -> None:
     """There is no drawer for everything else; ``hooks.helpers`` is the issue's word for them."""
     if module != "hooks.helpers":
         assert not NAMES_WITHOUT_A_CONCEPT & set(module.split("."))
+
+
+def test_the_loaded_modules_are_looked_at_where_the_table_says() -> None:
+    """State is passed explicitly."""
+    reading = {
+        module
+        for module in FILES
+        for node in ast.walk(parse(module))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.modules"
+    }
+    assert reading == set(LOOKED_UP_AMONG_LOADED_MODULES)
+
+
+def test_where_something_is_defined_is_asked_where_the_table_says() -> None:
+    """Names are for people; something is known by what it can do, or by a mark."""
+    reading = {
+        module
+        for module in FILES
+        for node in ast.walk(parse(module))
+        if (isinstance(node, ast.Attribute) and node.attr == "__module__")
+        or (isinstance(node, ast.Constant) and node.value == "__module__")
+    }
+    assert reading == set(DEFINED_IN)
+
+
+@every_module
+def test_nothing_is_decided_by_a_name(module: str) -> None:
+    """Neither of a type nor of a function, but for names that are themselves the data."""
+    names = ("__name__", "__qualname__")
+    compared = [
+        ast.unparse(node)
+        for node in ast.walk(parse(module))
+        if isinstance(node, ast.Compare)
+        and any(isinstance(each, ast.Attribute) and each.attr in names for each in ast.walk(node))
+    ]
+    assert compared == NAMES_COMPARED.get(module, [])
 
 
 @every_module

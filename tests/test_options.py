@@ -9,12 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from functools import partial
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
 import amorsize
 from amorsize.errors import AmorsizeError, InvalidTypeError, InvalidValueError
-from amorsize.options import _CO_COROUTINE, Options, known_length
+from amorsize.options import _CO_COROUTINE, _COROUTINE_MARK, Options, known_length
 
 
 def check(func: Any = abs, data: Any = (1,), **others: Any) -> Any:
@@ -180,39 +181,43 @@ def test_a_coroutine_function_is_refused(func: Any) -> None:
         amorsize.optimize(func, [1])
 
 
-@pytest.mark.parametrize("loaded", [True, False], ids=["with inspect", "without inspect"])
-def test_coroutine_functions_are_known_whether_or_not_inspect_is_loaded(
-    monkeypatch: pytest.MonkeyPatch, loaded: bool
-) -> None:
-    """The shortest runs do not load it, and say the same."""
-    refused = [
+def test_coroutine_functions_are_known_without_inspect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shortest runs do not load it, and say what it says."""
+    functions = [
         _coroutine,
         _with_an_attribute,
-        _CallsACoroutine(),
         _CallsACoroutine().method,
         partial(partial(_coroutine), 1),
         partial(_CallsACoroutine().method),
+        AsyncMock(),
+        Mock(),
+        *(abs, str, str.upper, "a".join, partial(abs), _CallsACoroutine().plain, lambda x: x),
     ]
-    allowed = [abs, str, str.upper, "a".join, partial(abs), _CallsACoroutine().plain, lambda x: x]
-    if not loaded:
-        monkeypatch.delitem(sys.modules, "inspect")
-    for func in refused:
+    refused = [func for func in functions if inspect.iscoroutinefunction(func)]
+    assert len(refused) == 6
+    monkeypatch.delitem(sys.modules, "inspect")
+    for func in [*refused, _CallsACoroutine()]:
         with pytest.raises(InvalidTypeError, match="coroutine function"):
             check(func)
-    for func in allowed:
-        check(func)
-    assert ("inspect" in sys.modules) == loaded
+    for func in functions:
+        if func not in refused:
+            check(func)
+    assert "inspect" not in sys.modules
 
 
-def test_what_inspect_says_of_a_coroutine_function_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From Python 3.12 on it has marks of its own, on functions that only make coroutines."""
+def test_a_function_that_is_marked_as_a_coroutine_function_is_refused() -> None:
+    """It is a plain one that makes coroutines; from Python 3.12 on it can be marked."""
 
     def marked(item: int) -> Any:
         return _coroutine(item)
 
-    marked.mark = True  # type: ignore[attr-defined]
     check(marked)
-    monkeypatch.setattr(inspect, "iscoroutinefunction", lambda func: hasattr(func, "mark"))
+    mark = getattr(inspect, "markcoroutinefunction", None)
+    if mark is None:
+        setattr(marked, _COROUTINE_MARK, object())
+    else:
+        mark(marked)
+        assert inspect.iscoroutinefunction(marked)
     with pytest.raises(InvalidTypeError, match="coroutine function"):
         check(marked)
 

@@ -1,16 +1,12 @@
-"""Exemplars: the trace that a value belongs to.
-
-OpenTelemetry is looked up among the loaded modules and never imported: an application that has a
-current span has loaded it.
-"""
+"""Exemplars: the trace that a value belongs to."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 
 from amorsize.exporters.series import Exemplar
 from amorsize.hooks import HookContext
+from amorsize.workers.trace_link import loaded_tracing
 
 MAX_CHARACTERS = 128
 """Of all names and values of one exemplar's labels together (OpenMetrics 1.0)."""
@@ -25,7 +21,7 @@ def current_trace() -> Mapping[str, str] | None:
     Returns:
         ``trace_id`` and ``span_id`` in hexadecimal digits; None where no such span is.
     """
-    trace = sys.modules.get("opentelemetry.trace")
+    trace = loaded_tracing()
     if trace is None:
         return None
     try:

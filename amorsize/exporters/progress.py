@@ -94,7 +94,7 @@ class ProgressBar:
         if file is None:  # as under pythonw: there is no terminal
             return
         view: _View
-        if file.isatty() or "ipykernel" in sys.modules:
+        if file.isatty() or _is_of_a_notebook(file):
             view = _Terminal(self._tqdm, file, context)
         else:
             view = _Lines(self._tqdm, file, context)
@@ -207,6 +207,14 @@ def _size_of(file: TextIO) -> dict[str, Any]:
     except (OSError, ValueError):
         known = False
     return {"dynamic_ncols": True} if known else {"ncols": 79, "nrows": 24}
+
+
+def _is_of_a_notebook(file: TextIO) -> bool:
+    """Say whether a notebook shows what is written here, in which a bar can move in place.
+
+    The stream of a kernel notes to which cell it writes (ipykernel's ``OutStream.set_parent``).
+    """
+    return hasattr(file, "set_parent")
 
 
 def _key(context: HookContext) -> object:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import amorsize
@@ -370,9 +370,10 @@ def _import_path(callback: Any) -> str:
             f"{name_of(callback)} is defined in __main__, which is another module in another "
             "program; move it to a module of its own"
         )
-    found: Any = sys.modules.get(str(module_name))
-    for part in str(name).split("."):
-        found = getattr(found, part, None)
+    try:
+        found: Any = resolve_name(f"{module_name}:{name}")  # as load() will
+    except Exception:  # the module may be of a kind that cannot be imported
+        found = None
     if found is not callback and not (callable(found) and found == callback):
         where = f" of {module_name}" if module_name else ""
         raise InvalidValueError(

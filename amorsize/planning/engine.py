@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-
 from amorsize.workers.record import Record
 
 TYPE_CHECKING = False
@@ -65,14 +63,20 @@ def resolve(executor: Any) -> Engine | None:
             f"executor is {executor!r}, a name that is not known; give one of {_known()}, a "
             "concurrent.futures.Executor, a Dask client, or None to have it chosen."
         )
-    distributed = sys.modules.get("distributed")
-    if distributed is not None and isinstance(executor, distributed.Client):
+    if _is_dask_client(executor):
         return _of_client(executor)
     if not isinstance(executor, type) and callable(getattr(executor, "submit", None)):
         return Engine("custom", executor, _workers_of(executor))
     raise InvalidTypeError(
         f"executor is {_shown(executor)}, which cannot be used; give one of {_known()}, a "
         "concurrent.futures.Executor, a Dask client, or None to have it chosen."
+    )
+
+
+def _is_dask_client(value: Any) -> bool:
+    """Say whether a value has what a run calls of a Dask client, and no other executor has."""
+    return not isinstance(value, type) and all(
+        callable(getattr(value, name, None)) for name in ("submit", "nthreads", "subscribe_topic")
     )
 
 
@@ -108,8 +112,7 @@ def _of_client(client: Any) -> Engine:
 
 def _workers_of(executor: Any) -> int | None:
     client = getattr(executor, "_client", None)  # of Dask's client.get_executor()
-    distributed = sys.modules.get("distributed")
-    if distributed is not None and isinstance(client, distributed.Client):
+    if _is_dask_client(client):
         return _of_client(client).workers
     workers = getattr(executor, "_max_workers", None)  # the standard library's, loky's
     return workers if type(workers) is int and workers > 0 else None

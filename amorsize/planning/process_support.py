@@ -18,8 +18,10 @@ def why_no_template() -> str | None:
 
     Where ``sys.executable`` is the program itself, every worker would be the program once more.
     """
+    import __main__
+
     executable = sys.executable
-    frozen = getattr(sys, "frozen", False) or "__compiled__" in vars(sys.modules["__main__"])
+    frozen = getattr(sys, "frozen", False) or hasattr(__main__, "__compiled__")
     if frozen:
         return f"this program is frozen: {executable} is not a Python interpreter"
     if not executable:

@@ -447,7 +447,7 @@ def _checked(value: Any, name: str, kind: Kind) -> float:
     call = _CALLS[kind]
     number = "a finite number" + (", 0 or more" if kind == COUNTER else "")
     # Numbers of NumPy have __float__ as well, and so do decimals; truth values are refused.
-    is_bool = type(value).__name__ in ("bool", "bool_")
+    is_bool = isinstance(value, bool) or getattr(getattr(value, "dtype", None), "kind", "") == "b"
     if is_bool or isinstance(value, (str, bytes)) or not hasattr(type(value), "__float__"):
         raise InvalidTypeError(
             f"{call}() got a value of type {type(value).__qualname__} for {name!r}; give {number}."

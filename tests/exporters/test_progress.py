@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import os
 import sys
 import termios
 import threading
 
+import nbclient
+import nbformat
 import pytest
+from waiting import PATIENCE
 
 from amorsize import HookContext, HookEvent, HookManager
 from amorsize.errors import MissingExtraError
@@ -60,12 +64,6 @@ def hooks() -> HookManager:
 
 
 @pytest.fixture(autouse=True)
-def _no_notebook(monkeypatch: pytest.MonkeyPatch):
-    """Tests of notebooks may have run in this process."""
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
-
-
-@pytest.fixture(autouse=True)
 def _no_hook_failed(hooks: HookManager):
     """A failing hook is only logged, so ask."""
     yield
@@ -107,6 +105,25 @@ def test_the_time_runs_from_the_call_of_execute(hooks):
         emit(hooks, HookEvent.ON_CHUNK_COMPLETE, 10, elapsed=60.0)
         emit(hooks, HookEvent.POST_EXECUTE, 10, elapsed=60.0, status="ok")
     assert "01:00<00:00" in file.getvalue()
+
+
+def test_a_notebook_shows_a_bar_that_moves(hooks):
+    """In a real kernel. What a cell redirects to a file is a log like any other."""
+    cells = [
+        "import contextlib, io, sys, amorsize\n"
+        "def run(): amorsize.execute(abs, range(9), executor='serial', chunksize=3, progress=True)",
+        "run()",
+        "with contextlib.redirect_stderr(io.StringIO()) as log: run()\n(log.getvalue(),)",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    executed = nbclient.execute(notebook, timeout=int(PATIENCE))
+    moved = "".join(output["text"] for output in executed.cells[1].outputs)
+    assert "\r" in moved
+    assert "9/9" in moved
+    [shown] = executed.cells[2].outputs
+    [log] = ast.literal_eval(shown["data"]["text/plain"])
+    assert "\r" not in log
+    assert "9/9" in log
 
 
 @pytest.mark.parametrize("make_file", [Terminal, io.StringIO])

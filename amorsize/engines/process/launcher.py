@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from amorsize.engines import warm_pool
 from amorsize.engines.process.connection import connection_pair
 from amorsize.engines.process.program_state import needs_site
 from amorsize.errors import ExecutionError
@@ -178,7 +179,7 @@ def start_early() -> None:
     Its start takes as long as loading what runs a run. Errors are left to the run.
     """
     global _early
-    if _early is None and not is_worker() and "amorsize.engines.process.pool" not in sys.modules:
+    if _early is None and not is_worker() and warm_pool.pool is None:
         try:
             _early = Template()
         except (ExecutionError, OSError):

@@ -27,6 +27,7 @@ from amorsize.workers.chunk import (
 from amorsize.workers.item_slots import CHUNK, SLOT_COUNT, mark_chunk
 from amorsize.workers.log_records import RecordKeeper, keep_records
 from amorsize.workers.role import become_worker
+from amorsize.workers.trace_link import loaded_tracing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -214,9 +215,8 @@ class _Task:
 
 def _find_muted_provider() -> Any:
     """Return what automatic instrumentation set up before any run, if it exports nothing itself."""
-    trace = sys.modules.get("opentelemetry.trace")
     muted = os.environ.get("OTEL_TRACES_EXPORTER") == "none"
-    return getattr(trace, "_TRACER_PROVIDER", None) if muted else None
+    return getattr(loaded_tracing(), "_TRACER_PROVIDER", None) if muted else None
 
 
 def _die_with_template(lifeline: int) -> None:

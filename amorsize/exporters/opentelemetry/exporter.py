@@ -299,7 +299,7 @@ def _is_closed(provider: Any) -> bool:
 
 
 def _is_meter_proxy(provider: Any) -> bool:
-    return type(provider).__name__ == "_ProxyMeterProvider"
+    return hasattr(provider, "on_set_meter_provider")  # it waits for the application's
 
 
 def _asks_for_otlp(signal: str) -> bool:

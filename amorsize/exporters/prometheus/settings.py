@@ -9,7 +9,6 @@ import base64
 import os
 import re
 import ssl
-import sys
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
@@ -278,10 +277,7 @@ class PrometheusSettings(DeliverySettings, ListenSettings):
     registry: CollectorRegistry | None = None
 
     def __post_init__(self) -> None:
-        library = sys.modules.get("prometheus_client")  # a registry comes from it
-        if self.registry is not None and not (
-            library and isinstance(self.registry, library.CollectorRegistry)
-        ):
+        if self.registry is not None and not _is_registry(self.registry):
             raise InvalidTypeError(
                 "registry must be a prometheus_client.CollectorRegistry, or None; got "
                 f"{self.registry!r}"
@@ -295,6 +291,14 @@ class PrometheusSettings(DeliverySettings, ListenSettings):
         if self.listen is None:
             return self.port is not None or not self.delivers
         return self.listen
+
+
+def _is_registry(value: object) -> bool:
+    try:
+        from prometheus_client import CollectorRegistry  # loaded already, if it is one
+    except ImportError:
+        return False
+    return isinstance(value, CollectorRegistry)
 
 
 def resolve_port(port: int | None) -> int:
