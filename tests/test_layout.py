@@ -217,9 +217,7 @@ def own(names: set[str]) -> set[str]:
 def third_party(names: set[str]) -> set[str]:
     """Return the packages among dotted names that are neither Python's nor this one."""
     tops = {name.partition(".")[0] for name in names}
-    return (
-        tops - {"amorsize", "__main__", "annotationlib"} - set(sys.stdlib_module_names)
-    )  # 3.14 has it
+    return tops - {"amorsize", "__main__"} - set(sys.stdlib_module_names)  # 3.14 has it
 
 
 def room_of(module: str) -> str:
