@@ -19,6 +19,11 @@ LINK = re.compile(r"\]\(([^)#:\s]*)(?:#([^)\s]+))?\)")
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
+def source_files() -> list[Path]:
+    """List the files of the package."""
+    return sorted((ROOT / "amorsize").rglob("*.py"))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     """Every relative link names a file of the repository, and a title in it."""
@@ -141,15 +146,44 @@ def test_every_row_of_the_fault_table_names_a_test() -> None:
     assert without == []
 
 
+PUBLIC_MODULES = {
+    "amorsize",
+    "amorsize.errors",
+    "amorsize.exporters",
+    "amorsize.exporters.cloudwatch",
+    "amorsize.exporters.datadog",
+    "amorsize.exporters.opentelemetry",
+    "amorsize.exporters.prometheus",
+    "amorsize.hooks",
+    "amorsize.testing",
+}
+DOTTED = re.compile(r"\bamorsize(?:\.\w+)+")
+
+
+@pytest.mark.parametrize(
+    "page", sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")]), ids=lambda page: page.name
+)
+def test_pages_for_users_name_public_modules_alone(page: Path) -> None:
+    """Whatever else is in the package may move. A metric's name in OpenTelemetry is no path."""
+    text = re.sub(r"<!--.*?-->", "", page.read_text(), flags=re.DOTALL)
+    metrics = set(DOTTED.findall((ROOT / "docs" / "metrics.md").read_text()))
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in source_files()
+    }
+    named = {
+        module
+        for name in set(DOTTED.findall(text)) - metrics
+        for module in modules
+        if f"{name}.".startswith(f"{module}.")
+    }
+    assert named <= PUBLIC_MODULES
+
+
 # --- the maintainers' guide ----
 
 GUIDE = sorted(ROOT.glob("docs/development/*.md"))
 QUOTED = re.compile(r"`([^`\n]+)`")
-
-
-def source_files() -> list[Path]:
-    """List the files of the package."""
-    return sorted((ROOT / "amorsize").rglob("*.py"))
 
 
 @pytest.mark.parametrize("page", GUIDE, ids=lambda page: page.name)

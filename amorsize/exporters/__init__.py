@@ -11,6 +11,7 @@ from amorsize.public_names import lazy_names as _lazy_names
 
 if TYPE_CHECKING:
     from amorsize.exporters.base import Exporter as Exporter
+    from amorsize.exporters.base import enable_once as enable_once
     from amorsize.exporters.sender import RefusedError as RefusedError
     from amorsize.exporters.sender import Sender as Sender
     from amorsize.exporters.sender import SenderStats as SenderStats
@@ -20,6 +21,7 @@ _HOMES = {
     "RefusedError": "amorsize.exporters.sender",
     "Sender": "amorsize.exporters.sender",
     "SenderStats": "amorsize.exporters.sender",
+    "enable_once": "amorsize.exporters.base",
 }
 
 __all__ = [*_HOMES]

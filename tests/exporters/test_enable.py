@@ -514,6 +514,18 @@ def test_the_packages_exporter_is_used_from_code(webhook, backend):
     assert [item["function"] for item in backend.received] == ["one"]
 
 
+def test_the_packages_function_enables_its_exporter_once(backend):
+    """The page's last piece of code, in the module of its first."""
+    snippets = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    names: dict[str, Any] = {}
+    for snippet in (snippets[0], snippets[-1]):
+        exec(snippet, names)
+    with names["enable_webhook"](f"http://127.0.0.1:{backend.port}/") as exporter:
+        assert names["enable_webhook"](exporter.url) is exporter
+        with pytest.raises(ExporterError, match="enabled already, with another url"):
+            names["enable_webhook"]("http://127.0.0.1:1/")
+
+
 def test_the_packages_exporter_with_a_dead_backend_costs_the_run_nothing(webhook):
     """Results, and an exit in time."""
     with socket.socket() as bound:

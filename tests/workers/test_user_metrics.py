@@ -757,6 +757,7 @@ def test_the_snippets_of_the_guide_run_and_do_as_it_says(
     ):
         exec(compile(snippet, guide.name, "exec"), names)
     assert names["rows"] == [["a", "b", "c"], None, ["1", "2", "3"], None]
+    assert names["bounds"] == [*BUCKETS]
     totals = arrived(recorder)
     assert (totals["rows_rejected"]["value"], totals["row_bytes"]["calls"]) == (2 + 1, 2 + 1)
     assert "rows_rejected counter 1" in capsys.readouterr().out
