@@ -27,7 +27,7 @@ STATUSES = ("ok", "error", "cancelled", "timeout")
 EXIT_REASONS = ("finished", "died", "cancelled", "abandoned")
 EXECUTOR_TYPES = ("serial", "thread", "process", "dask", "custom")
 
-_RUN_KEYS = {"execution_id", "function", "executor_type", "estimated_speedup"}
+_RUN_KEYS = {"execution_id", "function", "executor_type"}
 _EVENT_KEYS = {
     HookEvent.ON_WORKER_START: {"pid", "hostname", "thread_name"},
     HookEvent.ON_WORKER_END: {

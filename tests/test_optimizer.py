@@ -109,7 +109,7 @@ def test_computing_in_python_gets_processes() -> None:
     result, _ = chosen(burn, range(100_000), 100_000)
     assert (result.executor_type, result.n_jobs) == ("process", 4)
     assert 1.5 < result.estimated_speedup <= 4.1
-    assert "computes under the GIL" in result.reason
+    assert "the function computes" in result.reason
 
 
 def test_sleeping_gets_threads() -> None:
@@ -224,7 +224,8 @@ def test_a_named_executor_takes_no_sample(executor: str, n_jobs: int) -> None:
     assert (result.executor_type, result.n_jobs, result.chunksize) == (executor, n_jobs, 1)
     assert result.reason.endswith("as asked for.")
     given, _ = chosen(increment, [], 0, executor=executor, n_jobs=1, chunksize=9)
-    assert (given.n_jobs, given.chunksize, given.estimated_speedup) == (1, 9, 1.0)
+    assert (given.n_jobs, given.chunksize) == (1, 9)
+    assert given.estimated_speedup == (1.0 if executor == "serial" else None)
 
 
 def test_one_worker_is_a_serial_run() -> None:

@@ -236,7 +236,6 @@ BROKEN: list[tuple[str, Break, str]] = [
     ("renamed", say(CHUNK, function="other"), "the function changes its name"),
     ("no-function", forget(PRE, "function"), "pre_execute lacks metadata ['function']"),
     ("no-engine", forget(START, "executor_type"), "lacks metadata ['executor_type']"),
-    ("no-speedup", forget(PROGRESS, "estimated_speedup"), "lacks metadata ['estimated_speedup']"),
     ("no-pid", forget(START, "pid"), "on_worker_start lacks metadata ['pid']"),
     ("no-host", forget(START, "hostname"), "on_worker_start lacks metadata ['hostname']"),
     ("no-thread", forget(START, "thread_name"), "on_worker_start lacks metadata ['thread_name']"),

@@ -24,7 +24,7 @@ class StageReport:
         items: the number of items in its input.
         failed: the number of items whose call raised.
         engine, n_jobs, chunksize, reason, estimated_speedup: the plan, as the optimizer made it.
-        measured_speedup, seconds, status: the results; ``measured_speedup`` may be unknown.
+        measured_speedup, seconds, status: the results. A speedup that is not known is None.
         finding: a sentence about the results.
     """
 
@@ -35,7 +35,7 @@ class StageReport:
     n_jobs: int
     chunksize: int
     reason: str
-    estimated_speedup: float
+    estimated_speedup: float | None
     measured_speedup: float | None
     seconds: float
     status: str

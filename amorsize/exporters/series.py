@@ -68,9 +68,12 @@ class Totals:
         series = self._plain[metric]
         series[labels] = series.get(labels, 0) + amount
 
-    def set(self, metric: Metric, labels: Labels, value: float) -> None:
-        """Set a gauge."""
-        self._plain[metric][labels] = value
+    def set(self, metric: Metric, labels: Labels, value: float | None) -> None:
+        """Set a gauge; None where its value is not known, which leaves it out."""
+        if value is None:
+            self._plain[metric].pop(labels, None)
+        else:
+            self._plain[metric][labels] = value
 
     def observe(
         self, metric: Metric, labels: Labels, value: float, exemplar: Exemplar | None = None

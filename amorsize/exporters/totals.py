@@ -76,8 +76,7 @@ class TotalsExporter(Exporter):
         with self._lock:
             run = self._run_of(context)
             speedup = number(context.metadata.get("estimated_speedup"))
-            if speedup is not None:
-                self._totals.set(metrics.ESTIMATED_SPEEDUP, run.labels, speedup)
+            self._totals.set(metrics.ESTIMATED_SPEEDUP, run.labels, speedup)
 
     def on_worker_start(self, context: HookContext) -> None:
         with self._lock:
@@ -145,8 +144,7 @@ class TotalsExporter(Exporter):
             if planning_seconds is not None:
                 totals.observe(metrics.PLANNING_DURATION, function, planning_seconds)
             speedup = number(metadata.get("measured_speedup"))
-            if speedup is not None:
-                totals.set(metrics.MEASURED_SPEEDUP, run.labels, speedup)
+            totals.set(metrics.MEASURED_SPEEDUP, run.labels, speedup)
             totals.set(metrics.LAST_COMPLETION, (*function, status), context.timestamp)
             if status == "ok":
                 totals.set(metrics.LAST_SUCCESS, function, context.timestamp)

@@ -136,6 +136,8 @@ def choose_chunksize(
         short = SHORT_CHUNK_SECONDS / call_seconds if call_seconds > 0 else most
         even = workload.remaining / (n_jobs * CHUNKS_PER_WORKER)
         size = min(size, most, max(even, short))
+    if workload.total is not None:
+        size = min(size, workload.remaining)
     payload = workload.payload
     if payload is not None and n_jobs > 1:
         size = min(size, MAX_CHUNK_BYTES / max(1, payload.item_bytes, payload.result_bytes))

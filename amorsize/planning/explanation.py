@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from amorsize.planning.cost import ONE_CORE, Comparison, serial_candidate
+from amorsize.planning.cost import MINIMUM_GAIN, ONE_CORE, Comparison, serial_candidate
 from amorsize.planning.machine import PRIORS
 from amorsize.workers.record import Record
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LABEL_WIDTH = 11
+
+IN_A_WORKER = "this process is a worker itself, and starts no processes"
 
 
 class Details(Record):
@@ -56,7 +58,8 @@ class OptimizationResult:
         chunksize: items of a chunk.
         executor_type: ``serial``, ``thread``, ``process``, ``dask`` or ``custom`` (any other
             executor).
-        estimated_speedup: predicted, over a serial run; 1.0 for a serial run.
+        estimated_speedup: predicted, over a serial run; 1.0 for a serial run, None where nothing
+            was measured.
         reason: why, in a sentence.
         warnings: what you may want to change.
         data: an iterable of every item, the sampled ones too.
@@ -89,7 +92,7 @@ class OptimizationResult:
         n_jobs: int,
         chunksize: int,
         executor_type: str,
-        estimated_speedup: float,
+        estimated_speedup: float | None,
         reason: str,
         warnings: list[str] | None = None,
         data: Any = None,
@@ -131,7 +134,7 @@ class OptimizationResult:
 
         >>> import amorsize
         >>> print(amorsize.optimize(abs, [], executor="thread", n_jobs=2).explain())
-        thread: 2 workers, chunks of 1 item, estimated speedup 1.0
+        thread: 2 workers, chunks of 1 item
         Threads, as asked for.
         No sample was taken: the first chunks show how long a call takes.
         """
@@ -140,14 +143,17 @@ class OptimizationResult:
         workers = "1 worker" if self.n_jobs == 1 else f"{self.n_jobs} workers"
         items = "1 item" if self.chunksize == 1 else f"{self.chunksize} items"
         lines = [
-            f"{self.executor_type}: {workers}, chunks of {items}, "
-            f"estimated speedup {self.estimated_speedup:.1f}",
+            f"{self.executor_type}: {workers}, chunks of {items}{self._expected()}",
             self.reason,
             "No sample was taken: the first chunks show how long a call takes.",
             *self._while_running(),
             *(f"warning: {warning}" for warning in self.warnings),
         ]
         return "\n".join(lines)
+
+    def _expected(self) -> str:
+        speedup = self.estimated_speedup
+        return "" if speedup is None else f", estimated speedup {speedup:.1f}"
 
     def _while_running(self) -> list[str]:
         lines = [f"While running it changed. {change}" for change in self.changes]
@@ -161,8 +167,8 @@ class OptimizationResult:
 
     def __str__(self) -> str:
         return (
-            f"{self.executor_type}, n_jobs={self.n_jobs}, chunksize={self.chunksize}, "
-            f"estimated speedup {self.estimated_speedup:.1f}: {self.reason}"
+            f"{self.executor_type}, n_jobs={self.n_jobs}, chunksize={self.chunksize}"
+            f"{self._expected()}: {self.reason}"
         )
 
 
@@ -194,9 +200,8 @@ def reason_of(choice: Choice, seen: Observations) -> str:
     if choice.reason or choice.workload is None:
         return choice.reason
     comparison = _comparison_of(choice, choice.workload, seen)
-    begun = seen.early is not None and seen.early.dispatched and seen.early.engine == "process"
-    n_jobs = choice.n_jobs if begun else seen.n_jobs
-    return say_reason(comparison, choice.workload, n_jobs=n_jobs)
+    begun = seen.early is not None and seen.early.dispatched > 0
+    return say_reason(comparison, choice.workload, n_jobs=seen.n_jobs, begun=begun)
 
 
 def _comparison_of(choice: Choice, workload: Workload, seen: Observations) -> Comparison:
@@ -221,15 +226,19 @@ def _result_of(
     )
 
 
-def say_reason(comparison: Comparison, workload: Workload, *, n_jobs: int | None = None) -> str:
+def say_reason(
+    comparison: Comparison, workload: Workload, *, n_jobs: int | None = None, begun: bool = False
+) -> str:
     """Why this engine, in a sentence that a user understands.
 
     Args:
         comparison: what was chosen, and what else was considered.
         workload: what it was chosen for.
         n_jobs: the number of workers where the caller gave it.
+        begun: whether the workers began while the first call was in progress.
     """
     chosen = comparison.chosen
+    ahead = f"{chosen.n_jobs} workers began while the first call was in progress"
     workers = f"{n_jobs} workers as asked for" if n_jobs else ""
     item = format_seconds(workload.item_seconds)
     if chosen.engine == "serial":
@@ -238,10 +247,15 @@ def say_reason(comparison: Comparison, workload: Workload, *, n_jobs: int | None
         spent = f"{item} an item"
         if workload.waits:  # not enough for threads to gain: the computing decides
             spent = f"{format_seconds(workload.gil_seconds)} of a call's {item}"
+        computes = "the function computes"
+        if workload.gil_known:
+            computes += " under the GIL"
         if n_jobs:
-            return f"Processes, {workers}, because the function computes under the GIL for {spent}."
+            return f"Processes, {workers}, because {computes} for {spent}."
+        if begun and chosen.speedup < MINIMUM_GAIN:
+            return f"Processes, because {ahead}."
         return (
-            f"Processes, because the function computes under the GIL for {spent}, and "
+            f"Processes, because {computes} for {spent}, and "
             f"{chosen.n_jobs} workers are predicted to be {chosen.speedup:.1f} times as fast "
             "as one."
         )
@@ -257,9 +271,13 @@ def say_reason(comparison: Comparison, workload: Workload, *, n_jobs: int | None
             f"{lead} the function releases the GIL while it computes for {item} an item: "
             f"{chosen.n_jobs} calls compute at the same time, and nothing is copied."
         )
+    if begun:
+        return f"{lead} {ahead}."
     payload = workload.payload
     if payload is not None and payload.problem is not None:
         return f"{lead} processes are out of the question: {payload.problem}."
+    if _candidate(comparison, "process") is None:
+        return f"{lead} {IN_A_WORKER}."
     return f"{lead} processes would take longer for calls of {item}."
 
 
@@ -290,6 +308,8 @@ def _why_serial(comparison: Comparison, workload: Workload) -> str:
             f"producing an item takes {format_seconds(workload.input_seconds)}, and the call "
             f"only {item}"
         )
+    if process is None and _candidate(comparison, "thread") is not None:
+        return f"{IN_A_WORKER}, and threads would gain nothing"
     if workload.total is None:
         return f"a call takes {item}, too little to gain from workers"
     left = format_seconds(workload.serial_seconds)

@@ -29,7 +29,7 @@ def needs_cores(engine: Engine, n_jobs: int | None) -> bool:
 
 def plan_named(seen: Observations, engine: Engine) -> RunChunks:
     """Fill in what a named engine leaves open."""
-    named, n_jobs, total = engine.type, seen.n_jobs, seen.left
+    named, n_jobs = engine.type, seen.n_jobs
     warnings: tuple[str, ...] = ()
     cores = 1 if seen.machine is None else seen.machine.usable_cores
     if named == "serial":
@@ -50,12 +50,9 @@ def plan_named(seen: Observations, engine: Engine) -> RunChunks:
         jobs = max(1, engine.workers)
     else:
         jobs = cores
-    # Nothing better is known than that so many can run at once.
-    at_once = jobs if total is None else min(jobs, max(1, total))
-    if named == "process":
-        at_once = min(at_once, cores)
     reason = f"{NAMES[named]}, as asked for."
     if seen.engine is None:
         reason = "Serial, because one worker was asked for."
-    choice = Choice(engine, jobs, reason, float(at_once), warnings=warnings)
+    speedup = 1.0 if named == "serial" else None
+    choice = Choice(engine, jobs, reason, speedup, warnings=warnings)
     return RunChunks(choice, seen.chunksize or 1, seen.chunksize or 1)

@@ -34,6 +34,7 @@ class Sample(Record):
         involuntary_switches: those by which the CPU was taken away from them.
         queued_seconds: for how long the calls were ready to run, but had no CPU; None where that
             is not known, and context switches have to show it.
+        looks_seconds: for how long another thread looked at them, which needs the GIL for that.
         gil_share: see :class:`~amorsize.planning.gil_probe.GilProbe`; None when not probed.
         peak_growth_bytes: how far the process' highest resident size rose.
         together, together_seconds: calls that were timed as one, and how long they took.
@@ -52,6 +53,7 @@ class Sample(Record):
     voluntary_switches: int | None = 0
     involuntary_switches: int = 0
     queued_seconds: float | None = None
+    looks_seconds: float = 0.0
     gil_share: float | None = None
     peak_growth_bytes: int = 0
     together: int = 0

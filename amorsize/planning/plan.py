@@ -82,7 +82,7 @@ class Choice(Record):
         engine: the engine.
         n_jobs: workers at most.
         reason: why, in a sentence; empty where :attr:`comparison` says it.
-        estimated_speedup: over a serial run.
+        estimated_speedup: over a serial run; None where nothing was measured.
         item_seconds: what an item is expected to take.
         may_leave: whether the run may leave its workers, where they turn out to gain nothing.
         may_grow: whether a serial run may go over to workers, where its items turn out long.
@@ -95,7 +95,7 @@ class Choice(Record):
     engine: Engine
     n_jobs: int = 1
     reason: str = ""
-    estimated_speedup: float = 1.0
+    estimated_speedup: float | None = 1.0
     item_seconds: float = 0.0
     may_leave: bool = False
     may_grow: bool = False

@@ -49,7 +49,7 @@ from amorsize.planning.workload import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from amorsize.planning.cost import Comparison
+    from amorsize.planning.cost import Candidate, Comparison
 
 LOOK_SECONDS = 1e-2
 """A call in progress is looked at once it has taken about this long."""
@@ -314,14 +314,23 @@ def _join_early_workers(seen: Observations, early: EarlyWork, workload: Workload
     if engine == "process":
         n_jobs = warm = early.n_jobs
     comparison = _compare(seen, workload, n_jobs=n_jobs, warm=warm, allowed=(engine,))
-    from amorsize.planning.cost import Candidate, Comparison
+    from amorsize.planning.cost import Comparison
 
-    candidates = comparison.candidates
-    begun = next((c for c in candidates if c.engine == engine and not c.problem), None)
+    begun = _candidate(comparison, engine)
+    n_jobs = early.n_jobs if begun is None else max(begun.n_jobs, early.n_jobs)
+    # What was handed out runs beside the first items, and is work of the whole.
+    whole = workload.over(seen.total, 0)
+    planned = _compare(seen, whole, n_jobs=n_jobs, warm=early.n_jobs, allowed=(engine,))
+    expected = _candidate(planned, engine) or planned.chosen
+    chosen = (begun or expected)._replace(engine=engine, n_jobs=n_jobs, speedup=expected.speedup)
     items = "1 item" if early.dispatched == 1 else f"{early.dispatched:,} items"
     note = f"while the first call was in progress, workers began with {items}"
-    comparison = Comparison(begun or Candidate(engine, early.n_jobs), candidates)
-    return _run(seen, comparison, workload, note=note)
+    return _run(seen, Comparison(chosen, comparison.candidates), workload, note=note)
+
+
+def _candidate(comparison: Comparison, engine: str) -> Candidate | None:
+    each = (c for c in comparison.candidates if c.engine == engine and not c.problem)
+    return next(each, None)
 
 
 def is_like(workload: Workload, known: Workload) -> bool:
@@ -337,7 +346,7 @@ def _stopped(seen: Observations) -> RunChunks:
         return RunChunks(Choice(SERIAL, 1, f"Serial, because {seen.stopped}."), size, size)
     begun = "Threads" if early.engine == "thread" else "Processes"
     reason = f"{begun} were begun while the first call was in progress; {seen.stopped}."
-    return RunChunks(Choice(Engine(str(early.engine)), early.n_jobs, reason), size, size)
+    return RunChunks(Choice(Engine(str(early.engine)), early.n_jobs, reason, None), size, size)
 
 
 def _compare(
@@ -395,11 +404,11 @@ def _run(
             chosen.chunksize,
             chosen.speedup,
         )
-    size = seen.chunksize or size
+    size = seen.chunksize or min(size, max(1, workload.remaining))
     # Items that were short again when they were measured are less of a deviation the next time: a
     # single one may have stood in the queue for a CPU, but some inputs go on like that.
     before = max(SHORTEST_ITEM_SECONDS, seen.expected_seconds)
-    expected = max(workload.item_seconds, min(seen.deviating_seconds, DEVIATION * before))
+    expected = max(workload.busy_item_seconds, min(seen.deviating_seconds, DEVIATION * before))
     is_free = seen.n_jobs is None
     grows = name != "serial" and seen.deviating_seconds > 0
     choice = Choice(
@@ -549,6 +558,8 @@ def _resize(seen: Observations, plan: RunChunks, choice: Choice) -> RunChunks:
         usual = min(plan.usual_size, most)
         if times.count > plan.counted:
             target = chunk_seconds(name, n_jobs, seen.target_chunk_duration)
+            if seen.left is not None:  # there are no chunks of more items than are left
+                most = max(usual, min(most, seen.left))
             usual = corrected_size(usual, times, target_seconds=target, most=most)
         shortest = SHORTEST_CHUNK_SECONDS.get(name, SHORTEST_OWN_CHUNK_SECONDS)
         size = next_size(usual, times, n_jobs=n_jobs, left=seen.left, shortest_seconds=shortest)

@@ -23,6 +23,8 @@ more for a computing function on an overcommitted machine, 0 to 2 for one that w
 CPU_SHARE_FLOOR = 0.2
 SURELY_FREE_SHARE = 0.3
 """From here on the ticks came in quick succession, or there were very many, whatever else runs."""
+UNSEEN_SHARE = 0.5
+"""Missing ticks say nothing of the GIL where the calls had no CPU for more of their time."""
 TAKEN_CPU_SHARE = 0.3
 """What computes keeps more than this of a CPU on a machine three times overcommitted."""
 GIL_FREE_SHARE = 0.25
@@ -46,7 +48,7 @@ class Workload(Record):
         sampled: items that have been run already.
         remaining: items still to run; assumed when ``total`` is None.
         sample_seconds: what the sample took, input included; 0 where its items run again.
-        item_seconds: one call, run alone.
+        item_seconds: one call, run alone: without the time in which it had to wait for a CPU.
         cpu_seconds: the share of it on a CPU, in all threads and child processes.
         gil_seconds: the share of it during which the GIL is held.
         wait_seconds: the share of it spent waiting.
@@ -98,6 +100,11 @@ class Workload(Record):
         )
 
     @property
+    def busy_item_seconds(self) -> float:
+        """One call, with the time in which it had to wait for a CPU."""
+        return self.item_seconds / max(1.0 - self.queued_share, 1e-3)
+
+    @property
     def serial_seconds(self) -> float:
         """The remaining items, one after the other."""
         return self.remaining * (self.item_seconds + self.input_seconds)
@@ -131,9 +138,13 @@ def describe(
     if sample.together:
         item = sample.together_seconds / sample.together
     # CPU times have no finer reading than the calls around the sample: shares of it.
-    queued = min(sample.queued_seconds or 0.0, sample.seconds)
+    off_cpu = max(0.0, sample.seconds - sample.cpu_seconds)
+    queued = min(sample.queued_seconds or 0.0, off_cpu)
     ran = sample.seconds - queued
     cpu_share = min(1.0, sample.cpu_seconds / ran) if ran > 0 else 1.0
+    # Whoever looks at a call needs the GIL, and on a busy machine may hold it without a CPU.
+    undisturbed = max(sample.cpu_seconds, ran - sample.looks_seconds)
+    surely = sample.cpu_seconds >= WAITING_CPU_SHARE * undisturbed and cpu_share > TAKEN_CPU_SHARE
     inner = sample.process_cpu_seconds / sample.seconds if sample.seconds > 1e-3 else 1.0
     free = sample.gil_share
     switches = sample.voluntary_switches
@@ -141,6 +152,7 @@ def describe(
     # what gives it up by itself waits. And a thread that fights for the GIL gives it up as well.
     waits = (
         cpu_share < WAITING_CPU_SHARE
+        and not surely
         and (free is None or free >= GIL_FREE_SHARE)
         and (switches is None or switches >= len(calls))
         and (
@@ -150,6 +162,8 @@ def describe(
             or cpu_share <= TAKEN_CPU_SHARE
         )
     )
+    if sample.seconds > 0 and not sample.together:
+        item *= (ran if waits else min(ran, undisturbed)) / sample.seconds
     if waits:
         # What a waiting function computes is taken to hold the GIL: ticks cannot show it.
         cpu = item * cpu_share
@@ -157,7 +171,9 @@ def describe(
         wait = max(0.0, item - cpu)
     else:
         cpu, wait = item * max(1.0, inner), 0.0
-        if free is not None and queued:
+        if free is not None and free < GIL_FREE_SHARE and queued > UNSEEN_SHARE * sample.seconds:
+            free = None  # the probe stood in the queue as well
+        elif free is not None and queued:
             # Waiting for a CPU it does not hold the GIL, whatever computes.
             away = queued / sample.seconds
             free = max(0.0, free - away) / max(CPU_SHARE_FLOOR, 1.0 - away)

@@ -33,6 +33,7 @@ class CallMonitor:
         self._caller = get_ident()
         self._settled = False
         self._spent = 0.0
+        self._looked = 0.0
         self.begin = clocks.begin
 
     def __call__(self, probe: GilProbe) -> float | None:
@@ -40,6 +41,7 @@ class CallMonitor:
         with self._looking:
             # What is computed here is not the function's.
             self._spent -= time.thread_time()
+            self._looked -= time.perf_counter()
             try:
                 return None if self._settled else self._look(probe)
             except Exception:
@@ -49,6 +51,7 @@ class CallMonitor:
                 return None
             finally:
                 self._spent += time.thread_time()
+                self._looked += time.perf_counter()
 
     def _look(self, probe: GilProbe) -> float | None:
         if self._is_importing():
@@ -93,7 +96,7 @@ class CallMonitor:
         if sample is None or (share := probe.share()) is None:
             return None
         sample.gil_share = share
-        self._correct(sample, self._spent + time.thread_time())
+        self._correct(sample, self._spent + time.thread_time(), self._looked + time.perf_counter())
         return measurement.seen._replace(
             sample=sample, in_progress=True, left=measurement.source.left, payload=payload
         )
@@ -102,9 +105,10 @@ class CallMonitor:
         """Wait for a look in progress, allow no other, and correct the sample for them."""
         self._settled = True
         with self._looking:
-            self._correct(sample, self._spent)
+            self._correct(sample, self._spent, self._looked)
 
-    def _correct(self, sample: Sample, spent: float) -> None:
+    def _correct(self, sample: Sample, spent: float, looked: float) -> None:
         sample.queued_seconds = self._clocks.queued()
+        sample.looks_seconds = looked
         ours = max(0.0, sample.process_cpu_seconds - sample.cpu_seconds)
         sample.process_cpu_seconds -= min(ours, spent)

@@ -127,7 +127,7 @@ class Reporter:
         chunksize: int,
         total_items: int | None,
         executor_type: str,
-        estimated_speedup: float,
+        estimated_speedup: float | None,
         decided: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Report that the plan is made; ``decided`` goes into the metadata of ``POST_EXECUTE``."""
@@ -136,7 +136,8 @@ class Reporter:
         self.chunksize = chunksize
         self.total_items = total_items
         self._metadata["executor_type"] = executor_type
-        self._metadata["estimated_speedup"] = estimated_speedup
+        if estimated_speedup is not None:
+            self._metadata["estimated_speedup"] = estimated_speedup
         self._planning_seconds = self._elapsed()
         self._open = True
         executions.begin(self.execution_id, self._managers)

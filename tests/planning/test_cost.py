@@ -285,6 +285,31 @@ def test_a_call_that_stood_in_the_queue_for_a_cpu_neither_waited_nor_let_go() ->
     assert describe(computed, 2).releases_gil
 
 
+def test_a_call_is_as_long_as_it_would_be_alone() -> None:
+    """The time in the queue for a CPU is no part of it, and says nothing of the GIL."""
+    queued = sample([0.1], cpu_seconds=0.02, gil_share=0.01, queued_seconds=0.3)
+    workload = describe(queued, 10)
+    assert workload.item_seconds == pytest.approx(0.02)
+    assert workload.busy_item_seconds == pytest.approx(0.1)
+    assert (workload.waits, workload.gil_known) == (False, False)
+    half = describe(but(queued, queued_seconds=0.05, voluntary_switches=2, gil_share=0.6), 10)
+    assert half.item_seconds == pytest.approx(0.05)
+    assert half.wait_seconds == pytest.approx(0.03)
+
+
+def test_who_waits_for_those_that_look_at_it_does_not_wait() -> None:
+    """On a busy machine a thread may hold the GIL and have no CPU."""
+    taken = sample(
+        [0.366], cpu_seconds=0.22, gil_share=0.4, voluntary_switches=None, queued_seconds=0.006
+    )
+    assert describe(taken, 10).waits
+    workload = describe(but(taken, looks_seconds=0.12), 10)
+    assert not workload.waits
+    assert workload.item_seconds == pytest.approx(0.24)
+    waiting = but(taken, cpu_seconds=0.001, looks_seconds=0.35)
+    assert describe(waiting, 10).waits
+
+
 @pytest.mark.parametrize(("share", "released"), [(0.04, False), (0.32, True), (0.7, True)])
 def test_describe_gil(share: float, released: bool) -> None:
     """The measured shares of facts on an idle and on a busy machine."""

@@ -30,6 +30,7 @@ def said(
         "item_seconds": 0.02,
         "cpu_seconds": 0.02,
         "gil_seconds": 0.02,
+        "gil_known": True,
         "payload": SMALL,
     }
     workload = Workload(**{**facts, **others})
@@ -41,6 +42,7 @@ def said(
     ("facts", "reason"),
     [
         ({}, "Processes, because the function computes under the GIL for 20 ms an item, and 4 "),
+        ({"gil_known": False}, "Processes, because the function computes for 20 ms an item, and"),
         ({"n_jobs": 3}, "Processes, 3 workers as asked for, because the function computes under"),
         ({"gil_seconds": 0.0}, "Threads, because the function releases the GIL while it computes"),
         (
@@ -74,6 +76,23 @@ def test_reason(facts: dict[str, Any], reason: str) -> None:
     sentence, _ = said(**facts)
     assert sentence.startswith(reason)
     assert sentence.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("n_jobs", "reason"),
+    [
+        (None, "Serial, because this process is a worker itself, and starts no processes, and thr"),
+        (2, "Threads, 2 workers as asked for, because this process is a worker itself, and starts"),
+    ],
+)
+def test_a_worker_says_that_it_is_one(n_jobs: int | None, reason: str) -> None:
+    """A minute of computing is not too little, and no processes were compared."""
+    workload = Workload(1000, 5, 995, 0.1, 0.06, 0.06, 0.06)
+    allowed = ("serial", "thread")
+    plan = compare(
+        workload, FOUR, PRIORS, target_chunk_duration=0.2, n_jobs=n_jobs, allowed=allowed
+    )
+    assert say_reason(plan, workload, n_jobs=n_jobs).startswith(reason)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from amorsize.planning import planner as planner_module
 from amorsize.planning.engine import Engine
+from amorsize.planning.explanation import make_result
 from amorsize.planning.known_functions import Known
 from amorsize.planning.machine import PRIORS, SystemFacts
 from amorsize.planning.observations import ChunkTimes, EarlyWork, Observations, Sample
@@ -249,6 +250,7 @@ def test_measuring_that_was_stopped_runs_nothing_more() -> None:
     plan = next_of(observed(calls(0.01), stopped="it raised", early=early))
     assert (plan.choice.engine.type, plan.choice.n_jobs) == ("thread", 8)
     assert plan.choice.reason.startswith("Threads were begun while the first call was in progress")
+    assert plan.choice.estimated_speedup is None
 
 
 @pytest.mark.parametrize(
@@ -262,11 +264,11 @@ def test_measuring_that_was_stopped_runs_nothing_more() -> None:
         ({"engine": Engine("thread")}, LookFurther(CORES)),
         (
             {"engine": Engine("thread"), "n_jobs": 3, "chunksize": 7},
-            RunChunks(Choice(Engine("thread"), 3, "Threads, as asked for.", 3.0), 7, 7),
+            RunChunks(Choice(Engine("thread"), 3, "Threads, as asked for.", None), 7, 7),
         ),
         (
             {"engine": Engine("process"), "machine": TWO},
-            RunChunks(Choice(Engine("process"), 2, "Processes, as asked for.", 2.0), 1, 1),
+            RunChunks(Choice(Engine("process"), 2, "Processes, as asked for.", None), 1, 1),
         ),
     ],
 )
@@ -338,6 +340,68 @@ def test_one_item_is_measured_beside_those_that_were_handed_out() -> None:
     seen.sample = calls(0.9)  # no longer what is known
     plan = next_of(seen)
     assert (plan.choice.engine.type, plan.choice.workload.item_seconds) == ("thread", 0.9)
+
+
+@pytest.mark.parametrize(
+    ("known", "early", "left", "expected", "reason"),
+    [
+        (workload(waits=True), EarlyWork("thread", 64, 74), 74, (25, 64), "Threads, because 100%"),
+        (
+            workload(),
+            EarlyWork("process", 2, 1),
+            99,
+            (1.5, 2.0),
+            "Processes, because the function computes for 20 ms an item, and 2 workers are",
+        ),
+        (
+            workload(),
+            EarlyWork("process", 2, 1),
+            1,
+            (0.0, 2.0),
+            "Processes, because",
+        ),
+        (
+            workload(0.02),
+            EarlyWork("thread", 8, 15),
+            99,
+            (0.5, 1.1),
+            "Threads, because 8 workers began while the first call was in progress.",
+        ),
+    ],
+)
+def test_workers_that_nobody_asked_for_are_not_said_to_be_asked_for(
+    known: Workload, early: EarlyWork, left: int, expected: tuple[float, float], reason: str
+) -> None:
+    """What was handed out ahead of the plan is work of its speedup; the reason is the true one."""
+    seen = observed(
+        calls(0.02), left, known=Known(workload=known), early=early, payload=SMALL, sendable=True
+    )
+    plan = next_of(seen)
+    result = make_result(plan, seen)
+    assert (plan.choice.engine.type, plan.choice.n_jobs) == (early.engine, early.n_jobs)
+    assert result.estimated_speedup is not None
+    assert expected[0] <= result.estimated_speedup <= expected[1]
+    assert result.reason.startswith(reason)
+    assert "asked for" not in result.reason
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        observed(calls(1e-7, 1e-7), left=1),
+        observed(calls(1e-7, 1e-7), left=0),
+        observed(calls(0.02, 0.02), left=1, payload=SMALL),
+        observed(calls(0.02, 0.02, waiting=True), left=3),
+    ],
+)
+def test_no_chunk_is_planned_of_more_items_than_there_are(seen: Observations) -> None:
+    """Whatever a chunk could hold of such items."""
+    left = seen.left
+    assert left is not None
+    seen.early = None
+    plan = next_of(seen)
+    assert plan.usual_size <= max(1, left)
+    assert next_of(seen._replace(chunksize=40)).usual_size == 40  # but the caller may
 
 
 @pytest.mark.parametrize(
