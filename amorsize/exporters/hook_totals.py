@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections import deque
@@ -13,6 +12,7 @@ from amorsize.exporters import metrics
 from amorsize.exporters.metrics import BoundedLabel
 from amorsize.exporters.series import Labels, Series
 from amorsize.hooks import HookManager
+from amorsize.workers import in_forked_child
 
 Stats: TypeAlias = dict[str, dict[str, Any]]
 """As :meth:`HookManager.get_stats` returns them."""
@@ -123,10 +123,7 @@ def _end_timing(manager: HookManager) -> None:
             manager.timed = False
 
 
+@in_forked_child
 def _renew_lock_in_forked_child() -> None:
     global _timing_lock
     _timing_lock = threading.RLock()  # a thread of the parent's may hold the old one
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock_in_forked_child)
