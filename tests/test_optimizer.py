@@ -1,19 +1,18 @@
-"""The choice, on real functions and on this machine's clocks, with the machine's size described."""
+"""The choice, by clocks and on a machine that the test describes."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from typing import Any
 
 import pytest
+from fake_time import FakeTime
 
 import amorsize
 from amorsize.engines.base import Task
@@ -73,75 +72,71 @@ def increment(item: int) -> int:
     return item + 1
 
 
-def burn(_: Any) -> int:
-    return sum(number * number for number in range(50_000))
+def ticking(
+    seconds: float, *, cores: float = 1.0, switches: int = 0
+) -> tuple[Clocks, Callable[[Any], Any]]:
+    """Clocks that a function moves: a call takes just so long, on so many cores.
 
-
-def _no_switches() -> tuple[int | None, int, float]:
-    return 0, 0, 0.0
-
-
-def wait(_: Any) -> None:
-    time.sleep(0.005)
-
-
-def ticking(seconds: float, *, cores: float = 1.0) -> tuple[Clocks, Callable[[Any], Any]]:
-    """Clocks that a function moves: a call computes for just so long, on so many cores."""
-    now = [0.0]
+    Args:
+        seconds: what a call takes.
+        cores: how many cores compute meanwhile.
+        switches: how often a call waits.
+    """
+    fake, calls = FakeTime(cores), 0
 
     def func(item: Any) -> Any:
-        now[0] += seconds
+        nonlocal calls
+        calls += 1
+        fake.now += seconds
         return item
 
-    clocks = Clocks(
-        wall=lambda: now[0],
-        epoch=lambda: 0.0,
-        thread_cpu=lambda: now[0],
-        process_cpu=lambda: now[0] * cores,
-        usage=lambda: (0, 0, 0.0),
-        peak_bytes=lambda: 0,
-    )
-    return clocks, func
+    return fake.clocks()._replace(usage=lambda: (calls * switches, 0, 0.0)), func
 
 
-def test_computing_in_python_gets_processes() -> None:
-    """Measured on a real function; the number of cores is described."""
-    result, _ = chosen(burn, range(100_000), 100_000)
+@pytest.fixture
+def gil_share(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Has the probe see so much of the GIL free."""
+    return lambda share: monkeypatch.setattr(GilProbe, "share", lambda self: share)
+
+
+def test_computing_in_python_gets_processes(gil_share: Callable[[float], None]) -> None:
+    """All of its time is on a CPU, and the GIL is held."""
+    gil_share(0.03)
+    clocks, compute = ticking(0.003)
+    result, _ = chosen(compute, range(100_000), 100_000, clocks=clocks)
     assert (result.executor_type, result.n_jobs) == ("process", 4)
     assert 1.5 < result.estimated_speedup <= 4.1
     assert "the function computes" in result.reason
 
 
-def test_sleeping_gets_threads() -> None:
-    """More than there are cores."""
-    result, _ = chosen(wait, range(10_000), 10_000)
+def test_sleeping_gets_threads(gil_share: Callable[[float], None]) -> None:
+    """More than there are cores: no CPU, a free GIL, and a switch in each call."""
+    gil_share(0.7)
+    clocks, wait = ticking(0.005, cores=0.0, switches=1)
+    result, _ = chosen(wait, range(10_000), 10_000, clocks=clocks)
     assert result.executor_type == "thread"
     assert 8 < result.n_jobs <= 64
     assert "waiting" in result.reason
 
 
-def test_waiting_for_children_that_compute_gets_no_more_threads_than_cores() -> None:
-    """A subprocess that computes uses a core, though the thread that waits for it does not."""
-    code = "sum(i * i for i in range(400_000))"
+def test_children_that_compute_are_no_waiting() -> None:
+    """The CPU time of a subprocess counts, though the thread that waits for it uses none."""
+    code = "import time; sum(i * i for i in range(400_000)); print(time.process_time())"
+    spent: list[float] = []
 
     def run(_: int) -> None:
-        subprocess.run([sys.executable, "-S", "-c", code], check=True)
+        done = subprocess.run([sys.executable, "-S", "-c", code], check=True, capture_output=True)
+        spent.append(float(done.stdout))
 
-    result, _ = chosen(run, range(1000), 1000)
-    assert result.executor_type in ("thread", "process")
-    assert result.n_jobs <= 8  # a busy machine lets starting the process look like waiting
+    _, first = chosen(run, range(1000), 1000)
+    assert first.sample.cpu_seconds >= 0.9 * sum(spent) > 0
 
 
-def test_releasing_the_gil_gets_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the probe and the clocks see on an idle machine; a busy one may hide it."""
-    monkeypatch.setattr(GilProbe, "share", lambda self: 0.63)
-    idle = Clocks(thread_cpu=time.perf_counter, process_cpu=time.perf_counter, usage=_no_switches)
-    buffers = [bytes(8 << 20)] * 100
-
-    def sha(buffer: bytes) -> bytes:
-        return hashlib.sha256(buffer).digest()
-
-    result, _ = chosen(sha, buffers, 100, clocks=idle)
+def test_releasing_the_gil_gets_threads(gil_share: Callable[[float], None]) -> None:
+    """As many as there are cores."""
+    gil_share(0.63)
+    clocks, compute = ticking(0.01)
+    result, _ = chosen(compute, range(100), 100, clocks=clocks)
     assert (result.executor_type, result.n_jobs) == ("thread", 4)
     assert "releases the GIL" in result.reason
 
@@ -149,9 +144,10 @@ def test_releasing_the_gil_gets_threads(monkeypatch: pytest.MonkeyPatch) -> None
 def test_tiny_work_is_serial_and_the_machine_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten additions."""
     monkeypatch.setattr("amorsize.planning.machine.read_system", lambda **_: pytest.fail("looked"))
-    result, sample = chosen(increment, range(10), 10, system=None)
+    clocks, func = ticking(1e-6)
+    result, sample = chosen(func, range(10), 10, system=None, clocks=clocks)
     assert (result.executor_type, result.n_jobs, result.estimated_speedup) == ("serial", 1, 1.0)
-    assert sample.results[:5] == [1, 2, 3, 4, 5]
+    assert sample.results[:5] == [0, 1, 2, 3, 4]
     assert "too little" in result.reason
 
 
@@ -351,7 +347,7 @@ def test_explain_shows_the_arithmetic() -> None:
     assert all(len(line) <= 200 for line in text.splitlines())
 
 
-def test_verbose_tells_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbose_writes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     """And stays quiet without it."""
     result = optimize(increment, [1, 2], verbose=True)
     captured = capsys.readouterr()

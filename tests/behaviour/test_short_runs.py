@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_time import FakeTime
 from hypothesis import given
 from hypothesis import strategies as st
-from waiting import PATIENCE
+from planned import ALONE, PROCESSES, THREADS, Early, InTurn, PlanWith
+from waiting import PATIENCE, wait_until
 
 import amorsize
 from amorsize.hooks import HookEvent, HookManager
 from amorsize.planning.known_functions import KNOWN
-from amorsize.planning.plan import RunChunks
+from amorsize.planning.observations import Observations
+from amorsize.planning.plan import Choice, StartWorkers
 from amorsize.planning.workload import Workload
-from amorsize.running.loop import Run
 from amorsize.testing import RecordingHook, assert_contract
 
 
@@ -35,21 +37,6 @@ class Letters(list[int]):
 @pytest.fixture(autouse=True)
 def no_warm_workers() -> None:
     amorsize.shutdown()
-
-
-@pytest.fixture
-def planned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Lists the engines of which others were compared with."""
-    made: list[str] = []
-    follow = Run._follow
-
-    def note(self: Run, plan: RunChunks, *, is_first: bool = False) -> None:
-        if plan.choice.comparison is not None:
-            made.append(plan.choice.engine.type)
-        follow(self, plan, is_first=is_first)
-
-    monkeypatch.setattr(Run, "_follow", note)
-    return made
 
 
 @given(
@@ -69,11 +56,18 @@ def test_the_results_are_those_of_a_comprehension(size: int, kind: Any) -> None:
     assert calls == list(range(size))
 
 
-def test_very_short_items_stay_in_the_calling_thread(planned: list[str]) -> None:
-    """However many; also when the function is known by then, and where a slow machine compares."""
+def test_very_short_items_stay_in_the_calling_thread(fake_time: FakeTime) -> None:
+    """However many; also when the function is known by then."""
+    threads: set[int] = set()
+
+    def work(item: int) -> int:
+        fake_time.now += 1e-7
+        threads.add(threading.get_ident())
+        return -item
+
     for _ in range(3):
-        assert amorsize.execute(abs, range(-200_000, 0)) == list(range(200_000, 0, -1))
-    assert set(planned) <= {"serial"}
+        assert amorsize.execute(work, range(-100_000, 0)) == list(range(100_000, 0, -1))
+    assert threads == {threading.get_ident()}
 
 
 @pytest.mark.parametrize("at", [0, 3, 100, 290, 5000])
@@ -85,20 +79,20 @@ def test_what_the_function_raises_is_raised_as_with_hooks(at: int, hooks: HookMa
             raise KeyError(item)
         return item
 
-    said = []
-    for told in (None, hooks):
+    seen = []
+    for observed_by in (None, hooks):
         with pytest.raises(KeyError) as caught:
-            amorsize.execute(work, range(10_000), hooks=told)
+            amorsize.execute(work, range(10_000), hooks=observed_by)
         frames = traceback.extract_tb(caught.value.__traceback__)
-        said.append((caught.value.args, caught.value.__notes__, frames[-1].name))
-    assert said[0] == said[1]
-    assert said[0][0] == (at,)
-    assert f"item {at}" in " ".join(said[0][1])
+        seen.append((caught.value.args, caught.value.__notes__, frames[-1].name))
+    assert seen[0] == seen[1]
+    assert seen[0][0] == (at,)
+    assert f"item {at}" in " ".join(seen[0][1])
 
 
 @pytest.mark.parametrize("since", [0, 100, 1000])
 def test_a_list_that_the_function_makes_longer(since: int, hooks: HookManager) -> None:
-    """The results are those of a run that is told."""
+    """The results are those of a run that is observed."""
 
     def run(hooks: HookManager | None) -> list[int]:
         data = list(range(2000))
@@ -168,41 +162,50 @@ def test_nothing_of_a_function_runs_but_its_calls() -> None:
         assert amorsize.execute(func, [1, 2, 3]) == [2, 3, 4]
 
 
-def test_a_function_is_short_only_where_its_calls_were() -> None:
-    """An input that the sample exhausts says nothing of that."""
+@pytest.mark.parametrize(("seconds", "short"), [(1e-6, True), (0.002, False)])
+def test_a_function_is_short_only_where_its_calls_were(
+    seconds: float, short: bool, fake_time: FakeTime
+) -> None:
+    """An input that the sample exhausts shows nothing of that."""
 
-    def long(item: int) -> int:
-        time.sleep(0.002)
+    def work(item: int) -> int:
+        fake_time.now += seconds
         return item
 
     for data in ([], [1], [1, 2, 3]):
-        assert amorsize.execute(long, data) == data
-        assert not KNOWN.recall(long).short
-    assert amorsize.execute(abs, range(1000)) == list(range(1000))
-    assert KNOWN.recall(abs).short
+        assert amorsize.execute(work, data) == data
+        assert KNOWN.recall(work).short == (short and bool(data))
+    assert amorsize.execute(work, range(6)) == list(range(6))
+    assert KNOWN.recall(work).short == short
 
 
-@pytest.mark.parametrize("wait", [False, True])
-def test_items_that_turn_out_long_are_shared_after_all(planned: list[str], wait: bool) -> None:
+@pytest.mark.parametrize("choice", [THREADS, PROCESSES])
+def test_items_that_turn_out_long_are_shared_after_all(
+    plan_with: PlanWith, choice: Choice, tmp_path: Path
+) -> None:
     """A run that began alone goes over to workers; each item runs once."""
+    here, asked = (os.getpid(), threading.get_ident()), tmp_path / "asked"
+
+    def is_long(seen: Observations) -> bool:
+        if seen.deviating_seconds:
+            asked.touch()
+        return seen.left is not None and seen.left < 100
+
+    plan_with(InTurn(ALONE, choice, at=is_long))
 
     def work(item: int) -> tuple[int, int, int]:
-        if item >= 3000:
-            if wait:
-                time.sleep(0.02)
-            else:
-                sum(range(1_000_000))
-        return item, os.getpid(), threading.get_ident()
+        who = os.getpid(), threading.get_ident()
+        if item >= 3000 and who == here:
+            wait_until(asked.exists, "a question to the planner")
+        return item, *who
 
     results = amorsize.execute(work, range(3100))
     assert [item for item, _, _ in results] == list(range(3100))
-    assert {pid for _, pid, _ in results[:3000]} == {os.getpid()}
-    assert planned[-1] in ("thread", "process")
-    others = {(pid, thread) for _, pid, thread in results[3000:]}
-    assert len(others) > 1
+    assert {(pid, thread) for _, pid, thread in results[:3000]} == {here}
+    assert here not in {(pid, thread) for _, pid, thread in results[-50:]}
 
 
-def test_who_registers_meanwhile_is_told(recorder: RecordingHook, hooks: HookManager) -> None:
+def test_who_registers_meanwhile_is_notified(recorder: RecordingHook, hooks: HookManager) -> None:
     """The function itself may register a hook: the run's events come, all of them."""
     default = amorsize.get_default_manager()
 
@@ -212,7 +215,7 @@ def test_who_registers_meanwhile_is_told(recorder: RecordingHook, hooks: HookMan
                 default.register(event, recorder)
         return item
 
-    assert amorsize.execute(work, range(1000)) == list(range(1000))
+    assert amorsize.execute(work, range(1000), executor="serial") == list(range(1000))
     assert_contract(recorder.contexts)
     (post,) = recorder.of(HookEvent.POST_EXECUTE)
     assert (post.items_completed, post.metadata["executor_type"]) == (1000, "serial")
@@ -247,15 +250,18 @@ def test_ctrl_c_ends_it() -> None:
         amorsize.execute(work, range(10_000))
 
 
-def test_ctrl_c_in_a_first_call_leaves_no_worker_at_work(tmp_path: Path) -> None:
-    """Also where nobody is told: what was begun is ended."""
+def test_ctrl_c_in_a_first_call_leaves_no_worker_at_work(
+    tmp_path: Path, plan_with: PlanWith
+) -> None:
+    """Also where nobody observes: what was begun is ended."""
     flag = tmp_path / "begun"
+    plan_with(Early(StartWorkers("process", 2, 1)))
 
     def work(item: int) -> int:
         if item == 0:
             deadline = time.monotonic() + PATIENCE
             while not flag.exists() and time.monotonic() < deadline:
-                sum(range(700_000))
+                sum(range(100_000))
             os.kill(os.getpid(), signal.SIGINT)
             while time.monotonic() < deadline:
                 sum(range(1000))
@@ -313,16 +319,14 @@ def test_a_function_that_is_known_is_begun_with_at_once(
 
 
 @pytest.mark.usefixtures("forgetful")
-def test_a_function_that_has_changed_is_measured_again(hooks: HookManager) -> None:
+def test_a_function_that_has_changed_is_measured_again() -> None:
     """What was known of it holds no more once a call takes three times as long, or a third."""
-    amorsize.execute(pause, range(40))
-    known = KNOWN.recall(pause).workload
-    assert known is not None
-    KNOWN.remember(pause, workload=known._replace(item_seconds=1.0, wait_seconds=1.0))
+    known = Workload(None, 5, 40, 0.0, PATIENCE, 0.0, 0.0, PATIENCE)
+    KNOWN.remember(pause, workload=known)
     assert amorsize.execute(pause, range(40), return_optimization_result=True)[1].n_jobs > 1
     again = KNOWN.recall(pause).workload
     assert again is not None
-    assert again.item_seconds < 0.5
+    assert 0.02 <= again.item_seconds < PATIENCE / 3
 
 
 class Locked:
@@ -333,7 +337,7 @@ class Locked:
 
 
 def test_items_of_another_type_are_tried_first() -> None:
-    """What travelled for one says nothing of the results for another."""
+    """What could be sent for one shows nothing of the results for another."""
 
     def work(item: Any) -> Any:
         sum(range(300_000))
@@ -344,16 +348,18 @@ def test_items_of_another_type_are_tried_first() -> None:
 
 
 INTERRUPTED = """
-import signal, threading, time
+import signal, sys, threading, time
 import amorsize
+from amorsize.planning.known_functions import KNOWN
+from amorsize.planning.workload import Workload
 
 def pause(item):
     time.sleep(0.02)
     return item
 
-amorsize.execute(pause, range(40))
 interrupted = 0
 for turn in range(12):
+    KNOWN.remember(pause, workload=Workload(None, 5, 40, 0.0, 0.02, 0.0, 0.0, 0.02))
     kill = signal.pthread_kill
     args = threading.main_thread().ident, signal.SIGINT
     timer = threading.Timer(0.0005 * (turn + 1), kill, args)
@@ -364,11 +370,10 @@ for turn in range(12):
         time.sleep(0.1)  # a signal is handled a moment later
     except KeyboardInterrupt:
         interrupted += 1
-deadline = time.monotonic() + 30
+deadline = time.monotonic() + float(sys.argv[1])
 left = True
 while left and time.monotonic() < deadline:
     left = [each.name for each in threading.enumerate() if each.name.startswith("amorsize")]
-    left = [name for name in left if name != "amorsize-reaper"]  # of idle worker processes
     time.sleep(0.01)
 print(interrupted, left)
 """
@@ -380,7 +385,7 @@ def test_ctrl_c_while_threads_begin_leaves_none_behind() -> None:
     In a program of its own: there a Ctrl-C meets no code of a test framework.
     """
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED],
+        [sys.executable, "-c", INTERRUPTED, str(PATIENCE / 2)],
         capture_output=True,
         text=True,
         check=True,
@@ -412,7 +417,7 @@ def test_a_module_may_run_something_while_it_is_imported(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("at", [3, 6, 8])
-def test_nothing_runs_behind_an_item_that_failed_while_workers_start(at: int) -> None:
+def test_nothing_runs_after_an_item_that_failed_while_workers_start(at: int) -> None:
     """Choosing measures further items, and they may fail as well."""
     calls: list[int] = []
 
@@ -435,8 +440,8 @@ def test_nothing_is_remembered_of_a_function_that_is_gone() -> None:
         return lambda item: time.sleep(0.02)
 
     func = make()
-    amorsize.execute(func, range(30))
-    assert KNOWN.recall(func).workload is not None
+    amorsize.execute(func, range(6))
+    KNOWN.remember(func, workload=Workload(None, 5, 30, 0.0, 0.02, 0.0, 0.0, 0.02))
     count = sys.getrefcount(func)
     assert count == 2
     gc.collect()  # what other tests have left
