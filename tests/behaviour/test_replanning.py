@@ -363,21 +363,6 @@ def test_one_item_that_takes_long_does_not_hide_the_others(
     assert SHORT < measured[2] < SHORT + 10
 
 
-def test_threads_are_left_where_their_items_turn_out_short(
-    hooks: HookManager, recorder: RecordingHook, plan_with: PlanWith
-) -> None:
-    """What they have begun they end; all else runs here."""
-    data = range(50_000)
-    plan_with(InTurn(THREADS, ALONE, at=lambda seen: seen.left is not None and seen.left < 49_900))
-    assert amorsize.execute(lambda item: item, data, hooks=hooks) == list(data)
-    assert_contract(recorder.contexts)
-    metadata = posted(recorder).metadata
-    assert (metadata["executor_type"], metadata["changed_to"]) == ("thread", "serial")
-    ends = [each.metadata for each in recorder.of(HookEvent.ON_WORKER_END)]
-    in_threads = [each for each in ends if each["thread_name"].startswith("amorsize-")]
-    assert 0 < sum(each["items"] for each in in_threads) < 200
-
-
 def test_an_earlier_run_shows_nothing_of_items_that_turn_out_long(
     hooks: HookManager, recorder: RecordingHook, grow: Grow
 ) -> None:

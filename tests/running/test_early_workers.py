@@ -1,4 +1,7 @@
-"""Workers begin while the sample runs, and nothing of the contract changes."""
+"""Workers begin while the sample runs, and nothing of the contract changes.
+
+When they do is decided by script (:mod:`planned`); that they do is real.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import PATIENCE
+from planned import ALONE, PROCESSES, THREADS, Early, InTurn, PlanWith
+from waiting import PATIENCE, wait_until
 
 import amorsize
 from amorsize.engines.base import Task
@@ -23,7 +27,14 @@ from amorsize.engines.process.pool import pool
 from amorsize.errors import TransportError
 from amorsize.hooks import HookEvent, HookManager
 from amorsize.planning.observations import EarlyWork, Observations
-from amorsize.planning.plan import ITEMS, LookFurther, StartWorkers
+from amorsize.planning.plan import (
+    ITEMS,
+    ITEMS_MEANWHILE,
+    Choice,
+    LookFurther,
+    Plan,
+    StartWorkers,
+)
 from amorsize.planning.planner import Planner
 from amorsize.running.input import Input
 from amorsize.running.measurement import Measurement
@@ -35,13 +46,18 @@ def no_warm_workers() -> None:
     amorsize.shutdown()
 
 
+def early(engine: str) -> Early:
+    """Have two workers start while the first call is in progress, with one item."""
+    return Early(StartWorkers(engine, 2, 1))
+
+
 def spin(done: Callable[[], bool]) -> None:
     """Compute under the GIL until ``done()``, asked now and then."""
     deadline = time.monotonic() + PATIENCE
     while not done():
         if time.monotonic() > deadline:
             raise TimeoutError("nobody else began")
-        sum(range(500_000))
+        sum(range(100_000))
 
 
 def posted(recorder: RecordingHook) -> dict[str, Any]:
@@ -50,9 +66,10 @@ def posted(recorder: RecordingHook) -> dict[str, Any]:
 
 
 def test_processes_begin_with_other_items_while_a_first_call_computes(
-    tmp_path: Path, hooks: HookManager, recorder: RecordingHook
+    tmp_path: Path, hooks: HookManager, recorder: RecordingHook, plan_with: PlanWith
 ) -> None:
     """The first call ends only when another item has begun elsewhere: it did not wait for it."""
+    plan_with(early("process"))
     flag = tmp_path / "begun"
 
     def work(item: int) -> tuple[int, int]:
@@ -88,9 +105,10 @@ def test_processes_begin_with_other_items_while_a_first_call_computes(
 
 @pytest.mark.parametrize("executor", ["process", "thread"])
 def test_two_items_are_enough(
-    tmp_path: Path, hooks: HookManager, recorder: RecordingHook, executor: str
+    tmp_path: Path, hooks: HookManager, recorder: RecordingHook, executor: str, plan_with: PlanWith
 ) -> None:
     """The first call is one of them: the other does not wait for its end."""
+    plan_with(early(executor))
     flag = tmp_path / "begun"
 
     def work(item: int) -> int:
@@ -99,10 +117,7 @@ def test_two_items_are_enough(
         elif executor == "process":
             spin(flag.exists)
         else:
-            deadline = time.monotonic() + PATIENCE
-            while not flag.exists() and time.monotonic() < deadline:
-                time.sleep(0.01)
-            assert flag.exists()
+            wait_until(flag.exists, "the other item")
         return item
 
     assert amorsize.execute(work, [0, 1], hooks=hooks) == [0, 1]
@@ -113,9 +128,10 @@ def test_two_items_are_enough(
 
 @pytest.mark.parametrize("way", ["execute", "stream"])
 def test_threads_begin_while_a_first_call_waits(
-    hooks: HookManager, recorder: RecordingHook, way: str
+    hooks: HookManager, recorder: RecordingHook, way: str, plan_with: PlanWith
 ) -> None:
-    """What waits lets them begin almost at once."""
+    """It ends only when one has begun."""
+    plan_with(early("thread"))
     begun = threading.Event()
 
     def work(item: int) -> int:
@@ -131,11 +147,18 @@ def test_threads_begin_while_a_first_call_waits(
     assert posted(recorder)["head_start_items"] >= 1
 
 
-def test_there_are_more_threads_the_longer_a_first_call_waits(
-    hooks: HookManager, recorder: RecordingHook
+def test_threads_are_added_while_a_first_call_waits(
+    hooks: HookManager, recorder: RecordingHook, plan_with: PlanWith
 ) -> None:
     """Few at first; it ends only when many times as many are at work."""
     many = 48
+    plan_with(
+        Early(
+            StartWorkers("thread", 4, 7, look_again_seconds=0.01),
+            StartWorkers("thread", 8, 8, look_again_seconds=0.01),
+            StartWorkers("thread", many, 2 * many - 16),
+        )
+    )
     at_work: set[int] = set()
     enough = threading.Event()
 
@@ -154,10 +177,20 @@ def test_there_are_more_threads_the_longer_a_first_call_waits(
 
 
 def test_a_generator_is_not_drawn_from_two_threads(
-    hooks: HookManager, recorder: RecordingHook
+    hooks: HookManager, recorder: RecordingHook, plan_with: PlanWith
 ) -> None:
     """Only what can be had by its index is begun beside the sample."""
     drawn_by = set()
+    looked = threading.Event()
+
+    class Asked(Early):
+        def next(self, seen: Observations) -> Plan | None:
+            if seen.in_progress and seen.early is not None and seen.early.engine is not None:
+                looked.set()
+            return super().next(seen)
+
+    start = StartWorkers("thread", 8, 15, look_again_seconds=0.001)
+    plan_with(Asked(start, start))
 
     def items() -> Any:
         for item in range(8):
@@ -165,7 +198,8 @@ def test_a_generator_is_not_drawn_from_two_threads(
             yield item
 
     def work(item: int) -> int:
-        time.sleep(0.05 if item == 0 else 0.001)
+        if item == 0:
+            assert looked.wait(PATIENCE)
         return item
 
     assert amorsize.execute(work, items(), hooks=hooks) == list(range(8))
@@ -175,21 +209,29 @@ def test_a_generator_is_not_drawn_from_two_threads(
 
 
 def test_the_caller_works_on_while_workers_start(
-    hooks: HookManager, recorder: RecordingHook
+    hooks: HookManager, recorder: RecordingHook, plan_with: PlanWith
 ) -> None:
     """Processes take a moment to start: the sample goes on, each item once."""
+
+    class Meanwhile(InTurn):
+        def next(self, seen: Observations) -> Plan | None:
+            early = seen.early
+            if seen.plan is None and seen.sample.asked_items and early is not None:
+                if early.engine is None:
+                    return StartWorkers("process", 2)
+                if not early.is_up:
+                    return LookFurther(ITEMS_MEANWHILE, 1900)
+            return super().next(seen)
+
+    plan_with(Meanwhile(PROCESSES))
 
     def work(item: int) -> int:
         return item + 0 * sum(range(50_000))
 
-    results, plan = amorsize.execute(
-        work, range(2000), n_jobs=2, hooks=hooks, return_optimization_result=True
-    )
-    assert results == list(range(2000))
+    assert amorsize.execute(work, range(2000), hooks=hooks, chunksize=10) == list(range(2000))
     assert_contract(recorder.contexts)
-    assert plan.executor_type == "process"
+    assert posted(recorder)["executor_type"] == "process"
     assert posted(recorder)["sampled_items"] > 5
-    assert "items more ran here" in plan.explain()
 
 
 def test_with_a_time_limit_the_caller_does_not_work_on(
@@ -206,9 +248,10 @@ def test_with_a_time_limit_the_caller_does_not_work_on(
 
 
 def test_a_first_call_that_fails_ends_what_was_begun(
-    tmp_path: Path, hooks: HookManager, recorder: RecordingHook
+    tmp_path: Path, hooks: HookManager, recorder: RecordingHook, plan_with: PlanWith
 ) -> None:
     """The user's own exception, and every start has its end."""
+    plan_with(early("process"))
     flag = tmp_path / "begun"
 
     def work(item: int) -> int:
@@ -228,10 +271,11 @@ def test_a_first_call_that_fails_ends_what_was_begun(
     assert len(recorder.of(HookEvent.ON_WORKER_START)) == len(recorder.of(HookEvent.ON_WORKER_END))
 
 
-def test_a_worker_that_dies_meanwhile_is_told(
-    tmp_path: Path, hooks: HookManager, recorder: RecordingHook
+def test_a_worker_that_dies_meanwhile_is_reported(
+    tmp_path: Path, hooks: HookManager, recorder: RecordingHook, plan_with: PlanWith
 ) -> None:
     """With its item, as any other."""
+    plan_with(early("process"))
     flag = tmp_path / "begun"
     here = os.getpid()
 
@@ -251,9 +295,10 @@ def test_a_worker_that_dies_meanwhile_is_told(
 
 
 def test_ctrl_c_in_the_first_call_ends_what_was_begun(
-    tmp_path: Path, hooks: HookManager, recorder: RecordingHook
+    tmp_path: Path, hooks: HookManager, recorder: RecordingHook, plan_with: PlanWith
 ) -> None:
     """And no worker is left behind at work."""
+    plan_with(early("process"))
     flag = tmp_path / "begun"
 
     def work(item: int) -> int:
@@ -272,24 +317,36 @@ def test_ctrl_c_in_the_first_call_ends_what_was_begun(
     assert len(pool.pids()) <= 1  # the one that had no work may stay warm
 
 
-def test_a_function_that_does_not_travel_begins_nothing(
-    hooks: HookManager, recorder: RecordingHook
+def test_a_function_that_cannot_be_sent_begins_nothing(
+    hooks: HookManager, recorder: RecordingHook, plan_with: PlanWith
 ) -> None:
     """It is run as if nothing had been tried."""
     lock = threading.Lock()
+    states: list[EarlyWork] = []
+
+    class Noted(Early):
+        def next(self, seen: Observations) -> Plan | None:
+            if seen.early is not None:
+                states.append(seen.early)
+            return super().next(seen)
+
+    plan_with(Noted(StartWorkers("process", 2, 1)))
 
     def work(item: int) -> int:
+        if item == 0:
+            wait_until(lambda: any(state.refused for state in states), "a start that is refused")
         with lock:
-            until = time.monotonic() + 0.05
-            spin(lambda: time.monotonic() > until)
-        return item
+            return item
 
     assert amorsize.execute(work, range(4), hooks=hooks) == list(range(4))
     assert_contract(recorder.contexts)
 
 
-def test_a_result_that_does_not_travel_is_named(tmp_path: Path, hooks: HookManager) -> None:
-    """The item was begun before the first result could tell: it does not run twice."""
+def test_a_result_that_cannot_be_sent_is_named(
+    tmp_path: Path, hooks: HookManager, plan_with: PlanWith
+) -> None:
+    """The item was begun before the first result could show it: it does not run twice."""
+    plan_with(early("process"))
     flag = tmp_path / "begun"
 
     def work(item: int) -> Any:
@@ -303,25 +360,17 @@ def test_a_result_that_does_not_travel_is_named(tmp_path: Path, hooks: HookManag
         amorsize.execute(work, range(6), n_jobs=2, hooks=hooks)
 
 
-@pytest.mark.parametrize("engine", ["process", "thread"])
-def test_items_that_turn_out_trivial_are_taken_back(
-    hooks: HookManager, recorder: RecordingHook, engine: str
+@pytest.mark.parametrize("choice", [PROCESSES, THREADS])
+def test_items_that_turn_out_very_short_are_taken_back(
+    hooks: HookManager, recorder: RecordingHook, choice: Choice, plan_with: PlanWith
 ) -> None:
-    """The first were slow, and chose workers; the others cost less than their way there."""
-
-    def work(item: int) -> int:
-        if 0 < item <= 5:
-            if engine == "thread":
-                time.sleep(0.02)
-            else:
-                sum(range(item * 0 + 800_000))
-        return item
-
-    data = [1, 2, 3, 4, 5] * 3 + [0] * 400_000
-    assert amorsize.execute(work, data, hooks=hooks) == data
+    """Each runs once, the later ones here."""
+    data = range(50_000)
+    plan_with(InTurn(choice, ALONE, at=lambda seen: seen.left is not None and seen.left < 49_900))
+    assert amorsize.execute(lambda item: item, data, hooks=hooks) == list(data)
     assert_contract(recorder.contexts)
     metadata = posted(recorder)
-    assert metadata["executor_type"] == engine
+    assert metadata["executor_type"] == choice.engine.type
     assert metadata["changed_to"] == "serial"
     starts = recorder.of(HookEvent.ON_WORKER_START)
     assert starts[-1].metadata["pid"] == os.getpid()
@@ -330,7 +379,7 @@ def test_items_that_turn_out_trivial_are_taken_back(
 
 
 def test_workers_that_were_asked_for_are_kept(hooks: HookManager, recorder: RecordingHook) -> None:
-    """Who names them wants them, trivial items or not."""
+    """Who names them wants them, however short the items are."""
     assert amorsize.execute(abs, range(100_000), executor="thread", hooks=hooks)
     assert "changed_to" not in posted(recorder)
     assert_contract(recorder.contexts)
