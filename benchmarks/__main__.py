@@ -20,8 +20,8 @@ to 1 than that says nothing. Close other programs first: on a busy machine trust
 the absolute values. docs/benchmarks.md says what each figure means.
 
 examples:
-  python -m benchmarks                         everything, in two minutes
-  python -m benchmarks --quick                 everything, rougher, in a quarter of one
+  python -m benchmarks                         everything, in about five minutes
+  python -m benchmarks --quick                 everything, less exact, in about a minute
   python -m benchmarks --only trigger          the figures with "trigger" in their names
   python -m benchmarks --json results.json     every round of every figure, too
 """

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+import benchmarks
 from benchmarks import memory
 from benchmarks.__main__ import main
+from benchmarks.choice import options
+from benchmarks.choice.workloads import WORKLOADS
 from benchmarks.harness import FIGURES, Budget, Contender, Figure, Result
 from benchmarks.report import rows
 
 SHORTEST = Budget(rounds=1, seconds=0.0)
+PAGE = (Path(__file__).parent.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 
 
 def test_every_figure_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,6 +39,26 @@ def test_every_figure_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[
     shown = capsys.readouterr().out
     for declared in FIGURES.values():
         assert declared.title in shown
+
+
+def test_the_page_names_commands_workloads_and_figures_that_exist() -> None:
+    """What its tables call a figure or a workload is what the benchmarks call it."""
+    for command in re.findall(r"python -m (benchmarks[.\w]*)([^\n`#]*)", PAGE):
+        module, arguments = command
+        path = Path(benchmarks.__file__).parents[1].joinpath(*module.split("."))
+        source = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+        text = source.read_text() + inspect.getsource(options)
+        assert [each for each in re.findall(r"--[a-z]+", arguments) if each not in text] == []
+    main(["--list"])  # which declares all figures
+    of_calls, _, of_figures = PAGE.partition("## Results: figures")
+    first_cells = re.compile(r"^\| ([^|]+) \|", re.MULTILINE)
+    rows = set(first_cells.findall(of_figures)) - {"figure", "---", " "}
+    assert rows <= {figure.title for figure in FIGURES.values()}
+    assert len(rows) > 20
+    _, _, results = of_calls.partition("## Results: whole calls")
+    summaries = {"workload", "---", "geometric mean", "worst cell"}
+    workloads = set(first_cells.findall(results)) - summaries
+    assert workloads == {workload.title for workload in WORKLOADS.values()}
 
 
 def test_memory_is_measured_for_every_engine(capsys: pytest.CaptureFixture[str]) -> None:
