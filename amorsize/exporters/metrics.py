@@ -176,7 +176,7 @@ ITEMS_COMPLETED = Metric(
     prometheus="amorsize_items_completed",
     dotted="amorsize.items.completed",
     kind=Kind.GAUGE,
-    help="Items completed by the executions in progress",
+    help="Items completed by the executions in progress; those of inputs of unknown length count 0",
     unit="{item}",
     labels=_RUN,
 )
@@ -222,6 +222,14 @@ WORKER_BUSY = Metric(
     unit="s",
     labels=_RUN,
 )
+WORKER_AVAILABLE = Metric(
+    prometheus="amorsize_worker_available_seconds_total",
+    dotted="amorsize.worker.available",
+    kind=Kind.COUNTER,
+    help="Time that workers took part, in the function or not, counted when it is known how much",
+    unit="s",
+    labels=_RUN,
+)
 WORKER_DEATHS = Metric(
     prometheus="amorsize_worker_deaths_total",
     dotted="amorsize.worker.deaths",
@@ -242,17 +250,17 @@ ESTIMATED_SPEEDUP = Metric(
     prometheus="amorsize_estimated_speedup_ratio",
     dotted="amorsize.estimated_speedup",
     kind=Kind.GAUGE,
-    help="Speedup over serial that the plan of the last execution expected",
+    help="Speedup over serial that the plan of the last execution that ended had expected",
     unit="1",
-    labels=_RUN,
+    labels=_FUNCTION,
 )
 MEASURED_SPEEDUP = Metric(
     prometheus="amorsize_measured_speedup_ratio",
     dotted="amorsize.measured_speedup",
     kind=Kind.GAUGE,
-    help="Speedup over serial that the last execution reached",
+    help="Speedup over serial that the last execution that ended had reached",
     unit="1",
-    labels=_RUN,
+    labels=_FUNCTION,
 )
 LAST_ACTIVITY = Metric(
     prometheus="amorsize_last_activity_timestamp_seconds",
@@ -293,6 +301,30 @@ LAST_ITEMS = Metric(
     help="Items that the last execution that ended had completed",
     unit="{item}",
     labels=_FUNCTION,
+)
+LAST_FAILED_ITEMS = Metric(
+    prometheus="amorsize_last_failed_items",
+    dotted="amorsize.last_failed_items",
+    kind=Kind.GAUGE,
+    help="Items that had failed in the last execution that ended",
+    unit="{item}",
+    labels=_FUNCTION,
+)
+LAST_WORKER_DEATHS = Metric(
+    prometheus="amorsize_last_worker_deaths",
+    dotted="amorsize.last_worker_deaths",
+    kind=Kind.GAUGE,
+    help="Workers that had died in the last execution that ended",
+    unit="{worker}",
+    labels=_FUNCTION,
+)
+LONGEST_CHUNK = Metric(
+    prometheus="amorsize_longest_chunk_seconds",
+    dotted="amorsize.longest_chunk",
+    kind=Kind.GAUGE,
+    help="Longest completed chunk of the executions in progress and of the last one that ended",
+    unit="s",
+    labels=_RUN,
 )
 HOOK_ERRORS = Metric(
     prometheus="amorsize_hook_errors_total",

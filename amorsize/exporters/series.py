@@ -69,7 +69,7 @@ class Totals:
         series[labels] = series.get(labels, 0) + amount
 
     def set(self, metric: Metric, labels: Labels, value: float | None) -> None:
-        """Set a gauge; None where its value is not known, which leaves it out."""
+        """Set a gauge; None removes it: what is not known is absent."""
         if value is None:
             self._plain[metric].pop(labels, None)
         else:

@@ -13,7 +13,7 @@ from amorsize.exporters.base import Exporter, exporter_stats
 from amorsize.exporters.exemplars import exemplar_of
 from amorsize.exporters.hook_totals import HookTotals
 from amorsize.exporters.metrics import BoundedLabel, Metric, closed_label
-from amorsize.exporters.series import Labels, Series, Totals, number
+from amorsize.exporters.series import Histogram, Labels, Series, Totals, number
 from amorsize.exporters.user_totals import UserTotals
 from amorsize.hooks import HookContext, HookManager
 from amorsize.hooks.executions import managers_of
@@ -28,21 +28,42 @@ LIVE_GAUGES = (
 )
 """Gauges that are sums over the executions in progress."""
 
+_SPEEDUPS = {
+    metrics.ESTIMATED_SPEEDUP: "estimated_speedup",
+    metrics.MEASURED_SPEEDUP: "measured_speedup",
+}
+
 
 @dataclass(slots=True)
 class LiveRun:
-    """An execution in progress, for the gauges."""
+    """An execution in progress, for the gauges.
+
+    Attributes:
+        labels: function and executor.
+        expected: the length of the input; None while it is unknown.
+        counted_until: by worker: up to when its time was counted, in seconds from the start.
+        busy_seconds: by worker: how much of its time in the function was counted.
+        longest_chunk: in seconds; None before the first.
+    """
 
     labels: Labels
-    expected: int = 0
+    expected: int | None = None
     completed: int = 0
+    failed: float = 0
     throughput: float = 0.0
     workers: int = 0
-    busy_seconds: dict[int | None, float] = field(default_factory=dict)
+    deaths: int = 0
+    counted_until: dict[int, float] = field(default_factory=dict)
+    busy_seconds: dict[int, float] = field(default_factory=dict)
+    longest_chunk: float | None = None
 
     def totals(self) -> tuple[float, ...]:
         """Return what it adds to each of ``LIVE_GAUGES``."""
-        return 1, self.expected, self.completed, self.throughput, self.workers
+        if self.expected is None:
+            return 1, 0, 0, self.throughput, self.workers
+        # An input may be longer than it had announced.
+        expected = max(self.expected, self.completed)
+        return 1, expected, self.completed, self.throughput, self.workers
 
 
 class TotalsExporter(Exporter):
@@ -74,13 +95,14 @@ class TotalsExporter(Exporter):
 
     def pre_execute(self, context: HookContext) -> None:
         with self._lock:
-            run = self._run_of(context)
-            speedup = number(context.metadata.get("estimated_speedup"))
-            self._totals.set(metrics.ESTIMATED_SPEEDUP, run.labels, speedup)
+            self._run_of(context)
 
     def on_worker_start(self, context: HookContext) -> None:
         with self._lock:
-            self._run_of(context).workers = context.worker_count
+            run = self._run_of(context)
+            run.workers = context.worker_count
+            if context.worker_id is not None:
+                run.counted_until[context.worker_id] = context.elapsed_time
 
     def on_chunk_complete(self, context: HookContext) -> None:
         # ON_PROGRESS would add nothing: it repeats the numbers of this event.
@@ -96,10 +118,8 @@ class TotalsExporter(Exporter):
             totals.observe(metrics.CHUNK_DURATION, labels, chunk_seconds, exemplar)
             if queue_seconds is not None:
                 totals.observe(metrics.CHUNK_QUEUE, labels, queue_seconds)
-            worker_id = context.worker_id
-            if worker_id is not None:
-                totals.add(metrics.WORKER_BUSY, labels, chunk_seconds)
-                run.busy_seconds[worker_id] = run.busy_seconds.get(worker_id, 0.0) + chunk_seconds
+            run.longest_chunk = max(run.longest_chunk or 0.0, chunk_seconds)
+            self._count_time(run, context, chunk_seconds)
         self._observed(metrics.CHUNK_DURATION, labels, chunk_seconds, context)
         if queue_seconds is not None:
             self._observed(metrics.CHUNK_QUEUE, labels, queue_seconds, context)
@@ -110,10 +130,14 @@ class TotalsExporter(Exporter):
         name = None if context.error is None else type(context.error).__name__
         failed_items = number(context.metadata.get("failed_items")) or 0
         with self._lock:
-            labels = self._run_of(context).labels
+            run = self._run_of(context)
+            labels = run.labels
+            run.failed += failed_items
             self._totals.add(metrics.ERRORS, (*labels, self._error_label(name)), 1)
             self._totals.add(metrics.ITEMS_FAILED, labels, failed_items)
             self._add_user_totals(labels, context)
+            if not context.metadata.get("chunk_completes"):
+                self._count_time(run, context, number(context.chunk_time) or 0.0)
         if "user_metrics" in context.metadata:
             self._user_observed(context.metadata["user_metrics"], labels)
 
@@ -122,11 +146,13 @@ class TotalsExporter(Exporter):
             run = self._run_of(context)
             run.workers = context.worker_count
             if context.metadata.get("exit_reason") == "died":
+                run.deaths += 1
                 self._totals.add(metrics.WORKER_DEATHS, run.labels, 1)
-            # Completed chunks were counted while it ran; the rest was spent in failed chunks.
-            counted = run.busy_seconds.pop(context.worker_id, 0.0)
-            uncounted = (number(context.metadata.get("busy_time")) or 0.0) - counted
-            self._totals.add(metrics.WORKER_BUSY, run.labels, max(0.0, uncounted))
+            if context.worker_id is not None:
+                # Its chunks were counted while it ran.
+                counted = run.busy_seconds.get(context.worker_id, 0.0)
+                busy_seconds = number(context.metadata.get("busy_time")) or 0.0
+                self._count_time(run, context, max(0.0, busy_seconds - counted))
 
     def post_execute(self, context: HookContext) -> None:
         metadata, totals = context.metadata, self._totals
@@ -143,13 +169,17 @@ class TotalsExporter(Exporter):
             totals.observe(metrics.EXECUTION_DURATION, labels, duration_seconds, exemplar)
             if planning_seconds is not None:
                 totals.observe(metrics.PLANNING_DURATION, function, planning_seconds)
-            speedup = number(metadata.get("measured_speedup"))
-            totals.set(metrics.MEASURED_SPEEDUP, run.labels, speedup)
+            for metric, key in _SPEEDUPS.items():
+                totals.set(metric, function, number(metadata.get(key)))
             totals.set(metrics.LAST_COMPLETION, (*function, status), context.timestamp)
             if status == "ok":
                 totals.set(metrics.LAST_SUCCESS, function, context.timestamp)
             totals.set(metrics.LAST_DURATION, function, duration_seconds)
             totals.set(metrics.LAST_ITEMS, function, run.completed)
+            totals.set(metrics.LAST_FAILED_ITEMS, function, run.failed)
+            totals.set(metrics.LAST_WORKER_DEATHS, function, run.deaths)
+            if run.longest_chunk is not None:
+                totals.set(metrics.LONGEST_CHUNK, run.labels, run.longest_chunk)
         self._observed(metrics.EXECUTION_DURATION, labels, duration_seconds, context)
         if planning_seconds is not None:
             self._observed(metrics.PLANNING_DURATION, function, planning_seconds, context)
@@ -167,6 +197,12 @@ class TotalsExporter(Exporter):
         with self._lock:
             series = self._totals.copy() | self._user_totals.copy()
             running = [(run.labels, run.totals()) for run in self._runs.values()]
+            longest = series[metrics.LONGEST_CHUNK]
+            for run in self._runs.values():
+                if run.longest_chunk is not None:
+                    before = longest.get(run.labels, 0.0)
+                    assert not isinstance(before, Histogram)
+                    longest[run.labels] = max(before, run.longest_chunk)
         for position, gauge in enumerate(LIVE_GAUGES):
             sums = dict.fromkeys(series.get(metrics.ITEMS_PROCESSED, ()), 0.0)
             for labels, totals in running:
@@ -178,6 +214,22 @@ class TotalsExporter(Exporter):
         series[metrics.EXPORTER_ERRORS] = {(name,): each[1] for name, each in stats.items()}
         series[metrics.BUILD_INFO] = {(__version__, platform.python_version()): 1}
         return series
+
+    def _count_time(self, run: LiveRun, context: HookContext, busy_seconds: float) -> None:
+        """Count a worker's time since it was last counted, and how much of it was in the function.
+
+        Both at once, so that what is busy is never more than what is available.
+        """
+        worker_id = context.worker_id
+        if worker_id is None:
+            return
+        since = run.counted_until.get(worker_id, context.elapsed_time)
+        # The start of a worker may be reported when it has worked for a while.
+        available = max(context.elapsed_time - since, busy_seconds)
+        run.counted_until[worker_id] = context.elapsed_time
+        run.busy_seconds[worker_id] = run.busy_seconds.get(worker_id, 0.0) + busy_seconds
+        self._totals.add(metrics.WORKER_BUSY, run.labels, busy_seconds)
+        self._totals.add(metrics.WORKER_AVAILABLE, run.labels, available)
 
     def _add_user_totals(self, labels: Labels, context: HookContext) -> None:
         self._user_totals.add(labels, context.metadata)

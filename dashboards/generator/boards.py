@@ -150,7 +150,7 @@ def _values(name: str, label: str, series: str, *, many: bool) -> dashboard.Quer
 
 def _annotations(query: Query) -> list[dict[str, Any]]:
     failed = query.series(metrics.LAST_COMPLETION, status=f'=~"{promql.FAILED}"')
-    died = query.rate(metrics.WORKER_DEATHS, "function", "executor")
+    died = query.in_each_bar(metrics.WORKER_DEATHS, "function", "executor")
     builtin = {
         "name": "Annotations & Alerts",
         "datasource": {"type": "grafana", "uid": "-- Grafana --"},

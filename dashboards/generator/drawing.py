@@ -387,7 +387,7 @@ def _said(value: float, unit: str) -> str:
         return f"{value / 3600:.3g} h"
     if unit == "percentunit":
         return f"{100 * value:.3g}%"
-    suffix = {"cpm": "/min", "cps": "/s"}.get(unit, "")
+    suffix = {"cps": "/s"}.get(unit, "")
     if abs(value) >= 10_000:
         return f"{value / 1000:.3g} K{suffix}"
     if value == round(value):

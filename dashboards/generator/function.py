@@ -10,7 +10,6 @@ from .panels import (
     COUNT,
     GREEN,
     ORANGE,
-    PER_MINUTE,
     PER_SECOND,
     RED,
     SECONDS,
@@ -68,26 +67,26 @@ def function() -> Board:
                 q.age(metrics.LAST_SUCCESS),
                 SECONDS,
                 steps=[(None, GREEN), (86_400, ORANGE), (172_800, RED)],
-                empty="never",
+                empty="none in the time shown",
                 decimals=1,
             ),
             single(
                 "Last duration",
                 "How long the last execution that ended took, from the call of execute() on.",
-                f"max({q.series(metrics.LAST_DURATION)})",
+                q.last(metrics.LAST_DURATION),
                 SECONDS,
                 decimals=1,
             ),
             single(
                 "Items of the last",
                 "Items that the last execution that ended had completed.",
-                f"max({q.series(metrics.LAST_ITEMS)})",
+                q.last(metrics.LAST_ITEMS),
                 COUNT,
             ),
             single(
                 "Failed",
                 "Executions that ended with an error or by their timeout in the time shown.",
-                or_zero(f"round({q.growth(metrics.EXECUTIONS, status=FAILED)})"),
+                or_zero(q.count(metrics.EXECUTIONS, status=FAILED)),
                 COUNT,
                 steps=[(None, GREEN), (0.5, RED)],
             ),
@@ -95,8 +94,9 @@ def function() -> Board:
                 "Measured speedup",
                 "Over a serial run, of the last execution that ended: seconds in the function, "
                 "over all workers, divided by the run's own.",
-                f"max({q.series(metrics.MEASURED_SPEEDUP)})",
+                q.last_speedup(metrics.MEASURED_SPEEDUP),
                 "none",
+                empty="not known",
                 decimals=1,
             ),
         ],
@@ -106,9 +106,9 @@ def function() -> Board:
         [
             lines(
                 "Executions by how they ended",
-                "Executions that ended, a minute.",
-                PER_MINUTE,
-                Line(q.a_minute(metrics.EXECUTIONS, "status"), "{{status}}"),
+                "Executions that ended, in each bar.",
+                COUNT,
+                Line(q.in_each_bar(metrics.EXECUTIONS, "status"), "{{status}}"),
                 width=8,
                 bars=True,
                 colors=STATUS_COLORS,
@@ -124,10 +124,10 @@ def function() -> Board:
             ),
             lines(
                 "Errors by type",
-                "Failures of chunks, deaths of workers, cancellations and timeouts, a minute, by "
-                "the type of the exception.",
-                PER_MINUTE,
-                Line(top(10, q.a_minute(metrics.ERRORS, "error_type")), "{{error_type}}"),
+                "Failures of chunks, deaths of workers, cancellations and timeouts in each bar, "
+                "by the type of the exception.",
+                COUNT,
+                Line(top(10, q.in_each_bar(metrics.ERRORS, "error_type")), "{{error_type}}"),
                 width=8,
                 bars=True,
             ),
@@ -139,12 +139,12 @@ def function() -> Board:
             lines(
                 "Duration of executions",
                 "Half of the executions took less than p50, one in twenty longer than p95, as "
-                "exactly as the histogram's wide buckets show. Empty while none ends. Points are "
+                "exactly as the histogram's buckets show. Empty while none ends. Points are "
                 "traces: a click opens one.",
                 SECONDS,
                 Line(q.quantile(0.5, metrics.EXECUTION_DURATION), "p50"),
                 Line(q.quantile(0.95, metrics.EXECUTION_DURATION), "p95"),
-                Line(f"max({q.series(metrics.LAST_DURATION)})", "last"),
+                Line(q.last_at(metrics.LAST_DURATION), "last"),
                 width=8,
                 exemplars=True,
             ),
@@ -174,21 +174,23 @@ def function() -> Board:
         [
             lines(
                 "Speedup, estimated and measured",
-                "Over a serial run: the estimate of the last plan, and the measured speedup of the "
-                "last execution. If it is far below, see the dashboard of workers.",
+                "Over a serial run, of the last execution that ended: what its plan had expected, "
+                "and what it reached, where that is known. If it is far below, see the dashboard "
+                "of workers.",
                 "none",
-                Line(f"max({q.series(metrics.ESTIMATED_SPEEDUP)})", "estimated"),
-                Line(f"max({q.series(metrics.MEASURED_SPEEDUP)})", "measured"),
+                Line(q.last_at(metrics.ESTIMATED_SPEEDUP), "estimated"),
+                Line(q.last_at(metrics.MEASURED_SPEEDUP), "measured"),
                 width=8,
                 colors={"estimated": YELLOW, "measured": GREEN},
             ),
             lines(
                 "Workers",
                 "Workers that take part, and how many workers' worth of time is spent in the "
-                "function. The gap is waiting: for input, for dispatch, for the last chunk.",
+                "function. The gap is waiting: for input, for dispatch, for the last chunk. How "
+                "busy they are is known when their chunks are complete.",
                 COUNT,
                 Line(q.average(metrics.WORKERS), "taking part"),
-                Line(q.rate(metrics.WORKER_BUSY), "busy"),
+                Line(q.busy_workers(), "busy"),
                 width=8,
                 colors={"taking part": YELLOW, "busy": GREEN},
             ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from amorsize.exporters import metrics
-from amorsize.exporters.metrics import LABEL_LIMITS
+from amorsize.exporters.metrics import LABEL_LIMITS, OTHER
 
 from . import promql
 from .boards import Board
@@ -12,7 +12,6 @@ from .panels import (
     COUNT,
     GREEN,
     ORANGE,
-    PER_MINUTE,
     RED,
     SECONDS,
     SHARE,
@@ -49,14 +48,14 @@ def health() -> Board:
                 "Hook errors",
                 "Hooks that raised in the time shown. The executions went on; the log has the "
                 "traceback.",
-                or_zero(f"round({q.growth(metrics.HOOK_ERRORS)})"),
+                or_zero(q.count(metrics.HOOK_ERRORS)),
                 COUNT,
                 steps=ANY_IS_BAD,
             ),
             single(
                 "Exporter errors",
                 "Failed attempts to deliver in the time shown. The log has the reason.",
-                or_zero(f"round({q.growth(metrics.EXPORTER_ERRORS)})"),
+                or_zero(q.count(metrics.EXPORTER_ERRORS)),
                 COUNT,
                 steps=ANY_IS_BAD,
             ),
@@ -64,7 +63,7 @@ def health() -> Board:
                 "Dropped messages",
                 "Messages that exporters dropped in the time shown, because their backends did "
                 "not keep up: their data is incomplete.",
-                or_zero(f"round({q.growth(metrics.EXPORTER_DROPPED)})"),
+                or_zero(q.count(metrics.EXPORTER_DROPPED)),
                 COUNT,
                 steps=ANY_IS_BAD,
             ),
@@ -72,7 +71,7 @@ def health() -> Board:
                 "Dropped user metrics",
                 "Calls of count(), observe() and set_gauge() that were dropped in the time "
                 "shown: more than 50 names. A name that holds an id is the usual cause.",
-                or_zero(f"round({q.growth(metrics.USER_METRICS_DROPPED)})"),
+                or_zero(q.count(metrics.USER_METRICS_DROPPED)),
                 COUNT,
                 steps=ANY_IS_BAD,
             ),
@@ -94,8 +93,8 @@ def health() -> Board:
             ),
             single(
                 "Versions",
-                "Different versions of amorsize among the programs.",
-                f"count(count by (version) ({q.series(metrics.BUILD_INFO)}))",
+                "Different versions of amorsize among the programs of the time shown.",
+                f"count(count by (version) ({q.past(metrics.BUILD_INFO)}))",
                 COUNT,
                 steps=[(None, GREEN), (1.5, ORANGE)],
             ),
@@ -106,26 +105,26 @@ def health() -> Board:
         [
             lines(
                 "Hook errors by event",
-                "Hooks that raised, a minute.",
-                PER_MINUTE,
-                Line(q.a_minute(metrics.HOOK_ERRORS, "event"), "{{event}}"),
+                "Hooks that raised, in each bar.",
+                COUNT,
+                Line(q.in_each_bar(metrics.HOOK_ERRORS, "event"), "{{event}}"),
                 width=8,
                 bars=True,
             ),
             lines(
                 "Exporter errors by exporter",
-                "Failed attempts to deliver, a minute.",
-                PER_MINUTE,
-                Line(q.a_minute(metrics.EXPORTER_ERRORS, "exporter"), "{{exporter}}"),
+                "Failed attempts to deliver, in each bar.",
+                COUNT,
+                Line(q.in_each_bar(metrics.EXPORTER_ERRORS, "exporter"), "{{exporter}}"),
                 width=8,
                 bars=True,
             ),
             lines(
                 "Dropped messages by exporter",
-                "Messages that exporters dropped, a minute, because their backends did not keep "
+                "Messages that exporters dropped in each bar, because their backends did not keep "
                 "up.",
-                PER_MINUTE,
-                Line(q.a_minute(metrics.EXPORTER_DROPPED, "exporter"), "{{exporter}}"),
+                COUNT,
+                Line(q.in_each_bar(metrics.EXPORTER_DROPPED, "exporter"), "{{exporter}}"),
                 width=8,
                 bars=True,
             ),
@@ -136,18 +135,19 @@ def health() -> Board:
         [
             lines(
                 "Time in hooks",
-                f"Share of the time that hooks take, those of exporters among them: the {TOP} that "
-                "take most.",
-                SHARE,
+                f"Seconds that hooks take, a second, those of exporters among them: the {TOP} that "
+                "take most. More than one where several executions run at once.",
+                SECONDS,
                 Line(top(TOP, q.rate(metrics.HOOK_BUSY, "hook")), "{{hook}}"),
                 width=8,
             ),
             lines(
                 "Calls of hooks",
-                "Calls, a minute, failed ones too.",
-                PER_MINUTE,
-                Line(top(TOP, q.a_minute(metrics.HOOK_CALLS, "hook")), "{{hook}}"),
+                "Calls in each bar, failed ones too.",
+                COUNT,
+                Line(top(TOP, q.in_each_bar(metrics.HOOK_CALLS, "hook")), "{{hook}}"),
                 width=8,
+                bars=True,
             ),
             lines(
                 "Longest call of a hook",
@@ -166,10 +166,10 @@ def health() -> Board:
         [
             lines(
                 "Dropped user metrics by function",
-                "Calls of count(), observe() and set_gauge() that were dropped, a minute.",
-                PER_MINUTE,
+                "Calls of count(), observe() and set_gauge() that were dropped, in each bar.",
+                COUNT,
                 Line(
-                    top(10, q.a_minute(metrics.USER_METRICS_DROPPED, "function", "executor")),
+                    top(10, q.in_each_bar(metrics.USER_METRICS_DROPPED, "function", "executor")),
                     "{{function}} ({{executor}})",
                 ),
                 width=8,
@@ -181,7 +181,7 @@ def health() -> Board:
                 "100% further ones are all called 'other'.",
                 SHARE,
                 *(
-                    Line(f"max({_names(q, label)}) / {limit}", label)
+                    Line(f"max({_names(q, label, None)}) / {limit}", label)
                     for label, limit in LABEL_LIMITS.items()
                 ),
                 width=8,
@@ -194,11 +194,11 @@ def health() -> Board:
                 {"job": "Job", "version": "amorsize", "python": "Python"},
                 Column(
                     "Programs",
-                    f"count by (job, version, python) ({q.series(metrics.BUILD_INFO)})",
+                    f"count by (job, version, python) ({q.past(metrics.BUILD_INFO)})",
                     COUNT,
                 ),
                 sort="Programs",
-                empty="No program is scraped.",
+                empty="No program was scraped in the time shown.",
                 width=8,
                 height=8,
             ),
@@ -207,14 +207,16 @@ def health() -> Board:
     return board
 
 
-def _names(q: promql.Query, label: str) -> str:
-    """Count the values of a label in each program."""
+def _names(q: promql.Query, label: str, window: str | None = promql.VIEW) -> str:
+    """Count the names that a label has in each program, those that have ended too."""
     metric = {
         "function": metrics.LAST_ACTIVITY,
         "error_type": metrics.ERRORS,
         "hook": metrics.HOOK_CALLS,
     }[label]
-    values = f"count by (job, instance, {label}) ({q.series(metric)})"
+    named = {label: f'!="{OTHER}"'}
+    series = q.series(metric, **named) if window is None else q.past(metric, window, **named)
+    values = f"count by (job, instance, {label}) ({series})"
     return f"count by (job, instance) ({values})"
 
 

@@ -17,7 +17,7 @@ from grafana_foundation_sdk.models import units
 
 from amorsize.exporters.metrics import LABEL_LIMITS, METRICS, Kind
 
-from .promql import TARGET_LABELS
+from .promql import BAR, RATE_WINDOW, TARGET_LABELS, VIEW
 
 Known = Mapping[str, frozenset[str]]
 """The labels of each existing series, by name."""
@@ -169,10 +169,10 @@ def check_board(board: Mapping[str, Any], known: Known | None = None) -> Iterato
     title = board["title"]
     for place in queries(board):
         yield from check_query(place, known or table())
-        if re.search(r"\b(rate|increase|irate|delta)\(", place.expr):
-            for window in re.findall(r"\[([^\]]+)\]", place.expr):
-                if window not in ("$__rate_interval", "$__range", "$__range:$__interval"):
-                    yield f"{place.where}: its window is {window}, not $__rate_interval"
+        # What was before a range is looked for in a range of its own.
+        for window in re.findall(r"\[([^\]]+)\](?! offset)", place.expr):
+            if window not in (RATE_WINDOW, VIEW, BAR):
+                yield f"{place.where}: its window is {window}, not one of Grafana's"
     names = [variable["name"] for variable in board["templating"]["list"]]
     if tuple(names) != VARIABLES:
         yield f"{title}: its variables are {names}, not {list(VARIABLES)}"
@@ -286,6 +286,13 @@ def _combined(tree: Any, known: Known, found: list[str]) -> frozenset[str] | Non
     matching = None if tree.modifier is None else tree.modifier.matching
     if matching is not None:
         named = frozenset(matching.labels)
+        if matching.type == ast.LabelModifierType.Exclude:
+            if left - named != right - named:
+                found.append(
+                    f"the sides of {str(tree.op)!r} have {_listed(left)} and {_listed(right)}, "
+                    f"of which {_listed(named)} are ignored"
+                )
+            return left
         _miss(named - left, "is matched on", left, found)
         _miss(named - right, "is matched on", right, found)
         return left

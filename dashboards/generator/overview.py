@@ -12,7 +12,6 @@ from .panels import (
     COUNT,
     GREEN,
     ORANGE,
-    PER_MINUTE,
     PER_SECOND,
     RED,
     SECONDS,
@@ -44,7 +43,6 @@ def overview() -> Board:
         one_function=False,
     )
     q = board.query
-    failures = q.growth(metrics.EXECUTIONS, status=FAILED)
     board.row(
         "Is everything well?",
         [
@@ -57,14 +55,14 @@ def overview() -> Board:
             single(
                 "Executions",
                 "Executions that ended in the time shown, however they ended.",
-                or_zero(f"round({q.growth(metrics.EXECUTIONS)})"),
+                or_zero(q.count(metrics.EXECUTIONS)),
                 COUNT,
             ),
             single(
                 "Failed executions",
                 "Executions that ended with an error or by their timeout in the time shown. "
                 "Cancelled ones do not count: a user or operator ended them.",
-                or_zero(f"round({failures})"),
+                or_zero(q.count(metrics.EXECUTIONS, status=FAILED)),
                 COUNT,
                 steps=ANY_IS_BAD,
             ),
@@ -72,8 +70,8 @@ def overview() -> Board:
                 "Success",
                 "Share of the executions that succeeded, of those that ended in the time shown "
                 "and were not cancelled.",
-                f"{q.growth(metrics.EXECUTIONS, status=SUCCEEDED)} / "
-                f"({q.growth(metrics.EXECUTIONS, status=ENDED)} > 0)",
+                f"{q.count(metrics.EXECUTIONS, status=SUCCEEDED)} / "
+                f"({q.count(metrics.EXECUTIONS, status=ENDED)} > 0)",
                 SHARE,
                 steps=[(None, RED), (0.9, ORANGE), (0.99, GREEN)],
             ),
@@ -81,7 +79,7 @@ def overview() -> Board:
                 "Failed items",
                 "Items that failed in the time shown. With return_exceptions=True they fail "
                 "without failing their execution.",
-                or_zero(f"round({q.growth(metrics.ITEMS_FAILED)})"),
+                or_zero(q.count(metrics.ITEMS_FAILED)),
                 COUNT,
                 steps=[(None, GREEN), (0.5, ORANGE)],
             ),
@@ -89,14 +87,14 @@ def overview() -> Board:
                 "Worker deaths",
                 "Workers that were killed or crashed in the time shown. The WorkerDiedError, "
                 "raised or among the results, names exit code, chunk and item.",
-                or_zero(f"round({q.growth(metrics.WORKER_DEATHS)})"),
+                or_zero(q.count(metrics.WORKER_DEATHS)),
                 COUNT,
                 steps=ANY_IS_BAD,
             ),
             single(
                 "Longest without success",
-                "Of the functions that have ever succeeded, the one whose last success is "
-                "longest ago. The table of functions names it.",
+                "Of the functions whose last success is known in the time shown, the one whose "
+                "last success is longest ago. The table of functions names it.",
                 f"max({q.age(metrics.LAST_SUCCESS, 'function')})",
                 SECONDS,
                 steps=[(None, BLUE), (86_400, ORANGE), (172_800, RED)],
@@ -117,9 +115,9 @@ def overview() -> Board:
         [
             lines(
                 "Executions by how they ended",
-                "Executions that ended, a minute.",
-                PER_MINUTE,
-                Line(q.a_minute(metrics.EXECUTIONS, "status"), "{{status}}"),
+                "Executions that ended, in each bar.",
+                COUNT,
+                Line(q.in_each_bar(metrics.EXECUTIONS, "status"), "{{status}}"),
                 width=8,
                 bars=True,
                 colors=STATUS_COLORS,
@@ -134,10 +132,10 @@ def overview() -> Board:
             ),
             lines(
                 "Errors by type",
-                "Failures of chunks, deaths of workers, cancellations and timeouts, a minute, by "
-                "the type of the exception.",
-                PER_MINUTE,
-                Line(top(TOP, q.a_minute(metrics.ERRORS, "error_type")), "{{error_type}}"),
+                "Failures of chunks, deaths of workers, cancellations and timeouts in each bar, "
+                "by the type of the exception.",
+                COUNT,
+                Line(top(TOP, q.in_each_bar(metrics.ERRORS, "error_type")), "{{error_type}}"),
                 width=8,
                 bars=True,
             ),
@@ -209,7 +207,7 @@ def overview() -> Board:
             lines(
                 "Duration of executions",
                 "Over all functions: half of the executions took less than p50, one in twenty "
-                "longer than p95, as exactly as the histogram's wide buckets show. Empty while "
+                "longer than p95, as exactly as the histogram's buckets show. Empty while "
                 "none ends. Points are traces.",
                 SECONDS,
                 Line(q.quantile(0.5, metrics.EXECUTION_DURATION), "p50"),
@@ -221,10 +219,7 @@ def overview() -> Board:
                 f"Of the {TOP} functions whose last execution took longest. A step up is a run "
                 "that took longer than the one before.",
                 SECONDS,
-                Line(
-                    top(TOP, f"max by (function) ({q.series(metrics.LAST_DURATION)})"),
-                    "{{function}}",
-                ),
+                Line(top(TOP, q.last_at(metrics.LAST_DURATION, "function")), "{{function}}"),
             ),
         ],
     )
@@ -238,24 +233,24 @@ def overview() -> Board:
                 {"function": "Function"},
                 Column(
                     "Failed executions",
-                    f"round({q.growth(metrics.EXECUTIONS, 'function', status=FAILED)})",
+                    q.count(metrics.EXECUTIONS, "function", status=FAILED),
                     COUNT,
                     steps=ANY_IS_BAD,
                 ),
                 Column(
                     "Executions",
-                    f"round({q.growth(metrics.EXECUTIONS, 'function')})",
+                    q.count(metrics.EXECUTIONS, "function"),
                     COUNT,
                 ),
                 Column(
                     "Failed items",
-                    f"round({q.growth(metrics.ITEMS_FAILED, 'function')})",
+                    q.count(metrics.ITEMS_FAILED, "function"),
                     COUNT,
                     steps=[(None, GREEN), (0.5, ORANGE)],
                 ),
                 Column(
                     "Worker deaths",
-                    f"round({q.growth(metrics.WORKER_DEATHS, 'function')})",
+                    q.count(metrics.WORKER_DEATHS, "function"),
                     COUNT,
                     steps=ANY_IS_BAD,
                 ),
@@ -267,16 +262,22 @@ def overview() -> Board:
                 ),
                 Column(
                     "Last duration",
-                    f"max by (function) ({q.series(metrics.LAST_DURATION)})",
+                    q.last(metrics.LAST_DURATION, "function"),
                     SECONDS,
                 ),
                 Column(
                     "Items of the last",
-                    f"max by (function) ({q.series(metrics.LAST_ITEMS)})",
+                    q.last(metrics.LAST_ITEMS, "function"),
                     COUNT,
                 ),
+                Column(
+                    "Failed in the last",
+                    q.last(metrics.LAST_FAILED_ITEMS, "function"),
+                    COUNT,
+                    steps=[(None, GREEN), (0.5, ORANGE)],
+                ),
                 sort="Failed executions",
-                empty="No function has run yet.",
+                empty="No function ran in the time shown.",
                 links={"Function": OPEN_FUNCTION},
             ),
         ],

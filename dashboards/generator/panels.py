@@ -35,7 +35,7 @@ Steps: TypeAlias = Sequence[tuple[float | None, str]]
 CALM: Steps = [(None, BLUE)]
 ANY_IS_BAD: Steps = [(None, GREEN), (0.5, RED)]
 
-PER_MINUTE, PER_SECOND, SHARE, SECONDS, COUNT = "cpm", "cps", "percentunit", "s", "short"
+PER_SECOND, SHARE, SECONDS, COUNT = "cps", "percentunit", "s", "short"
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def single(
     unit: str,
     *,
     steps: Steps = CALM,
-    empty: str = "nothing yet",
+    empty: str = "nothing in the time shown",
     decimals: int | None = None,
 ) -> stat.Panel:
     """One number, as of now.

@@ -11,6 +11,13 @@ RATE_WINDOW = "$__rate_interval"
 VIEW = "$__range"
 """The time range of a dashboard."""
 
+BAR = "$__interval"
+"""The time from one point of a graph to the next."""
+
+BEFORE = "1h"
+"""How long before a range a series is looked for, to tell a new one from one that was not scraped
+for a while. The outage of a Prometheus may last as long; a daily job's run of yesterday is past."""
+
 FAILED = "|".join(status for status in STATUSES if status not in ("ok", "cancelled"))
 """How an execution ends that was not cancelled."""
 
@@ -80,13 +87,48 @@ class Query:
         """Growth a second."""
         return f"{_sum(by)} (rate({self.series(metric, part, **matchers)}[{self.window}]))"
 
-    def growth(self, metric: Metric, *by: str, part: str = "", **matchers: str) -> str:
-        """Growth over all that the dashboard shows."""
-        return f"{_sum(by)} (increase({self.series(metric, part, **matchers)}[{VIEW}]))"
+    def growth(
+        self, metric: Metric, *by: str, part: str = "", window: str = VIEW, **matchers: str
+    ) -> str:
+        """Growth over a range: by default, over all that the dashboard shows."""
+        return f"{_sum(by)} ({grown(self.series(metric, part, **matchers), window)})"
 
-    def a_minute(self, metric: Metric, *by: str, **matchers: str) -> str:
-        """Growth a minute, which for executions is a number that people can read."""
-        return f"60 * {self.rate(metric, *by, **matchers)}"
+    def count(self, metric: Metric, *by: str, **matchers: str) -> str:
+        """Growth over all that the dashboard shows, of what is whole."""
+        return f"round({self.growth(metric, *by, **matchers)})"
+
+    def in_each_bar(self, metric: Metric, *by: str, **matchers: str) -> str:
+        """Growth from one point of a graph to the next; together, the growth over all of it."""
+        return self.growth(metric, *by, window=BAR, **matchers)
+
+    def past(self, metric: Metric, window: str = VIEW, **matchers: str) -> str:
+        """The last values of a gauge, also those of programs that have ended."""
+        return f"last_over_time({self.series(metric, **matchers)}[{window}])"
+
+    def latest(self, value: str, *by: str, window: str | None = VIEW) -> str:
+        """Keep what the newest of several executions has set, in whichever program.
+
+        Args:
+            value: an expression of gauges that the end of an execution sets.
+            by: one execution for each value of these labels.
+            window: how old the end may be; None for programs that still run.
+        """
+        ended = metrics.LAST_COMPLETION
+        ends = self.series(ended) if window is None else self.past(ended, window)
+        newest = f"topk{_by(by)} (1, {ends})"
+        return f"max{_by(by)} ({value} and ignoring (status) {newest})"
+
+    def last(self, metric: Metric, *by: str) -> str:
+        """What the newest execution has set, in the time that the dashboard shows."""
+        return self.latest(self.past(metric), *by)
+
+    def last_at(self, metric: Metric, *by: str) -> str:
+        """The same at each point of a graph, of programs that ran then."""
+        return self.latest(self.series(metric), *by, window=None)
+
+    def last_speedup(self, metric: Metric) -> str:
+        """The speedup of the newest execution, where it is known."""
+        return self.latest(self.present_or_past(metric))
 
     def quantile(self, quantile: float, metric: Metric, *by: str) -> str:
         """A quantile of a histogram's observations."""
@@ -104,18 +146,28 @@ class Query:
 
     def busy_share(self, *by: str) -> str:
         """The share of the workers' time that is spent in the function."""
-        return f"{self.rate(metrics.WORKER_BUSY, *by)} / ({self.average(metrics.WORKERS, *by)} > 0)"
+        available = self.rate(metrics.WORKER_AVAILABLE, *by)
+        return f"clamp_max({self.rate(metrics.WORKER_BUSY, *by)} / ({available} > 0), 1)"
+
+    def busy_workers(self, *by: str) -> str:
+        """How many workers' worth of time is spent in the function."""
+        return f"{self.average(metrics.WORKERS, *by)} * {self.busy_share(*by)}"
 
     def idle_workers(self, *by: str) -> str:
         """How many workers' worth of time is not spent in the function."""
-        busy = self.rate(metrics.WORKER_BUSY, *by)
-        return f"clamp_min({self.average(metrics.WORKERS, *by)} - {busy}, 0)"
+        return f"{self.average(metrics.WORKERS, *by)} * (1 - {self.busy_share(*by)})"
 
-    def failed_share(self, *by: str, window: str | None = None) -> str:
+    def wasted(self, *by: str) -> str:
+        """Seconds that workers took part, and were not in the function."""
+        busy = self.growth(metrics.WORKER_BUSY, *by)
+        return f"clamp_min({self.growth(metrics.WORKER_AVAILABLE, *by)} - {busy}, 0)"
+
+    def failed_share(self, *by: str, window: str) -> str:
         """How many of the items fail; 1 where chunks fail as a whole, and so are not processed."""
-        query = Query(self.variables, window or self.window)
-        failed = query.rate(metrics.ITEMS_FAILED, *by)
-        return f"clamp_max({failed} / {query.rate(metrics.ITEMS_PROCESSED, *by)}, 1)"
+        failed = self.growth(metrics.ITEMS_FAILED, *by, window=window)
+        return (
+            f"clamp_max({failed} / {self.growth(metrics.ITEMS_PROCESSED, *by, window=window)}, 1)"
+        )
 
     def progress(self, *by: str) -> str:
         """How much of the input is done, of executions in progress whose input's length is known.
@@ -132,16 +184,43 @@ class Query:
         pace = self.total(metrics.THROUGHPUT, *by)
         return f"clamp_min(({expected} > 0) - {completed}, 0) / ({pace} > 0)"
 
-    def age(self, metric: Metric, *by: str, **matchers: str) -> str:
-        """Seconds since the newest of some timestamps."""
-        newest = f"max by ({', '.join(by)})" if by else "max"
-        return f"time() - {newest} ({self.series(metric, **matchers)})"
+    def age(self, metric: Metric, *by: str, window: str = VIEW, **matchers: str) -> str:
+        """Seconds since the newest of some timestamps, those of programs that have ended too."""
+        return f"time() - max{_by(by)} ({self.past(metric, window, **matchers)})"
+
+    def present_or_past(self, metric: Metric, window: str = VIEW) -> str:
+        """A gauge that may become unknown: its value now, or the last one of an ended program."""
+        running = self.series(metrics.LAST_COMPLETION)
+        past = self.past(metric, window)
+        return f"({self.series(metric)} or {past} unless ignoring (status) {running})"
 
     def speedup_share(self, *by: str) -> str:
-        """The measured share of the estimated speedup."""
-        grouped = f"avg by ({', '.join(by)})" if by else "avg"
-        measured = self.series(metrics.MEASURED_SPEEDUP)
-        return f"{grouped} ({measured} / {self.series(metrics.ESTIMATED_SPEEDUP)})"
+        """The measured share of the estimated speedup, of each function's last execution.
+
+        1 where it is all of it, or more.
+        """
+        measured = self.present_or_past(metrics.MEASURED_SPEEDUP)
+        estimated = self.present_or_past(metrics.ESTIMATED_SPEEDUP)
+        reached = self.latest(f"({measured} / ({estimated} > 1))", "function")
+        return f"avg{_by(by)} (clamp_max({reached}, 1))"
+
+
+def grown(series: str, window: str) -> str:
+    """Growth of a counter over a range, for each series.
+
+    Not increase(): that needs two values in the range, so it misses what a series appears with
+    (programs that end before their second scrape, the first push of a job), and it extrapolates to
+    fractions. Here a series that was not there before the range counts in full, and one that was
+    there counts from its last value before. Only where a counter was reset within the range, by
+    another program under the same labels, increase() is the better answer.
+    """
+    now = f"last_over_time({series}[{window}])"
+    before = f"last_over_time({series}[{BEFORE}] offset {window})"
+    least = f"min_over_time({series}[{window}])"
+    return (
+        f"(({now} - ({before} <= {least})) or {now}) unless resets({series}[{window}]) > 0 "
+        f"or increase({series}[{window}])"
+    )
 
 
 def top(count: int, query: str) -> str:
@@ -155,4 +234,8 @@ def or_zero(query: str) -> str:
 
 
 def _sum(by: tuple[str, ...]) -> str:
-    return f"sum by ({', '.join(by)})" if by else "sum"
+    return f"sum{_by(by)}"
+
+
+def _by(labels: tuple[str, ...]) -> str:
+    return f" by ({', '.join(labels)})" if labels else ""

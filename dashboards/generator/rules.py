@@ -21,10 +21,39 @@ CRITICAL, WARNING = "critical", "warning"
 RECENT = "10m"
 """How long something that happened once rings."""
 
+RECENT_SECONDS = 600
+
 FAILED = f'=~"{promql.FAILED}"'
 
+_NOW = Query(promql.EVERYTHING)
 _FIVE_MINUTES = Query(promql.EVERYTHING, "5m")
-_FIFTEEN_MINUTES = Query(promql.EVERYTHING, "15m")
+
+FAILED_ITEMS = "job_function:amorsize_items_failed:ratio15m"
+
+LAST_SUCCESS = "job_function:amorsize_last_success_timestamp_seconds:max"
+"""Keeps the last success of programs that have ended, for a week."""
+
+WEEK_SECONDS = 7 * 86_400
+
+
+def _recent_run(value: str, window: str, seconds: int) -> str:
+    """Keep gauges of the last execution where it ended recently, and had not run for longer.
+
+    Counters show what a longer one does while it runs. A run that is over before its first scrape,
+    or whose program left the same counts as the one before, only shows in these.
+    """
+    ended = f"{_NOW.past(metrics.LAST_COMPLETION, window)} > time() - {seconds}"
+    short = f"{_NOW.past(metrics.LAST_DURATION, window)} < {seconds}"
+    return f"max by (job, function) ({value} and ignoring (status) {ended} and {short})"
+
+
+def _failed_share(window: str, seconds: int) -> str:
+    """How many of the items fail; by the counters, or else in the last execution."""
+    failed = _NOW.past(metrics.LAST_FAILED_ITEMS, window)
+    of_the_last = f"clamp_max({failed} / {_NOW.past(metrics.LAST_ITEMS, window)}, 1)"
+    counted = _NOW.failed_share("job", "function", window=window)
+    return f"({counted} >= 0) or {_recent_run(of_the_last, window, seconds)}"
+
 
 RECORDED = {
     "job_function_status:amorsize_executions:rate5m": _FIVE_MINUTES.rate(
@@ -33,27 +62,18 @@ RECORDED = {
     "job_function:amorsize_items_processed:rate5m": _FIVE_MINUTES.rate(
         metrics.ITEMS_PROCESSED, "job", "function"
     ),
-    "job_function:amorsize_items_failed:ratio_rate15m": _FIFTEEN_MINUTES.failed_share(
-        "job", "function"
-    ),
+    FAILED_ITEMS: _failed_share("15m", 900),
     "job_function:amorsize_worker_busy:ratio_rate5m": _FIVE_MINUTES.busy_share("job", "function"),
     "job_function:amorsize_chunk_duration_seconds:p95_rate5m": _FIVE_MINUTES.quantile(
         0.95, metrics.CHUNK_DURATION, "job", "function"
     ),
     "job_function:amorsize_items_completed:ratio": _FIVE_MINUTES.progress("job", "function"),
+    # Itself over a day: what a Prometheus that was down for a night had known is not forgotten.
+    LAST_SUCCESS: (
+        f"max by (job, function) ({_NOW.past(metrics.LAST_SUCCESS, '5m')} "
+        f"or last_over_time({LAST_SUCCESS}[1d])) > time() - {WEEK_SECONDS}"
+    ),
 }
-
-FAILED_ITEMS = "job_function:amorsize_items_failed:ratio_rate15m"
-
-LAST_SUCCESS = "job_function:amorsize_last_success_timestamp_seconds:max"
-"""Keeps the last success of programs that have ended, for a week."""
-
-WEEK_SECONDS = 7 * 86_400
-
-RECORDED[LAST_SUCCESS] = (
-    f"max by (job, function) ({_FIVE_MINUTES.series(metrics.LAST_SUCCESS)} or {LAST_SUCCESS}) "
-    f"> time() - {WEEK_SECONDS}"
-)
 
 
 @dataclass(frozen=True)
@@ -89,16 +109,15 @@ def alerts(boards: Mapping[str, Board]) -> list[Alert]:
         boards[f"amorsize-{name}"] for name in ("function", "workers", "health")
     )
     here = {name: f"{{{{ $labels.{name} | urlquery }}}}" for name in ("job", "function")}
-    q = Query(promql.EVERYTHING)
+    q = _NOW
     silent = f"time() - {q.series(metrics.LAST_ACTIVITY)}"
-    longest = f"histogram_quantile(1, {q.series(metrics.CHUNK_DURATION, 'bucket')})"
     running = f"{q.series(metrics.EXECUTIONS_IN_PROGRESS)} > 0"
-    estimated = q.series(metrics.ESTIMATED_SPEEDUP)
-    failed_at = f"max by (job, function) ({q.series(metrics.LAST_COMPLETION, status=FAILED)})"
+    failed_ago = q.age(metrics.LAST_COMPLETION, "job", "function", window="15m", status=FAILED)
+    died = _recent_run(q.past(metrics.LAST_WORKER_DEATHS, RECENT), RECENT, RECENT_SECONDS)
     return [
         Alert(
             "AmorsizeExecutionFailed",
-            f"time() - {failed_at} < 900",
+            f"{failed_ago} < 900",
             CRITICAL,
             "0s",
             "An execution of {{ $labels.function }} failed",
@@ -120,7 +139,7 @@ def alerts(boards: Mapping[str, Board]) -> list[Alert]:
         ),
         Alert(
             "AmorsizeWorkersDied",
-            _grew(metrics.WORKER_DEATHS, "job", "function"),
+            f"{_grew(metrics.WORKER_DEATHS, 'job', 'function')} or {died} > 0",
             WARNING,
             "0s",
             "Workers of {{ $labels.function }} died",
@@ -143,7 +162,8 @@ def alerts(boards: Mapping[str, Board]) -> list[Alert]:
         ),
         Alert(
             "AmorsizeExecutionStalled",
-            f"({silent} > 1800 and {running}) unless {silent} < 3 * {longest}",
+            f"({silent} > 1800 and {running}) "
+            f"unless {silent} <= 3 * {q.series(metrics.LONGEST_CHUNK)}",
             CRITICAL,
             "0s",
             "{{ $labels.function }} shows no sign of life",
@@ -156,8 +176,7 @@ def alerts(boards: Mapping[str, Board]) -> list[Alert]:
         ),
         Alert(
             "AmorsizeSpeedupLow",
-            f"{q.series(metrics.MEASURED_SPEEDUP)} / ({estimated} > 1.5) < 0.5 "
-            f"and on (job, instance, function) {q.series(metrics.LAST_DURATION)} > 10",
+            f"{_speedup_share(window='1h')} < 0.5",
             WARNING,
             "15m",
             "{{ $labels.function }} reaches {{ $value | humanizePercentage }} of the speedup",
@@ -228,14 +247,16 @@ def alerts_yaml(boards: Mapping[str, Board]) -> str:
 
 
 def _grew(metric: Metric, *by: str) -> str:
-    """Return the recent growth of a counter; also of one that appeared with its first event.
+    return f"{_NOW.growth(metric, *by, window=RECENT)} > 0"
 
-    rate() does not see the first value of a series, and a run that is shorter than a scrape has
-    no other.
-    """
-    series = Query(promql.EVERYTHING).series(metric)
-    born = f"({series} > 0 unless {series} offset {RECENT})"
-    return f"sum by ({', '.join(by)}) (increase({series}[{RECENT}]) > 0 or {born}) > 0"
+
+def _speedup_share(window: str) -> str:
+    """What the newest execution has reached of its estimate, where it took long enough to tell."""
+    measured = _NOW.present_or_past(metrics.MEASURED_SPEEDUP, window)
+    estimated = _NOW.present_or_past(metrics.ESTIMATED_SPEEDUP, window)
+    long_enough = f"{_NOW.past(metrics.LAST_DURATION, window)} > 10"
+    share = f"({measured} / ({estimated} > 1.5) and {long_enough})"
+    return _NOW.latest(share, "job", "function", window=window)
 
 
 def _yaml(group: str, rules: list[dict[str, Any]]) -> str:

@@ -10,7 +10,6 @@ from .panels import (
     COUNT,
     GREEN,
     ORANGE,
-    PER_MINUTE,
     RED,
     SECONDS,
     SHARE,
@@ -19,7 +18,7 @@ from .panels import (
     lines,
     single,
 )
-from .promql import VIEW, Query, or_zero, top
+from .promql import Query, or_zero, top
 
 TOP = 10
 
@@ -44,7 +43,8 @@ def workers() -> Board:
             ),
             single(
                 "Busy now",
-                "How much of the workers' time is spent in the function.",
+                "How much of the workers' time is spent in the function, of the chunks that were "
+                "completed just now.",
                 q.busy_share(),
                 SHARE,
                 steps=[(None, RED), (0.5, ORANGE), (0.8, GREEN)],
@@ -55,7 +55,7 @@ def workers() -> Board:
                 "Worker deaths",
                 "Workers that were killed or crashed in the time shown. The WorkerDiedError, "
                 "raised or among the results, names exit code, chunk and item.",
-                or_zero(f"round({q.growth(metrics.WORKER_DEATHS)})"),
+                or_zero(q.count(metrics.WORKER_DEATHS)),
                 COUNT,
                 steps=ANY_IS_BAD,
             ),
@@ -70,17 +70,18 @@ def workers() -> Board:
                 "Wasted time",
                 "Time that workers took part, and were not in a function, in the time shown. "
                 "Which function wastes it stands below.",
-                or_zero(f"sum({_wasted(q)})"),
+                or_zero(q.wasted()),
                 SECONDS,
                 decimals=1,
             ),
             single(
                 "Of the estimated speedup",
                 "What executions reach of the speedup that their plans expected, on average over "
-                "the last one of each function.",
+                "the last one of each function that had expected any. 100% for more than that.",
                 q.speedup_share(),
                 SHARE,
                 steps=[(None, RED), (0.5, ORANGE), (0.8, GREEN)],
+                empty="not known",
                 decimals=0,
             ),
             single(
@@ -111,12 +112,12 @@ def workers() -> Board:
             ),
             lines(
                 "Busy share",
-                "How much of the workers' time is spent in the function. A chunk counts when it "
-                "is complete, so that chunks longer than the window make it jump, and so do "
-                "executions shorter than a scrape.",
+                "How much of the workers' time is spent in the function. A chunk's time counts, "
+                "busy and not, when it is complete; where none completes, nothing is known.",
                 SHARE,
                 Line(top(TOP, q.busy_share("function")), "{{function}}"),
                 width=8,
+                most=1,
             ),
             lines(
                 "Idle workers",
@@ -133,10 +134,10 @@ def workers() -> Board:
         [
             lines(
                 "Worker deaths by function",
-                "Workers that were killed or crashed, a minute.",
-                PER_MINUTE,
+                "Workers that were killed or crashed, in each bar.",
+                COUNT,
                 Line(
-                    top(TOP, q.a_minute(metrics.WORKER_DEATHS, "function", "executor")),
+                    top(TOP, q.in_each_bar(metrics.WORKER_DEATHS, "function", "executor")),
                     "{{function}} ({{executor}})",
                 ),
                 width=8,
@@ -167,18 +168,18 @@ def workers() -> Board:
                 "Wasted worker time by function",
                 "Time that workers took part, and were not in the function, in the time shown.",
                 SECONDS,
-                Line(top(TOP, f"{_wasted(q, 'function')}"), "{{function}}"),
-                empty="No worker took part.",
+                Line(top(TOP, q.wasted("function")), "{{function}}"),
+                empty="No worker took part in the time shown.",
                 width=8,
                 steps=[(None, ORANGE)],
             ),
             bars(
                 "Reached of the estimated speedup",
                 "The functions furthest below: the share of the estimated speedup that the last "
-                "execution reached.",
+                "execution reached, where both are known.",
                 SHARE,
                 Line(f"bottomk({TOP}, {q.speedup_share('function')})", "{{function}}"),
-                empty="No execution has ended yet.",
+                empty="Of no execution are both known.",
                 width=8,
                 steps=[(None, RED), (0.5, ORANGE), (0.8, GREEN)],
             ),
@@ -195,19 +196,13 @@ def workers() -> Board:
                     ),
                     "{{function}}",
                 ),
-                empty="No execution has ended.",
+                empty="No execution ended in the time shown.",
                 width=8,
                 steps=[(None, GREEN), (0.1, ORANGE), (0.5, RED)],
             ),
         ],
     )
     return board
-
-
-def _wasted(q: Query, *by: str) -> str:
-    """Add up idle workers over time, of the workers that a subquery sees."""
-    idle = q.idle_workers(*by)
-    return f"sum_over_time(({idle})[{VIEW}:$__interval]) * $__interval_ms / 1000"
 
 
 def _imbalance(q: Query) -> str:

@@ -60,14 +60,12 @@ FAILED_AT_10 = {
 LATE = "amorsize_last_success_timestamp_seconds{" + FUNCTION + "}"
 IN_PROGRESS = f"amorsize_executions_in_progress{{{RUN}}}"
 ACTIVITY = f"amorsize_last_activity_timestamp_seconds{{{RUN}}}"
-LONG_CHUNKS = {
-    f'amorsize_chunk_duration_seconds_bucket{{{RUN},le="1800"}}': "0x400",
-    f'amorsize_chunk_duration_seconds_bucket{{{RUN},le="7200"}}': "2x400",
-    f'amorsize_chunk_duration_seconds_bucket{{{RUN},le="+Inf"}}': "2x400",
-}
+LONGEST = f"amorsize_longest_chunk_seconds{{{RUN}}}"
+COMPLETED = f'amorsize_last_completion_timestamp_seconds{{{FUNCTION},status="ok"}}'
 SPEEDUPS = {
-    f"amorsize_estimated_speedup_ratio{{{RUN}}}": "4x60",
-    f"amorsize_measured_speedup_ratio{{{RUN}}}": "1x30 3.5x30",
+    f"amorsize_estimated_speedup_ratio{{{FUNCTION}}}": "4x60",
+    f"amorsize_measured_speedup_ratio{{{FUNCTION}}}": "1x30 3.5x30",
+    COMPLETED: "0x30 1860x30",
 }
 EVENT = 'job="nightly",instance="host:9464",event="on_error"'
 EXPORTER = 'job="nightly",instance="host:9464",exporter="datadog"'
@@ -158,11 +156,27 @@ CASES = {
     ),
     "an execution with chunks of hours is no stall": Case(
         "AmorsizeExecutionStalled",
-        {IN_PROGRESS: "1x400", ACTIVITY: "0x400", **LONG_CHUNKS},
+        {IN_PROGRESS: "1x400", ACTIVITY: "0x400", LONGEST: "7200x400"},
         labels=OF_RUN,
         value="6h 1m 0s",
         fires=(361,),
-        silent=(31, 120, 359),
+        silent=(31, 120, 360),
+    ),
+    "an execution with a chunk of half an hour waits for three of them": Case(
+        "AmorsizeExecutionStalled",
+        {IN_PROGRESS: "1x400", ACTIVITY: "0x400", LONGEST: "1860x400"},
+        labels=OF_RUN,
+        value="1h 34m 0s",
+        fires=(94,),
+        silent=(31, 93),
+    ),
+    "an execution with chunks of ten minutes waits for half an hour": Case(
+        "AmorsizeExecutionStalled",
+        {IN_PROGRESS: "1x400", ACTIVITY: "0x400", LONGEST: "600x400"},
+        labels=OF_RUN,
+        value="31m 0s",
+        fires=(31,),
+        silent=(30,),
     ),
     "nothing runs": Case(
         "AmorsizeExecutionStalled", {IN_PROGRESS: "0x200", ACTIVITY: "0x200"}, silent=(31, 190)
@@ -170,7 +184,6 @@ CASES = {
     "a quarter of the estimated speedup": Case(
         "AmorsizeSpeedupLow",
         {**SPEEDUPS, f"amorsize_last_duration_seconds{{{FUNCTION}}}": "60x60"},
-        labels=OF_RUN,
         value="25%",
         fires=(16, 30),
         silent=(14, 31),

@@ -132,8 +132,11 @@ BREAKS: dict[str, tuple[Break, str]] = {
     ),
     "a query is no PromQL": (replace_in_queries("sum by", "sum of"), "is no PromQL"),
     "the sides of an operator do not match": (
-        replace_in_queries("(increase(amorsize_items_failed", "(increase(amorsize_hook_errors"),
-        "is matched, among",
+        replace_in_queries(
+            "ignoring (status) topk by (function) (1, last_over_time(amorsize_last_completion",
+            "ignoring (executor) topk by (function) (1, last_over_time(amorsize_last_completion",
+        ),
+        "the sides of 'and' have",
     ),
     "a legend names a label that is not there": (
         lambda board: panel(board)["targets"][0].update(legendFormat="{{instance}}"),

@@ -29,21 +29,27 @@ class Run:
             "executor_type": executor,
             "estimated_speedup": 3.5,
         }
+        self.total_items: int | None = 10
         self.completed = 0
         self.workers = 0
 
     def emit(self, event: HookEvent, metadata: dict[str, Any] | None = None, **fields: Any) -> None:
-        fields = {"items_completed": self.completed, "worker_count": self.workers} | fields
+        fields = {
+            "total_items": self.total_items,
+            "items_completed": self.completed,
+            "worker_count": self.workers,
+        } | fields
         self.manager.trigger(
             HookContext(event, metadata={**self.metadata, **(metadata or {})}, **fields)
         )
 
     def begin(self, total_items: int | None = 10, **fields: Any) -> None:
-        self.emit(HookEvent.PRE_EXECUTE, total_items=total_items, **fields)
+        self.total_items = total_items
+        self.emit(HookEvent.PRE_EXECUTE, **fields)
 
-    def start_worker(self, worker_id: int = 0) -> None:
+    def start_worker(self, worker_id: int = 0, **fields: Any) -> None:
         self.workers += 1
-        self.emit(HookEvent.ON_WORKER_START, worker_id=worker_id)
+        self.emit(HookEvent.ON_WORKER_START, worker_id=worker_id, **fields)
 
     def complete_chunk(
         self,
@@ -52,6 +58,7 @@ class Run:
         worker_id: int | None = 0,
         chunk_time: float = 0.05,
         throughput: float = 20.0,
+        elapsed: float = 0.0,
         **metadata: Any,
     ) -> None:
         self.completed += size
@@ -62,23 +69,39 @@ class Run:
             chunk_size=size,
             chunk_time=chunk_time,
             throughput_items_per_sec=throughput,
+            elapsed_time=elapsed,
         )
 
-    def fail(self, error: BaseException, *, failed_items: int = 1) -> None:
-        self.emit(HookEvent.ON_ERROR, {"failed_items": failed_items}, error=error)
+    def fail(self, error: BaseException, *, failed_items: int = 1, **fields: Any) -> None:
+        self.emit(HookEvent.ON_ERROR, {"failed_items": failed_items}, error=error, **fields)
 
     def end_worker(
-        self, worker_id: int = 0, exit_reason: str = "finished", busy_time: float = 0.0
+        self,
+        worker_id: int = 0,
+        exit_reason: str = "finished",
+        busy_time: float = 0.0,
+        *,
+        elapsed: float = 0.0,
     ) -> None:
         self.workers -= 1
         self.emit(
             HookEvent.ON_WORKER_END,
             {"exit_reason": exit_reason, "busy_time": busy_time},
             worker_id=worker_id,
+            elapsed_time=elapsed,
         )
 
-    def end(self, status: str = "ok", *, elapsed: float = 1.0, **fields: Any) -> None:
-        metadata = {"status": status, "planning_time": 0.03, "measured_speedup": 2.5}
+    def end(
+        self,
+        status: str = "ok",
+        *,
+        elapsed: float = 1.0,
+        measured_speedup: float | None = 2.5,
+        **fields: Any,
+    ) -> None:
+        metadata: dict[str, Any] = {"status": status, "planning_time": 0.03}
+        if measured_speedup is not None:
+            metadata["measured_speedup"] = measured_speedup
         self.emit(HookEvent.POST_EXECUTE, metadata, elapsed_time=elapsed, **fields)
 
 

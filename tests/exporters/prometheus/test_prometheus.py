@@ -116,8 +116,8 @@ def test_the_end_of_a_run_sets_the_last_values(manager, exporter):
     assert scrape("amorsize_last_activity_timestamp_seconds", **RUN) == 1100.5
     assert scrape("amorsize_last_duration_seconds", function="parse") == 0.5
     assert scrape("amorsize_last_items", function="parse") == 1
-    assert scrape("amorsize_estimated_speedup_ratio", **RUN) == 3.5
-    assert scrape("amorsize_measured_speedup_ratio", **RUN) == 2.5
+    assert scrape("amorsize_estimated_speedup_ratio", function="parse") == 3.5
+    assert scrape("amorsize_measured_speedup_ratio", function="parse") == 2.5
     assert scrape("amorsize_planning_duration_seconds_sum", function="parse") == 0.06
 
 
