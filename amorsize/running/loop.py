@@ -43,7 +43,7 @@ from amorsize.planning.planner import REPLANNING_SECONDS, Planner
 from amorsize.running.input import Input
 from amorsize.running.measurement import Measurement, asked_for
 from amorsize.workers.chunk import Chunk, ChunkOutcome, Failure
-from amorsize.workers.observers import is_logged, is_observed
+from amorsize.workers.observers import DEBUG, INFO, is_logged, is_observed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from amorsize.running.observers import Observers
     from amorsize.running.reporter import Reporter
     from amorsize.running.retries import Retries
+    from amorsize.running.run_log import RunLog
     from amorsize.running.signals import DuringExecute
     from amorsize.running.sinks import Sink
 
@@ -115,6 +116,7 @@ class Run:
         self._began = time.perf_counter()
         self._observers: Observers | None = None
         self._report: Reporter | None = None
+        self._run_log: RunLog | None = None
         self._signals: DuringExecute | None = None
         self._seen: Observations
         self._planner = Planner()
@@ -132,6 +134,7 @@ class Run:
         self._workers: dict[int, WorkerStarted] = {}
         self._items_completed = 0
         self._busy_seconds = 0.0
+        self._slowest: tuple[float, int] | None = None
         self._failures: list[Failure] = []
         self._reported_size = 1
         self._corrections = 0
@@ -170,9 +173,8 @@ class Run:
                     self._plan_again(look)
             except BaseException as error:
                 status, failed = _status_of(error), error
-                report = self._report
-                if report and error is not self._reported_error and not self._abandoned:
-                    report.error(error)
+                if error is not self._reported_error and not self._abandoned:
+                    self._report_end(status, error)
                 raise
             finally:
                 if not self._abandoned:
@@ -189,14 +191,22 @@ class Run:
         """
         with self._handover:
             if not self._held_up or (self._report is not None and self._report.is_emitting()):
+                self._log_last_words()
                 return False
             self._abandoned = True
         self._input.exhausted = True  # nothing more is begun
         error = self._cancelled_error()
-        if self._report is not None:
-            self._report.error(error)
+        self._report_end("cancelled", error)
         self._end("cancelled", error)
         return True
+
+    def _log_last_words(self) -> None:
+        """Log the end of a run that the program ends with, before its first items are done."""
+        from amorsize.running import signals
+
+        if signals.is_terminating():
+            error = self._cancelled_error()
+            self._log().run_failed("cancelled", error, items=self._items_completed)
 
     def wake(self) -> None:
         """Make the loop look at its sink; from any thread, and from a signal handler."""
@@ -286,7 +296,7 @@ class Run:
         self._take_over()
 
     def _explain_choice(self, plan: RunChunks, is_first: bool) -> None:
-        if not (self._explain or is_logged()):
+        if not (self._explain or is_logged("amorsize.planning.explanation", DEBUG)):
             return
         from amorsize.planning.explanation import log_choice, make_result
 
@@ -566,6 +576,8 @@ class Run:
         self._seen.chunks.add(outcome.size, outcome.duration)
         self._items_completed += outcome.size
         self._busy_seconds += outcome.duration
+        if self._slowest is None or outcome.duration > self._slowest[0]:
+            self._slowest = outcome.duration, chunk.id
         if self._change is None:
             self._ask()
         corrected = self._take_correction()
@@ -614,15 +626,20 @@ class Run:
                 note_item(failure)
         if self._report is None:
             self._failures += outcome.failures
-        self._fail(
-            first.error,
-            traceback_text=first.traceback,
-            failed_items=len(outcome.failures),
-            worker=worker,
-            chunk=chunk,
-            outcome=outcome,
-            metadata={"item_index": first.index} | ({"sampled": True} if sampled else {}),
-        )
+        try:
+            self._fail(
+                first.error,
+                traceback_text=first.traceback,
+                failed_items=len(outcome.failures),
+                worker=worker,
+                chunk=chunk,
+                outcome=outcome,
+                metadata={"item_index": first.index} | ({"sampled": True} if sampled else {}),
+            )
+        finally:
+            self._log().items_failed(
+                first.error, items=len(outcome.failures), index=first.index, chunk=chunk.id
+            )
         return outcome.results
 
     def _take_loss(self, loss: WorkerLost, error: ExecutionError | None = None) -> None:
@@ -647,6 +664,7 @@ class Run:
                     metadata={"exit_code": loss.exit_code, "item_index": None},
                 )
             self._end_worker(loss.worker, loss.exit_reason, loss.exit_code)
+            self._log().worker_lost(error, loss, items=0)
             return
         # With return_exceptions, a first death is held against no item: each runs again, alone.
         final = chunk is not None and (
@@ -655,13 +673,14 @@ class Run:
         try:
             self._fail(
                 error,
-                failed_items=1 if final else 0,
+                failed_items=int(final),
                 worker=loss.worker,
                 chunk=chunk,
                 metadata={"exit_code": loss.exit_code, "item_index": loss.item_index},
             )
         finally:
             self._end_worker(loss.worker, loss.exit_reason, loss.exit_code)
+            self._log().worker_lost(error, loss, items=int(final))
         if chunk is None:
             return
         del self._in_flight[chunk.id]
@@ -672,7 +691,10 @@ class Run:
             self._again().put_suspects(chunk, loss.item_index, self._new_id)
 
     def _take_unsendable(self, chunk: Chunk, error: UnpicklableItemError) -> None:
-        self._fail(error, chunk=chunk, failed_items=1)
+        try:
+            self._fail(error, chunk=chunk, failed_items=1)
+        finally:
+            self._log().items_failed(error, items=1, index=error.index, chunk=chunk.id)
         self._split(chunk, error.index, error)
 
     def _split(
@@ -701,6 +723,40 @@ class Run:
         if not self._task.return_exceptions:
             self._reported_error = error
             raise error
+
+    def _report_end(self, status: str, error: BaseException) -> None:
+        """Report what ends the run, where it was not reported as a failure of its items."""
+        try:
+            if self._report is not None:
+                self._report.error(error)
+        finally:
+            self._log().run_failed(status, error, items=self._items_completed)
+
+    def _log(self) -> RunLog:
+        if self._run_log is None:
+            from amorsize.running.observers import function_name
+            from amorsize.running.run_log import RunLog
+
+            self._run_log = RunLog(function_name(self._func, self._options))
+        self._run_log.report = self._report
+        return self._run_log
+
+    def _log_end(self, status: str, failed: BaseException | None) -> None:
+        if self._run_log is None and not is_logged("amorsize.running.run_log", INFO):
+            return
+        items, choice = self._items_completed, None if self._plan is None else self._plan.choice
+        data = getattr(self, "_input", None)  # none where the run failed before it began
+        self._log().run_ended(
+            status,
+            failed,
+            items=items,
+            total=None if data is None else data.total,
+            seconds=time.monotonic() - self._began_monotonic,
+            executor=None if choice is None else choice.engine.type,
+            n_jobs=None if choice is None else choice.n_jobs,
+            item_seconds=self._busy_seconds / items if items else None,
+            slowest=self._slowest,
+        )
 
     # --- limits ----
 
@@ -825,8 +881,7 @@ class Run:
         except BaseException as error:
             if failed is None:  # Ctrl-C at the very end of a run that had gone well
                 status, failed = _status_of(error), error
-                if self._report is not None:
-                    self._report.error(error)
+                self._report_end(status, error)
             raise
         finally:
             if self._report is not None:
@@ -836,6 +891,7 @@ class Run:
                     corrections=self._corrections,
                     final_chunksize=self._final_chunksize,
                 )
+            self._log_end(status, failed)
         if on_processes and failed is None:
             items = self._measurement.first.items
             KNOWN.remember(self._func, sent_type=type(items[0] if items else None))

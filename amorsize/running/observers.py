@@ -45,7 +45,7 @@ class Observers:
         return Reporter(
             self._managers,
             began=began,
-            function=options.name or _name_of(func),
+            function=function_name(func, options),
             progress_interval=options.progress_interval,
         )
 
@@ -63,7 +63,10 @@ class Observers:
             self._bar.__exit__(None, None, None)
 
 
-def _name_of(func: Callable[..., Any]) -> str:
+def function_name(func: Callable[..., Any], options: Options) -> str:
+    """Return what events and the log call the function."""
+    if options.name:
+        return options.name
     func = getattr(func, "func", func)  # functools.partial
     qualified = getattr(func, "__qualname__", None) or type(func).__qualname__
     module = getattr(func, "__module__", None) or type(func).__module__

@@ -88,6 +88,11 @@ class Reporter:
         """The execution's id, as in every event's metadata."""
         return str(self._metadata["execution_id"])
 
+    def span_ids(self) -> trace_link.SpanIds | None:
+        """Return the ids of the execution's span; None where nobody traces."""
+        trace = self._trace
+        return None if trace is None else (trace.trace_id, trace.span_id, trace.sampled)
+
     def has_hooks(self, event: HookEvent) -> bool:
         """Say whether ``event`` has a hook."""
         for manager in self._managers:  # noqa: SIM110  # asked at every event; any() costs twice

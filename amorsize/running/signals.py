@@ -97,13 +97,18 @@ def check() -> None:
         raise _pending
 
 
+def is_terminating() -> bool:
+    """Say whether a SIGTERM is ending the program."""
+    return _pending is Terminated
+
+
 def _on_sigterm(signum: int, frame: FrameType | None) -> None:
     global _pending
+    is_second, _pending = _pending is Terminated, Terminated
     for cancel in list(_streams):
         cancel()
-    if not _runs or _pending is Terminated:  # the second SIGTERM: something delays the end
+    if not _runs or is_second:  # something delays the end
         _end_by_signal()
-    _pending = Terminated
     _wake_runs()
     if not is_protected(frame):
         raise Terminated

@@ -13,6 +13,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+DEBUG, INFO = 10, 20
+"""Levels of ``logging``."""
+
 _questions: list[Callable[[], bool]] = []
 
 
@@ -30,15 +33,15 @@ def is_observed() -> bool:
     for question in _questions:
         if question():
             return True
-    return is_logged()
+    return is_logged("amorsize", DEBUG)
 
 
-def is_logged() -> bool:
-    """Return whether the log takes what runs report at level DEBUG.
+def is_logged(module: str, level: int) -> bool:
+    """Return whether the log takes lines of a module and of a level below a warning.
 
     If the application has not loaded logging, it has set no level. Loading it takes 5 ms.
     """
     logging = sys.modules.get("logging")
     if logging is None or not hasattr(logging, "getLogger"):  # another thread is loading it
         return False
-    return bool(logging.getLogger("amorsize").isEnabledFor(logging.DEBUG))
+    return bool(logging.getLogger(module).isEnabledFor(level))

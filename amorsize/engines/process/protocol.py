@@ -294,7 +294,8 @@ def _unpack_extras(packed: dict[str, bytes]) -> dict[str, Any]:
         try:
             extras[name] = pickle.loads(data)
         except Exception as error:
-            logger.warning("%s of a chunk do not unpickle and are left out: %r", name, error)
+            kind = type(error).__name__  # its text may quote what the function has returned
+            logger.warning("%s of a chunk do not unpickle and are left out (%s)", name, kind)
     return extras
 
 

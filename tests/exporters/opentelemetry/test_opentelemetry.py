@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -82,6 +83,29 @@ def run(traces: Traces, api: str, func: Callable[..., Any], data: Any, **options
 
 
 # --- the shape ----
+
+
+def test_the_log_of_a_run_is_written_in_its_span(traces: Traces, mode: str, api: str) -> None:
+    """Instrumentation of logging reads the current span while a record is handled."""
+    spans = []
+
+    class Instrumented(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            spans.append(trace.get_current_span().get_span_context())
+
+    logger, handler = logging.getLogger("amorsize.running.run_log"), Instrumented()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel("INFO")
+    try:
+        run(traces, api, int, ["1", "two"], executor=mode, return_exceptions=True)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+    execution = traces.execution.context
+    assert [(span.trace_id, span.span_id) for span in spans] == [
+        (execution.trace_id, execution.span_id)
+    ] * 2
 
 
 def test_the_tree_is_the_same_in_every_mode(traces: Traces, mode: str, api: str) -> None:
