@@ -43,7 +43,7 @@ from amorsize.planning.planner import REPLANNING_SECONDS, Planner
 from amorsize.running.input import Input
 from amorsize.running.measurement import Measurement, asked_for
 from amorsize.workers.chunk import Chunk, ChunkOutcome, Failure
-from amorsize.workers.observers import DEBUG, INFO, is_logged, is_observed
+from amorsize.workers.observers import DEBUG, INFO, RUNS, is_logged, is_observed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -742,7 +742,7 @@ class Run:
         return self._run_log
 
     def _log_end(self, status: str, failed: BaseException | None) -> None:
-        if self._run_log is None and not is_logged("amorsize.running.run_log", INFO):
+        if self._run_log is None and not is_logged(RUNS, INFO):
             return
         items, choice = self._items_completed, None if self._plan is None else self._plan.choice
         data = getattr(self, "_input", None)  # none where the run failed before it began

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from amorsize.errors import ExecutionCancelledError, ItemTimeoutError, describe_exit
 from amorsize.running import signals
 from amorsize.workers import trace_link
+from amorsize.workers.observers import RUNS
 
 if TYPE_CHECKING:
     from amorsize.engines.base import WorkerLost
     from amorsize.running.reporter import Reporter
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger(RUNS)
 
 ONE_BY_ONE = 5
 """So many warnings of one kind are logged one by one in a run; after them the tenth, the hundredth

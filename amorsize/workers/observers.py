@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 DEBUG, INFO = 10, 20
 """Levels of ``logging``."""
 
+RUNS = "amorsize.runs"
+"""The logger of the log of runs."""
+
 _questions: list[Callable[[], bool]] = []
 
 

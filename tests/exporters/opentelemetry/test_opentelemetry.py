@@ -93,7 +93,7 @@ def test_the_log_of_a_run_is_written_in_its_span(traces: Traces, mode: str, api:
         def emit(self, record: logging.LogRecord) -> None:
             spans.append(trace.get_current_span().get_span_context())
 
-    logger, handler = logging.getLogger("amorsize.running.run_log"), Instrumented()
+    logger, handler = logging.getLogger("amorsize.runs"), Instrumented()
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel("INFO")
