@@ -8,7 +8,7 @@ import logging
 import multiprocessing
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ClassVar, Self, TypeVar
@@ -203,23 +203,37 @@ class Exporter:
                 self.flush(max(0.0, deadline - time.monotonic()))
         finally:
             self._active = False
-            before = sum(sender.lost for sender in self._senders)
+            before = [sender.lost for sender in self._senders]
             for sender in self._senders:
                 sender.close(max(0.0, deadline - time.monotonic()))
-            cut_off = sum(sender.lost for sender in self._senders) - before
-            # Also where a failure was logged: the losses that it named are no longer right. And a
-            # backend that hangs, or a client that retries by itself, has not failed yet.
-            if cut_off:
-                logger.warning(
-                    "The %s exporter was closed before %d items were delivered; they are lost.",
-                    self.name,
-                    cut_off,
-                )
+            self._log_cut_off(before)
             _open_exporters.discard(self)
             try:
                 self.release()
             finally:
                 _forget_enabled(self)
+
+    def _log_cut_off(self, before: Sequence[int]) -> None:
+        """Say what ``close()`` left undelivered.
+
+        Also where a failure was logged: the losses that it named are no longer right. And a backend
+        that hangs, or a client that retries by itself, has not failed yet.
+        """
+        cut_off = {
+            sender: sender.lost - lost for sender, lost in zip(self._senders, before, strict=True)
+        }
+        items = sum(count for sender, count in cut_off.items() if not sender.latest)
+        if items:
+            logger.warning(
+                "The %s exporter was closed before %s delivered; %s lost.",
+                self.name,
+                "1 item was" if items == 1 else f"{items} items were",
+                "it is" if items == 1 else "they are",
+            )
+        if any(count for sender, count in cut_off.items() if sender.latest):
+            logger.warning(
+                "The %s exporter was closed before its last numbers were delivered.", self.name
+            )
 
     def __enter__(self) -> Self:
         return self

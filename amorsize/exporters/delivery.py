@@ -20,7 +20,12 @@ CANCELLED_SECONDS = 0.5
 """How long the end of a cancelled run waits for its delivery: SIGTERM may be about to end the
 process."""
 
-SENDER_BOUNDS: dict[str, Any] = {"capacity": 1, "batch_items": 2, "linger_seconds": 0.5}
+SENDER_BOUNDS: dict[str, Any] = {
+    "capacity": 1,
+    "batch_items": 2,
+    "linger_seconds": 0.5,
+    "latest": True,
+}
 """Runs that end in quick succession are delivered together, twice a second at most."""
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import http.client
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 
-from amorsize.exporters.sender import RefusedError
+from amorsize.exporters.sender import RefusedError, RetryLaterError
 
 TIMEOUT_SECONDS = 5.0
 """An attempt may wait so long for the backend's next bytes."""
@@ -48,6 +50,7 @@ class HttpClient:
 
         Raises:
             RefusedError: the backend will not accept this later either.
+            RetryLaterError: it names the time of the next attempt.
             OSError, http.client.HTTPException: this attempt failed.
         """
         request = urllib.request.Request(url, data=body, headers=dict(headers), method="POST")
@@ -58,9 +61,30 @@ class HttpClient:
             with error:
                 answered = f"{self._backend} answered {error.code}"
                 if error.code >= 500 or error.code in (408, 429):
+                    wait = retry_after(error.headers.get("Retry-After"))
+                    if wait is not None:
+                        raise RetryLaterError(answered, wait) from None
                     raise ConnectionError(answered) from None
                 why = f": {_quote(error)}" if self._quotes_answers else f" ({error.reason})"
                 raise RefusedError(f"{answered}{why}") from None
+
+
+def retry_after(header: str | None) -> float | None:
+    """Return the seconds that a backend asks to wait, by its header ``Retry-After``; or None.
+
+    It is a number of seconds, or a date (RFC 9110, section 10.2.3).
+
+    >>> retry_after("120"), retry_after("soon")
+    (120.0, None)
+    """
+    value = (header or "").strip()
+    if value.isdecimal() and value.isascii():
+        return float(value)
+    try:
+        at = parsedate_to_datetime(value)
+        return max(0.0, at.timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return None
 
 
 def _quote(error: urllib.error.HTTPError) -> str:

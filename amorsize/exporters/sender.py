@@ -30,9 +30,24 @@ ItemT = TypeVar("ItemT")
 _LOG_SECONDS = 300.0
 """Seconds between two log lines of an outage."""
 
+LONGEST_WAIT_SECONDS = 300.0
+"""How long a backend may have the next attempt wait."""
+
 
 class RefusedError(ExporterError):
     """A ``send`` callable raises it where the backend refuses for good: nothing is sent again."""
+
+
+class RetryLaterError(ExporterError):
+    """A ``send`` callable raises it where the backend names the time of the next attempt.
+
+    Attributes:
+        seconds: how long nothing is sent; ``LONGEST_WAIT_SECONDS`` at most.
+    """
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = min(max(seconds, 0.0), LONGEST_WAIT_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +81,22 @@ class Sender(Generic[ItemT]):
     Args:
         send: delivers a list of items, on the sender's thread, one call at a time. An exception
             is a failed attempt, and the same list is sent again, except after a
-            :class:`RefusedError`. Give it a timeout of its own: while it hangs nothing else is
-            delivered.
+            :class:`RefusedError`. After a :class:`RetryLaterError` nothing is sent for as long as
+            it says, not even for ``flush()``. Give it a timeout of its own: while it hangs nothing
+            else is delivered.
         name: the exporter's, for the log.
         capacity: the most items that wait, beside those being sent.
         batch_items: the most items in one call of ``send``.
         linger_seconds: how long a batch waits to be filled; 0 to send it at once.
         attempts: the most calls of ``send`` with one batch.
-        retry_seconds: seconds after the first attempt in which another may begin.
+        retry_seconds: seconds after the first attempt in which another may begin, unless the
+            backend has named a later time.
         backoff_seconds: the wait after a first failed attempt. It doubles with each further one,
             up to ``max_backoff_seconds``; half of it, at most, is taken off at random, so that
             many programs do not retry at the same moment.
         max_backoff_seconds: the longest such wait.
+        latest: whether an item is a request to deliver the present numbers: what one that fails
+            did not deliver, the next one does, so that none is called lost.
         clock, wait, jitter: in place of ``time.monotonic``, ``threading.Condition.wait`` (for
             lingering and between attempts) and ``random.random``, for tests.
 
@@ -108,6 +127,7 @@ class Sender(Generic[ItemT]):
         retry_seconds: float = 30.0,
         backoff_seconds: float = 0.5,
         max_backoff_seconds: float = 10.0,
+        latest: bool = False,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[threading.Condition, float], object] = threading.Condition.wait,
         jitter: Callable[[], float] = random.random,
@@ -134,6 +154,8 @@ class Sender(Generic[ItemT]):
         self._retry_seconds = retry_seconds
         self._backoff_seconds = backoff_seconds
         self._max_backoff_seconds = max_backoff_seconds
+        self._not_before = float("-inf")  # by the clock: the backend's own word
+        self.latest = latest
         self._clock = clock
         self._wait = wait
         self._jitter = jitter
@@ -149,7 +171,8 @@ class Sender(Generic[ItemT]):
         self._ended = False  # the thread has no more work
         self._flushing = 0  # flush() calls that wait now
         self._nudges = 0  # flush() calls: each allows one attempt without a wait
-        self._failing_since_lost: int | None = None  # how many were lost before this outage
+        # How many were lost, and delivered, before this outage.
+        self._failing_since: tuple[int, int] | None = None
         self._failure_logged = False
         self._next_log = {"failure": float("-inf"), "overflow": float("-inf")}
         _senders.add(self)
@@ -174,12 +197,12 @@ class Sender(Generic[ItemT]):
             self._start()
             if len(self._queue) in (1, self._batch_items):
                 self._changed.notify_all()
-        if overflow and self._may_log("overflow"):
+        if overflow and not self.latest and self._may_log("overflow"):
             logger.warning(
-                "The %s exporter cannot keep up: %d items wait already, and the oldest are "
+                "The %s exporter cannot keep up: its queue of %s is full, and the oldest are "
                 "dropped (%d so far). The run goes on.",
                 self.name,
-                self._capacity,
+                _items(self._capacity),
                 dropped,
             )
 
@@ -205,7 +228,7 @@ class Sender(Generic[ItemT]):
                     self._drain_here(deadline)
                 while self._pending_from() < target and not self._closed:
                     left = deadline - time.monotonic()
-                    if left <= 0:
+                    if left <= max(0.0, self._not_before - self._clock()):
                         return False
                     self._changed.wait(left)
             finally:
@@ -280,9 +303,12 @@ class Sender(Generic[ItemT]):
     def _drain_here(self, deadline: float) -> None:
         """Send on this thread, where no other can be started: one attempt, without a wait."""
         while self._queue and not self._closed and time.monotonic() < deadline:
+            if self._clock() < self._not_before:
+                return
             batch = self._take()
-            if not self._attempt(batch):
-                self._settle(batch, delivered=False)
+            error = self._attempt(batch)
+            if error is not None:
+                self._give_up(batch, error)
 
     def _work(self) -> None:
         while True:
@@ -299,8 +325,9 @@ class Sender(Generic[ItemT]):
 
     def _linger(self) -> None:
         until = self._clock() + self._linger_seconds
-        while len(self._queue) < self._batch_items and not self._flushing and not self._closed:
-            left = until - self._clock()
+        while not self._closed:
+            now, is_wanted = self._clock(), self._flushing or len(self._queue) >= self._batch_items
+            left = self._not_before - now if is_wanted else max(until, self._not_before) - now
             if left <= 0:
                 return
             self._wait(self._changed, left)
@@ -316,56 +343,52 @@ class Sender(Generic[ItemT]):
         began = self._clock()
         for attempt in range(1, self._attempts + 1):
             nudges = self._nudges
-            if self._attempt(batch):
-                return
+            error = self._attempt(batch)
+            if error is None or self._in_flight is not batch:
+                return  # delivered, or closed meanwhile
             longest = min(self._max_backoff_seconds, self._backoff_seconds * 2 ** (attempt - 1))
             until = self._clock() + longest * (1 - self._jitter() / 2)
-            if self._in_flight is not batch:
-                return  # refused, or closed meanwhile
-            if attempt == self._attempts or until - began > self._retry_seconds:
-                break
+            is_late = until - began > self._retry_seconds and self._not_before < until
+            if isinstance(error, RefusedError) or attempt == self._attempts or is_late:
+                self._give_up(batch, error)
+                return
+            self._log_failure(error, lost=0, again=True)
             with self._changed:
-                while not self._closed and self._nudges == nudges:
-                    left = until - self._clock()
+                while not self._closed:
+                    earliest = self._not_before
+                    if self._nudges == nudges:
+                        earliest = max(earliest, until)
+                    left = earliest - self._clock()
                     if left <= 0:
                         break
                     self._wait(self._changed, left)
-        self._settle(batch, delivered=False)
+                if self._closed:
+                    return
 
-    def _attempt(self, batch: list[ItemT]) -> bool:
-        """Call ``send`` once; return whether it delivered."""
+    def _attempt(self, batch: list[ItemT]) -> BaseException | None:
+        """Call ``send`` once; return what it raised."""
         try:
             self._send(list(batch))
         except BaseException as error:  # the thread survives any exception of a backend's library
-            text = describe_error(error)
-            refused = isinstance(error, RefusedError)
-        else:
-            self._settle(batch, delivered=True)
-            return True
-        with self._changed:
-            if self._closed:
-                return False
-            self._errors += 1
-            self._last_error = text
-            if self._failing_since_lost is None:
-                self._failing_since_lost = self.lost
-            lost = self.lost - self._failing_since_lost
-        if refused:
-            self._settle(batch, delivered=False)
-        if self._may_log("failure"):
-            logger.warning(
-                "The %s exporter cannot deliver: %s. The run goes on; attempts are repeated, up "
-                "to %d items wait, and the oldest beyond them are lost (%d so far).",
-                self.name,
-                text,
-                self._capacity,
-                lost + (len(batch) if refused else 0),
-            )
-        return False
+            with self._changed:
+                if not self._closed:
+                    self._errors += 1
+                    self._last_error = describe_error(error)
+                    if isinstance(error, RetryLaterError):
+                        self._not_before = self._clock() + error.seconds
+                    if self._failing_since is None:
+                        self._failing_since = self.lost, self._sent
+            return error
+        self._log_recovery()
+        self._settle(batch, delivered=True)
+        return None
+
+    def _give_up(self, batch: list[ItemT], error: BaseException) -> None:
+        self._log_failure(error, lost=len(batch), again=False)
+        self._settle(batch, delivered=False)
 
     def _settle(self, batch: list[ItemT], *, delivered: bool) -> None:
         """Count a batch, unless ``close()`` has counted it already."""
-        lost_meanwhile = None
         with self._changed:
             if self._in_flight is batch:
                 self._in_flight = ()
@@ -374,15 +397,45 @@ class Sender(Generic[ItemT]):
                 else:
                     self._failed += len(batch)
                 self._changed.notify_all()
-            if delivered and self._failing_since_lost is not None:
-                lost_meanwhile = self.lost - self._failing_since_lost
-                self._failing_since_lost = None
-        if lost_meanwhile is not None and self._may_log("recovery"):
-            logger.warning(
-                "The %s exporter delivers again; %d items were lost meanwhile.",
-                self.name,
-                lost_meanwhile,
-            )
+
+    def _log_failure(self, error: BaseException, *, lost: int, again: bool) -> None:
+        """Log a failed attempt, where an outage begins or goes on for long."""
+        with self._changed:
+            since = self._failing_since
+        if since is None or not self._may_log("failure"):
+            return  # closed meanwhile, or thinned
+        so_far = self.lost - since[0] + lost
+        if again:
+            follows = "the attempt is repeated"
+            if not self.latest:
+                follows += (
+                    f". Up to {_items(self._capacity)} may wait, and the oldest beyond them are "
+                    f"lost ({so_far} so far)"
+                )
+        elif self.latest:
+            follows = "the next delivery is the next attempt"
+        else:
+            follows = f"{_items(lost)} {_were(lost)} lost ({so_far} so far), and not sent again"
+        logger.warning(
+            "The %s exporter cannot deliver: %s. The run goes on; %s.",
+            self.name,
+            describe_error(error),
+            follows,
+        )
+
+    def _log_recovery(self) -> None:
+        """Log the end of an outage whose beginning was logged."""
+        with self._changed:
+            since, self._failing_since = self._failing_since, None
+        if since is None or not self._may_log("recovery"):
+            return
+        lost, sent = since
+        again = "delivers again" if sent else "delivers now, for the first time"
+        if not self.latest:
+            missing = self.lost - lost
+            what = f"{_items(missing)} {_were(missing)} lost" if missing else "nothing was lost"
+            again += f"; {what}{' meanwhile' if sent else ''}"
+        logger.warning("The %s exporter %s.", self.name, again)
 
     def _may_log(self, event: str) -> bool:
         """Whether this is the first time, or long after the last one."""
@@ -446,6 +499,14 @@ def _without_user_information(word: str) -> str:
     before, at, after = word.rpartition("@")
     scheme = _SCHEME.match(before)
     return f"{'' if scheme is None else scheme.group()}***@{after}" if at else word
+
+
+def _items(count: int) -> str:
+    return "1 item" if count == 1 else f"{count} items"
+
+
+def _were(count: int) -> str:
+    return "was" if count == 1 else "were"
 
 
 _senders: weakref.WeakSet[Sender[Any]] = weakref.WeakSet()

@@ -21,7 +21,7 @@ import amorsize
 from amorsize.errors import InvalidValueError
 from amorsize.exporters import Exporter
 from amorsize.exporters.base import close_all, exporter_stats
-from amorsize.exporters.sender import RefusedError, Sender, describe_error
+from amorsize.exporters.sender import RefusedError, RetryLaterError, Sender, describe_error
 from amorsize.hooks import HookManager
 
 from .backends import Backend, dead_port, hanging_port, post_to
@@ -460,25 +460,87 @@ def test_a_bound_that_makes_no_sense_is_refused(bound, value, message):
         Sender(fail, **{bound: value})
 
 
+# --- a backend that names the time of the next attempt ----
+
+
+@pytest.mark.parametrize(
+    ("attempts", "at"), [(5, [0, 60, 60, 60]), (1, [0, 60, 60])], ids=["repeated", "given up"]
+)
+def test_nothing_is_sent_before_the_time_that_the_backend_names(attempts, at):
+    """Neither that batch nor the next ones, also where that is after more than 30 seconds."""
+    clock = FakeTime()
+    asked: list[float] = []
+
+    def send(batch: list[int]) -> None:
+        asked.append(clock.now)
+        if len(asked) == 1:
+            raise RetryLaterError("429", 60)
+
+    bounds = {"batch_items": 1, "linger_seconds": 5, "attempts": attempts}
+    with closing(Sender(send, **bounds, **clock.arguments())) as sender:
+        for number in range(3):
+            sender.put(number)
+        settle(sender)
+        stats = sender.stats()
+    assert asked == at
+    assert (stats.sent, stats.failed, stats.errors) == (len(at) - 1, 4 - len(at), 1)
+
+
+def test_a_flush_does_not_ask_before_that_time_and_does_not_wait_for_it():
+    """The exit of a program would take longer for nothing."""
+    asked: list[int] = []
+    refused = threading.Event()
+
+    def send(batch: list[int]) -> None:
+        asked.extend(batch)
+        refused.set()
+        raise RetryLaterError("503", 3600)
+
+    sender = Sender(send)
+    sender.put(1)
+    assert refused.wait(BOUND)
+    with sender._changed:
+        assert sender._changed.wait_for(lambda: sender.stats().errors, BOUND)
+    began = time.monotonic()
+    assert not sender.flush(BOUND)
+    sender.close(BOUND)
+    assert time.monotonic() - began < BOUND
+    assert (asked, sender.stats().dropped) == ([1], 1)
+
+
+@pytest.mark.parametrize(("named", "kept"), [(-5, 0), (0, 0), (7, 7), (10**9, 300)])
+def test_the_time_that_a_backend_names_is_bounded(named, kept):
+    """A mistake there must not stop an exporter for a year."""
+    assert RetryLaterError("429", named).seconds == kept
+
+
 # --- what the log says ----
+
+
+class Backendlike:
+    """A ``send`` that fails with what it is given, until that is None."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+
+    def __call__(self, batch: list[Any]) -> None:
+        if self.error is not None:
+            raise self.error
 
 
 def test_an_outage_is_logged_once_then_thinned_and_its_end_too(caplog):
     """Not once an attempt: a night without a backend must not fill a disk."""
-    clock = FakeTime()
-    working = False
-
-    def send(batch: list[int]) -> None:
-        if not working:
-            raise OSError("no route to http://me:hunter2@push.example/")
-
+    clock, send = FakeTime(), Backendlike(None)
     with closing(Sender(send, name="push", attempts=2, **clock.arguments())) as sender:
+        sender.put(0)
+        settle(sender)
+        send.error = OSError("no route to http://me:hunter2@push.example/")
         for number in range(10):
             sender.put(number)
             settle(sender)
         assert caplog.messages == [
             "The push exporter cannot deliver: OSError: no route to http://***@push.example/. "
-            "The run goes on; attempts are repeated, up to 10000 items wait, and the oldest "
+            "The run goes on; the attempt is repeated. Up to 10000 items may wait, and the oldest "
             "beyond them are lost (0 so far)."
         ]
         clock.now += 301
@@ -486,7 +548,7 @@ def test_an_outage_is_logged_once_then_thinned_and_its_end_too(caplog):
         settle(sender)
         assert len(caplog.messages) == 2
         assert "(10 so far)" in caplog.messages[1]
-        working = True
+        send.error = None
         for number in range(3):
             sender.put(number)
             assert sender.flush(BOUND)
@@ -494,6 +556,85 @@ def test_an_outage_is_logged_once_then_thinned_and_its_end_too(caplog):
         "The push exporter delivers again; 11 items were lost meanwhile."
     ]
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "error", "follows"),
+    [
+        (
+            {},
+            RefusedError("403"),
+            "RefusedError: 403. The run goes on; 1 item was lost (1 so far),",
+        ),
+        ({"attempts": 1}, OSError("x"), "OSError: x. The run goes on; 1 item was lost (1 so far),"),
+        ({"retry_seconds": 0}, OSError("x"), "OSError: x. The run goes on; 1 item was lost (1 so "),
+    ],
+    ids=["refused", "one attempt", "too late"],
+)
+def test_no_repetition_is_announced_where_none_comes(bounds, error, follows, caplog):
+    """And what was lost is said at once."""
+    send, clock = Backendlike(error), FakeTime()
+    with closing(Sender(send, name="push", **bounds, **clock.arguments())) as sender:
+        sender.put(0)
+        settle(sender)
+        (message,) = caplog.messages
+        assert message.startswith(f"The push exporter cannot deliver: {follows}")
+        assert message.endswith("and not sent again.")
+        assert sender.stats().errors == 1
+
+
+def test_what_delivers_for_the_first_time_does_not_deliver_again(caplog):
+    """A backend that was wrong from the beginning, and that nothing was lost for."""
+    send, clock = Backendlike(OSError("x")), FakeTime()
+    with closing(Sender(send, name="push", attempts=1, **clock.arguments())) as sender:
+        sender.put(0)
+        settle(sender)
+        send.error = None
+        sender.put(1)
+        settle(sender)
+    assert caplog.messages[1:] == [
+        "The push exporter delivers now, for the first time; 1 item was lost."
+    ]
+
+
+def test_where_nothing_was_lost_the_log_says_so(caplog):
+    """An attempt later everything was delivered."""
+    failures = [OSError("x")]
+
+    def send(batch: list[Any]) -> None:
+        if failures:
+            raise failures.pop()
+
+    with closing(Sender(send, name="push", **FakeTime().arguments())) as sender:
+        sender.put(0)
+        settle(sender)
+    assert caplog.messages[1:] == [
+        "The push exporter delivers now, for the first time; nothing was lost."
+    ]
+
+
+def test_requests_for_the_present_numbers_are_not_called_lost(caplog):
+    """The next delivery has all numbers of those that failed."""
+    send, clock = Backendlike(None), FakeTime()
+    with closing(Sender(send, name="push", attempts=2, latest=True, **clock.arguments())) as sender:
+        sender.put(0)
+        settle(sender)
+        send.error = OSError("x")
+        sender.put(1)
+        settle(sender)
+        clock.now += 301
+        send.error = RefusedError("400")
+        sender.put(2)
+        settle(sender)
+        send.error = None
+        sender.put(3)
+        settle(sender)
+    assert caplog.messages == [
+        "The push exporter cannot deliver: OSError: x. The run goes on; the attempt is repeated.",
+        "The push exporter cannot deliver: RefusedError: 400. The run goes on; the next delivery "
+        "is the next attempt.",
+        "The push exporter delivers again.",
+    ]
 
 
 def test_an_overflow_is_logged_once(caplog):
@@ -506,8 +647,8 @@ def test_an_overflow_is_logged_once(caplog):
             sender.put(number)
         gated.gate.set()
     assert caplog.messages == [
-        "The push exporter cannot keep up: 2 items wait already, and the oldest are dropped "
-        "(1 so far). The run goes on."
+        "The push exporter cannot keep up: its queue of 2 items is full, and the oldest are "
+        "dropped (1 so far). The run goes on."
     ]
 
 
