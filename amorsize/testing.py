@@ -41,7 +41,7 @@ _EVENT_KEYS = {
     },
     HookEvent.ON_CHUNK_COMPLETE: {"chunk_start", "failed_items"},
     HookEvent.ON_ERROR: {"failed_items"},
-    HookEvent.POST_EXECUTE: {"status", "planning_time", "measured_speedup"},
+    HookEvent.POST_EXECUTE: {"status", "planning_time", "busy_seconds", "concurrency"},
 }
 
 

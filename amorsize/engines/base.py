@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from amorsize.errors import UnpicklableItemError
     from amorsize.workers.collectors import CollectSettings
+    from amorsize.workers.cpu_time import Unfinished
 
 SHORT_CHUNK_SECONDS = 0.02
 """After a chunk that is shorter than this, a worker gets the next one ahead, so that it is not idle
@@ -73,6 +74,7 @@ class WorkerLost(Record):
         exit_reason: ``died``, or, where amorsize ended it: ``cancelled``, ``abandoned``.
         detail: more about its end, for the message.
         recovered: the engine itself runs the chunk again, and the run goes on.
+        unfinished: what it had spent on that chunk; None for nothing, or where nobody observes.
     """
 
     worker: int
@@ -85,6 +87,7 @@ class WorkerLost(Record):
     exit_reason: str = "died"
     detail: str = ""
     recovered: bool = False
+    unfinished: Unfinished | None = None
 
 
 class WorkerEnded(Record):
@@ -92,12 +95,14 @@ class WorkerEnded(Record):
 
     ``exit_reason`` is ``finished``, ``cancelled`` (the run ended before its input) or
     ``abandoned`` (its work cannot be stopped). A death is a :class:`WorkerLost`; here, ``died`` is
-    for the other threads of a process that died.
+    for the other threads of a process that died. ``unfinished`` is what it had spent on a chunk
+    that it did not finish; None for nothing, or where nobody observes.
     """
 
     worker: int
     exit_reason: str
     exit_code: int | None = None
+    unfinished: Unfinished | None = None
 
 
 class Overdue(Record):
@@ -162,7 +167,8 @@ class Backend(ABC):
     def close(self, *, cancel: bool) -> Sequence[Message]:
         """End this execution's use of the engine; returns how each worker ended.
 
-        With ``cancel``, work in progress is stopped; the call returns within about a second.
+        With ``cancel``, work in progress is stopped; the call returns within about a second. Chunks
+        that come too late are among the messages: their time was spent.
         """
 
     def overdue(self, seconds: float) -> list[Overdue]:

@@ -29,6 +29,7 @@ class SerialBackend(Backend):
         self._task: Task | None = None
         self._chunk: Chunk | None = None
         self._started = False
+        self._began: tuple[float, float] | None = None
 
     def open(self, task: Task) -> None:
         self._task = task
@@ -48,6 +49,8 @@ class SerialBackend(Backend):
             name = threading.current_thread().name
             return (WorkerStarted(0, os.getpid(), HOSTNAME, name),)
         chunk, monitor = self._chunk, self._monitor
+        if self._task.collect is not None:
+            self._began = time.perf_counter(), time.thread_time()
         outcome = run_chunk(
             self._task.func,
             chunk,
@@ -56,7 +59,7 @@ class SerialBackend(Backend):
             collect=self._task.collect,
             over=None if monitor is None else monitor.pass_over(chunk.items, chunk.start),
         )
-        self._chunk = None
+        self._chunk = self._began = None
         return (ChunkDone(0, outcome),)
 
     def wake(self) -> None:
@@ -67,4 +70,10 @@ class SerialBackend(Backend):
             self._monitor.close()
         if not self._started:
             return ()
-        return (WorkerEnded(0, "cancelled" if cancel else "finished"),)
+        unfinished = None
+        if self._began is not None:  # Ctrl-C in the middle of a call
+            from amorsize.workers.cpu_time import Unfinished
+
+            began, cpu_began = self._began
+            unfinished = Unfinished(time.perf_counter() - began, time.thread_time() - cpu_began)
+        return (WorkerEnded(0, "cancelled" if cancel else "finished", unfinished=unfinished),)

@@ -24,13 +24,14 @@ from amorsize.engines.base import (
 from amorsize.engines.pauses import LOOK_SECONDS, PauseWatch
 from amorsize.errors import ExecutionError
 from amorsize.workers.chunk import HOSTNAME, Chunk, run_chunk
-from amorsize.workers.item_slots import CHUNK, ITEM, ITEM_STARTED, SLOT_COUNT
+from amorsize.workers.item_slots import CHUNK, CHUNK_STARTED, ITEM, ITEM_STARTED, SLOT_COUNT
 from amorsize.workers.pass_monitor import PassMonitor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from amorsize.workers.cpu_time import Unfinished
     from amorsize.workers.pass_monitor import TooLong
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,14 @@ class _Worker:
         self.chunk: Chunk | None = None
         self.started = False
         self.dismissed = False
+
+    def unfinished(self) -> Unfinished | None:
+        """Read what it has spent on the chunk that it is at."""
+        if self.item_slots[CHUNK_STARTED] <= 0:
+            return None
+        from amorsize.workers.cpu_time import unfinished
+
+        return unfinished(self.item_slots, os.getpid(), self.thread.native_id or 0)
 
 
 class ThreadBackend(Backend):
@@ -148,14 +157,15 @@ class ThreadBackend(Backend):
             # Idle threads end at once; work in progress is ended only by a cancelled run.
             if worker.thread.ident is not None:
                 worker.thread.join(max(0.0, deadline - time.monotonic()))
-        # The message of a thread that has just started its first chunk may still be unread.
-        ended.extend(m for m in self.wait(0) if isinstance(m, WorkerStarted))
+        # What threads reported at last is still unread: a start, a chunk that comes too late.
+        ended.extend(self.wait(0))
         for worker in self._workers.values():
             if worker.started:
                 stopped = "cancelled" if cancel else "finished"
                 at_work = worker.chunk is not None and worker.thread.is_alive()
                 reason = "abandoned" if at_work else stopped
-                ended.append(WorkerEnded(worker.key, reason))
+                unfinished = worker.unfinished() if at_work else None
+                ended.append(WorkerEnded(worker.key, reason, unfinished=unfinished))
         return ended
 
     def overdue(self, seconds: float) -> list[Overdue]:
@@ -191,6 +201,7 @@ class ThreadBackend(Backend):
             late.item_index,
             exit_reason="abandoned",
             detail="its thread cannot be stopped and is abandoned",
+            unfinished=worker.unfinished(),
         )
 
     def _start_worker(self) -> None:
@@ -242,11 +253,12 @@ class ThreadBackend(Backend):
                 over=None if monitor is None else monitor.pass_over(chunk.items, chunk.start),
             )
             if outcome.results is None and not outcome.failures:
-                return  # stopped half way: this outcome is not waited for
+                self._messages.put(ChunkDone(key, outcome))  # stopped half way: too late to count
+                return
             with self._finishing:
                 if worker.dismissed:
                     return
-                worker.item_slots[CHUNK] = -1
+                worker.item_slots[CHUNK], worker.item_slots[CHUNK_STARTED] = -1, 0
                 worker.chunk = None
             self._messages.put(ChunkDone(key, outcome))
             if outcome.size < len(chunk.items):

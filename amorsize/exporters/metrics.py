@@ -218,7 +218,16 @@ WORKER_BUSY = Metric(
     prometheus="amorsize_worker_busy_seconds_total",
     dotted="amorsize.worker.busy",
     kind=Kind.COUNTER,
-    help="Time that workers spent in the function",
+    help="Time that workers spent in the function, also in calls that did not end",
+    unit="s",
+    labels=_RUN,
+)
+WORKER_CPU = Metric(
+    prometheus="amorsize_worker_cpu_seconds_total",
+    dotted="amorsize.worker.cpu",
+    kind=Kind.COUNTER,
+    help="CPU time of workers' threads in the function; that of calls that a death ended is not "
+    "known, and left out",
     unit="s",
     labels=_RUN,
 )
@@ -250,7 +259,8 @@ ESTIMATED_SPEEDUP = Metric(
     prometheus="amorsize_estimated_speedup_ratio",
     dotted="amorsize.estimated_speedup",
     kind=Kind.GAUGE,
-    help="Speedup over serial that the plan of the last execution that ended had expected",
+    help="Speedup over a serial run that the plan of the last execution that ended had expected; "
+    "absent where it was not measured",
     unit="1",
     labels=_FUNCTION,
 )
@@ -258,8 +268,17 @@ MEASURED_SPEEDUP = Metric(
     prometheus="amorsize_measured_speedup_ratio",
     dotted="amorsize.measured_speedup",
     kind=Kind.GAUGE,
-    help="Speedup over serial that the last execution that ended had reached",
+    help="How many times as long as the last execution that ended a serial run would have taken; "
+    "absent where that is not known",
     unit="1",
+    labels=_FUNCTION,
+)
+CONCURRENCY = Metric(
+    prometheus="amorsize_concurrency",
+    dotted="amorsize.concurrency",
+    kind=Kind.GAUGE,
+    help="Calls in progress at once, on average, in the last execution that ended",
+    unit="{call}",
     labels=_FUNCTION,
 )
 LAST_ACTIVITY = Metric(
@@ -453,9 +472,9 @@ def to_markdown() -> str:
         "the qualified name of the hook. No process id, host name or execution id is ever a label.",
         "",
         "Counters and histograms whose labels have known values exist at zero from the start of a",
-        "function's first execution. Gauges with `last_` in their name, and the speedups, appear",
-        "with their first value. The other gauges are sums over the executions in progress, and 0",
-        "when there is none.",
+        "function's first execution. Gauges with `last_` in their name, the speedups and the",
+        "concurrency appear with their first value. The other gauges are sums over the executions",
+        "in progress, and 0 when there is none.",
         "",
         "## Names elsewhere",
         "",

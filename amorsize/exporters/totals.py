@@ -28,9 +28,10 @@ LIVE_GAUGES = (
 )
 """Gauges that are sums over the executions in progress."""
 
-_SPEEDUPS = {
+_SPEEDS = {
     metrics.ESTIMATED_SPEEDUP: "estimated_speedup",
     metrics.MEASURED_SPEEDUP: "measured_speedup",
+    metrics.CONCURRENCY: "concurrency",
 }
 
 
@@ -42,7 +43,7 @@ class LiveRun:
         labels: function and executor.
         expected: the length of the input; None while it is unknown.
         counted_until: by worker: up to when its time was counted, in seconds from the start.
-        busy_seconds: by worker: how much of its time in the function was counted.
+        spent: by worker: how much of its time in the function was counted, and of its CPU time.
         longest_chunk: in seconds; None before the first.
     """
 
@@ -54,7 +55,7 @@ class LiveRun:
     workers: int = 0
     deaths: int = 0
     counted_until: dict[int, float] = field(default_factory=dict)
-    busy_seconds: dict[int, float] = field(default_factory=dict)
+    spent: dict[int, tuple[float, float]] = field(default_factory=dict)
     longest_chunk: float | None = None
 
     def totals(self) -> tuple[float, ...]:
@@ -150,9 +151,9 @@ class TotalsExporter(Exporter):
                 self._totals.add(metrics.WORKER_DEATHS, run.labels, 1)
             if context.worker_id is not None:
                 # Its chunks were counted while it ran.
-                counted = run.busy_seconds.get(context.worker_id, 0.0)
+                counted = run.spent.get(context.worker_id, (0.0, 0.0))
                 busy_seconds = number(context.metadata.get("busy_time")) or 0.0
-                self._count_time(run, context, max(0.0, busy_seconds - counted))
+                self._count_time(run, context, busy_seconds, counted)
 
     def post_execute(self, context: HookContext) -> None:
         metadata, totals = context.metadata, self._totals
@@ -169,7 +170,7 @@ class TotalsExporter(Exporter):
             totals.observe(metrics.EXECUTION_DURATION, labels, duration_seconds, exemplar)
             if planning_seconds is not None:
                 totals.observe(metrics.PLANNING_DURATION, function, planning_seconds)
-            for metric, key in _SPEEDUPS.items():
+            for metric, key in _SPEEDS.items():
                 totals.set(metric, function, number(metadata.get(key)))
             totals.set(metrics.LAST_COMPLETION, (*function, status), context.timestamp)
             if status == "ok":
@@ -215,20 +216,32 @@ class TotalsExporter(Exporter):
         series[metrics.BUILD_INFO] = {(__version__, platform.python_version()): 1}
         return series
 
-    def _count_time(self, run: LiveRun, context: HookContext, busy_seconds: float) -> None:
+    def _count_time(
+        self,
+        run: LiveRun,
+        context: HookContext,
+        busy_seconds: float,
+        counted: tuple[float, float] = (0.0, 0.0),
+    ) -> None:
         """Count a worker's time since it was last counted, and how much of it was in the function.
 
-        Both at once, so that what is busy is never more than what is available.
+        Both at once, so that what is busy is never more than what is available. Of the context's
+        times in the function and on a CPU, ``counted`` is counted already.
         """
         worker_id = context.worker_id
         if worker_id is None:
             return
+        cpu_seconds = number(context.metadata.get("cpu_seconds")) or 0.0
+        busy_seconds = max(0.0, busy_seconds - counted[0])
+        cpu_seconds = max(0.0, cpu_seconds - counted[1])
         since = run.counted_until.get(worker_id, context.elapsed_time)
         # The start of a worker may be reported when it has worked for a while.
         available = max(context.elapsed_time - since, busy_seconds)
         run.counted_until[worker_id] = context.elapsed_time
-        run.busy_seconds[worker_id] = run.busy_seconds.get(worker_id, 0.0) + busy_seconds
+        busy, cpu = run.spent.get(worker_id, (0.0, 0.0))
+        run.spent[worker_id] = busy + busy_seconds, cpu + cpu_seconds
         self._totals.add(metrics.WORKER_BUSY, run.labels, busy_seconds)
+        self._totals.add(metrics.WORKER_CPU, run.labels, cpu_seconds)
         self._totals.add(metrics.WORKER_AVAILABLE, run.labels, available)
 
     def _add_user_totals(self, labels: Labels, context: HookContext) -> None:

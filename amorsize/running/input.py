@@ -31,6 +31,7 @@ class Input:
         drawn: items taken so far.
         exhausted: whether the end has been seen.
         error: what the iterator raised, if it did; that is its end.
+        seconds: how long the iterator took.
 
     An input that announces its length is a collection, and all items of a piece are waited for.
     From another one the items that have come within 0.05 s are returned, so that workers get
@@ -52,6 +53,7 @@ class Input:
         self.drawn = 0
         self.exhausted = False
         self.error: Exception | None = None
+        self.seconds = 0.0
 
     @property
     def left(self) -> int | None:
@@ -93,12 +95,13 @@ class Input:
             return sequence[start:stop] if self.copies else Slice(sequence, start, stop)
         items: list[Any] = []
         pieces = islice(self.iterator, size)
+        began = time.monotonic()
         try:
             if self.total is not None:
                 items.extend(pieces)
                 self.exhausted = len(items) < size
             else:
-                deadline = time.monotonic() + DRAW_SECONDS
+                deadline = began + DRAW_SECONDS
                 for item in pieces:
                     items.append(item)
                     if time.monotonic() >= deadline:
@@ -109,5 +112,6 @@ class Input:
             # What came before it is kept (extend() has it) and runs; then the error is raised.
             self.exhausted, self.error = True, error
             self.iterator = iter(())
+        self.seconds += time.monotonic() - began
         self.drawn += len(items)
         return items

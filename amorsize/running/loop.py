@@ -47,7 +47,7 @@ from amorsize.workers.observers import DEBUG, INFO, RUNS, is_logged, is_observed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any, TypeVar
 
     from amorsize.errors import ExecutionCancelledError, ExecutionError, UnpicklableItemError
@@ -142,7 +142,9 @@ class Run:
         self._changes: list[str] = []
         self._reported_error: BaseException | None = None
         self._progress_due = False
+        self._messages: Iterator[Message] = iter(())
         self._held_up = False
+        self._held_back = False
         self._handover = threading.Lock()
         self._abandoned = False
 
@@ -325,6 +327,10 @@ class Run:
         if (outcome := first.outcome()) is not None:
             chunk = Chunk(self._new_id(), outcome.start, first.items[: outcome.size])
             self._take_outcome(chunk, outcome, None, sampled=True)
+        elif self._report is not None and (seconds := first.sample.all_seconds):
+            from amorsize.workers.cpu_time import Unfinished
+
+            self._report.add_unfinished(Unfinished(seconds))  # its first call was interrupted
 
     def _take_over(self) -> None:
         """Go on with what was begun while the first items ran."""
@@ -337,7 +343,8 @@ class Run:
             self._input.skip(len(chunk.items))
             self._in_flight[chunk.id] = chunk
             self._next_chunk_id = chunk.id + 1
-        for message in begun.messages:
+        self._messages = iter(begun.messages)
+        for message in self._messages:
             self._handle(message)
 
     def _note_change(self, plan: RunChunks) -> None:
@@ -365,7 +372,8 @@ class Run:
                     from amorsize.running.failures import is_failure
 
                     messages = sorted(messages, key=is_failure)
-                for message in messages:
+                self._messages = iter(messages)
+                for message in self._messages:
                     self._handle(message)
             if self._change is not None and self._may_change():
                 change, self._change = self._change, None
@@ -470,7 +478,12 @@ class Run:
         ):
             if again := self._retries:
                 chunk = again.take()
-            elif self._change is not None or not self._sink.has_room(len(self._in_flight)):
+            elif self._change is not None:
+                break
+            elif not self._sink.has_room(len(self._in_flight)):
+                # Workers that idle for their consumer say nothing of the speed of the run.
+                assert self._plan is not None
+                self._held_back |= len(self._in_flight) < self._plan.choice.n_jobs
                 break
             else:
                 if (plan := self._ask()) is None:
@@ -547,12 +560,14 @@ class Run:
                 self._unsendable.append((chunk, error))
             case WorkerLost():
                 self._take_loss(message)
-            case WorkerEnded(worker, exit_reason, exit_code):
-                self._end_worker(worker, exit_reason, exit_code)
+            case WorkerEnded():
+                self._end_worker(message)
 
-    def _end_worker(self, worker: int, exit_reason: str, exit_code: int | None = None) -> None:
-        if self._workers.pop(worker, None) is not None and self._report is not None:
-            self._report.worker_ended(worker, exit_reason, exit_code)
+    def _end_worker(self, ended: WorkerEnded | WorkerLost) -> None:
+        if self._workers.pop(ended.worker, None) is not None and self._report is not None:
+            self._report.worker_ended(
+                ended.worker, ended.exit_reason, ended.exit_code, ended.unfinished
+            )
 
     def _take_outcome(
         self,
@@ -583,7 +598,12 @@ class Run:
         corrected = self._take_correction()
         if report is not None:
             report.chunk_completed(
-                chunk, outcome, worker, sampled=sampled, corrected_chunksize=corrected
+                chunk,
+                outcome,
+                worker,
+                sampled=sampled,
+                alone=self._was_alone(sampled),
+                corrected_chunksize=corrected,
             )
         self._sink.deliver(outcome.start, results)
         self._progress_due = True
@@ -595,6 +615,14 @@ class Run:
         self._emit_progress()
         if report is None and self._is_observed():
             self._catch_up()
+
+    def _was_alone(self, sampled: bool) -> bool:
+        """Say whether no other worker was at work beside a chunk that has just completed."""
+        assert self._plan is not None
+        early = self._seen.early
+        if sampled:
+            return early is None or not early.dispatched
+        return self._plan.choice.n_jobs == 1
 
     def _take_correction(self) -> int | None:
         """Return the size of chunks where it has changed by half or more since it was reported."""
@@ -663,7 +691,7 @@ class Run:
                     chunk=chunk,
                     metadata={"exit_code": loss.exit_code, "item_index": None},
                 )
-            self._end_worker(loss.worker, loss.exit_reason, loss.exit_code)
+            self._end_worker(loss)
             self._log().worker_lost(error, loss, items=0)
             return
         # With return_exceptions, a first death is held against no item: each runs again, alone.
@@ -679,7 +707,7 @@ class Run:
                 metadata={"exit_code": loss.exit_code, "item_index": loss.item_index},
             )
         finally:
-            self._end_worker(loss.worker, loss.exit_reason, loss.exit_code)
+            self._end_worker(loss)
             self._log().worker_lost(error, loss, items=int(final))
         if chunk is None:
             return
@@ -851,7 +879,7 @@ class Run:
                 outcome=done,
                 metadata={"item_index": first.index},
             )
-        report.chunk_completed(chunk, done, None, sampled=True)
+        report.chunk_completed(chunk, done, None, sampled=True, alone=self._was_alone(False))
         self._progress_due = True
         self._emit_progress()
 
@@ -890,11 +918,22 @@ class Run:
                     failed,
                     corrections=self._corrections,
                     final_chunksize=self._final_chunksize,
+                    **self._facts(),
                 )
             self._log_end(status, failed)
         if on_processes and failed is None:
             items = self._measurement.first.items
             KNOWN.remember(self._func, sent_type=type(items[0] if items else None))
+
+    def _facts(self) -> dict[str, Any]:
+        """Say what bears on the speedup of a run, beside what its chunks took."""
+        if self._plan is None:
+            return {}
+        return {
+            "known": self._plan.choice.workload or self._seen.known.workload,
+            "input_seconds": self._input.seconds,
+            "held_up": self._held_back,
+        }
 
     def _close_backend(self, *, cancel: bool) -> None:
         backend, self._backend = self._backend, None  # once, also where a signal comes between
@@ -902,19 +941,24 @@ class Run:
         if backend is None and begun is None and not self._workers:
             return
         try:
-            for message in () if begun is None else begun.messages:
-                if isinstance(message, WorkerStarted):  # its work ends with the run
-                    self._handle(message)
+            for message in (*(() if begun is None else begun.messages), *self._messages):
+                self._handle_late(message)
             if backend is not None:
                 for message in backend.close(cancel=cancel):
-                    if isinstance(message, WorkerLost):
-                        self._end_worker(message.worker, "died", message.exit_code)
-                    else:
-                        self._handle(message)
+                    self._handle_late(message)
         finally:
             # Whatever kept the backend from reporting, every start has its end.
             for worker in list(self._workers):
-                self._end_worker(worker, "cancelled" if cancel else "finished")
+                self._end_worker(WorkerEnded(worker, "cancelled" if cancel else "finished"))
+
+    def _handle_late(self, message: Message) -> None:
+        """Handle what is reported once the run is over: workers have ended, time was spent."""
+        if isinstance(message, WorkerLost):
+            self._end_worker(message)
+        elif not isinstance(message, ChunkDone):
+            self._handle(message)
+        elif self._report is not None:
+            self._report.came_too_late(message.worker, message.outcome)
 
     def _conclude(self) -> None:
         """Close what nobody went on with; complete the result; wait for hooks in the background."""

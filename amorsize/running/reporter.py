@@ -16,16 +16,43 @@ from amorsize.hooks import executions
 from amorsize.hooks.events import HookContext, HookEvent
 from amorsize.hooks.interruption import protected
 from amorsize.hooks.manager import HookManager
+from amorsize.planning.serial_time import SerialTime
 from amorsize.workers import trace_link
-from amorsize.workers.chunk import Chunk, ChunkOutcome, text_of
+from amorsize.workers.chunk import HOSTNAME, Chunk, ChunkOutcome, text_of
 from amorsize.workers.collectors import CollectSettings
+from amorsize.workers.cpu_time import CpuTime
+from amorsize.workers.record import Record
 from amorsize.workers.trace_link import TraceLink
 from amorsize.workers.user_metrics import admit, current_collector
 
 if TYPE_CHECKING:
     from amorsize.planning.plan import RunChunks
+    from amorsize.planning.workload import Workload
+    from amorsize.workers.cpu_time import Unfinished
 
 logger = logging.getLogger(__name__)
+
+_WITH_CPU_TIME = (
+    HookEvent.ON_CHUNK_COMPLETE,
+    HookEvent.ON_ERROR,
+    HookEvent.ON_WORKER_END,
+    HookEvent.POST_EXECUTE,
+)
+
+
+class Spent(Record):
+    """Time in the function: on the clock, and of the CPU, which is None where it is not known."""
+
+    seconds: float = 0.0
+    cpu_seconds: float | None = 0.0
+
+    def add(self, seconds: float, cpu_seconds: float | None) -> None:
+        """Add the time of a chunk."""
+        self.seconds += seconds
+        if cpu_seconds is None or self.cpu_seconds is None:
+            self.cpu_seconds = None
+        else:
+            self.cpu_seconds += cpu_seconds
 
 
 class _WorkerRecord:
@@ -35,7 +62,7 @@ class _WorkerRecord:
         self.id = id
         self.metadata = metadata
         self.items = 0
-        self.busy_seconds = 0.0
+        self.spent = Spent()
 
 
 @protected
@@ -71,7 +98,11 @@ class Reporter:
         self._workers: dict[int, _WorkerRecord] = {}
         self._next_worker_id = 0
         self._planning_seconds = 0.0
-        self._busy_seconds = 0.0
+        self._spent = Spent()
+        self._returned_seconds = 0.0
+        self._serial_time = SerialTime()
+        self._workers_per_core = 1.0
+        self._all_local = True
         self._results_bytes = 0
         self._decided: dict[str, Any] = {}
         self._percent = 0.0
@@ -103,7 +134,10 @@ class Reporter:
     def begin_collecting(self) -> CollectSettings | None:
         """Say what each chunk is to collect, if anything; the trace of its events begins."""
         user_metrics, trace = self.takes_user_metrics(), self.begin_trace()
-        return CollectSettings(user_metrics, trace) if user_metrics or trace else None
+        cpu_time = any(self.has_hooks(event) for event in _WITH_CPU_TIME)
+        if not (user_metrics or trace or cpu_time):
+            return None
+        return CollectSettings(user_metrics, trace, cpu_time)
 
     def begin_trace(self) -> TraceLink | None:
         """Begin the trace that the events belong to; None where nobody traces."""
@@ -144,6 +178,7 @@ class Reporter:
         if estimated_speedup is not None:
             self._metadata["estimated_speedup"] = estimated_speedup
         self._planning_seconds = self._elapsed()
+        self._note_workers()
         self._open = True
         executions.begin(self.execution_id, self._managers)
         self._emit(HookEvent.PRE_EXECUTE)
@@ -152,6 +187,7 @@ class Reporter:
         """Note that the run goes on with another engine, and why."""
         self._decided["changed_to"] = plan.choice.engine.type
         self.n_jobs, self.chunksize = plan.choice.n_jobs, plan.usual_size
+        self._note_workers()
         logger.debug("The run goes on with another engine. %s", change)
 
     def worker_started(self, message: WorkerStarted) -> None:
@@ -169,18 +205,38 @@ class Reporter:
         self._workers[message.worker] = record
         self._emit(HookEvent.ON_WORKER_START, metadata=record.metadata, worker_id=record.id)
 
-    def worker_ended(self, worker: int, exit_reason: str, exit_code: int | None = None) -> None:
+    def worker_ended(
+        self,
+        worker: int,
+        exit_reason: str,
+        exit_code: int | None = None,
+        unfinished: Unfinished | None = None,
+    ) -> None:
         """Report that a worker is done; nothing of one whose start was not reported."""
         record = self._workers.pop(worker, None)
         if record is None:
             return
+        if unfinished is not None:
+            record.spent.add(unfinished.seconds, unfinished.cpu_seconds)
+            self.add_unfinished(unfinished)
         metadata = record.metadata | {
             "exit_reason": exit_reason,
             "exit_code": exit_code,
             "items": record.items,
-            "busy_time": record.busy_seconds,
+            "busy_time": record.spent.seconds,
         }
+        if record.spent.cpu_seconds is not None:
+            metadata["cpu_seconds"] = record.spent.cpu_seconds
         self._emit(HookEvent.ON_WORKER_END, metadata=metadata, worker_id=record.id)
+
+    def add_unfinished(self, unfinished: Unfinished) -> None:
+        """Take time into account that calls took which no chunk brings home."""
+        self._spent.add(unfinished.seconds, unfinished.cpu_seconds)
+        self._serial_time.add_unfinished(unfinished.seconds)
+
+    def came_too_late(self, worker: int, outcome: ChunkOutcome) -> None:
+        """Take a chunk's time into account, of which the run does not use the results."""
+        self._add_returned(worker, outcome, _take_cpu_time(outcome))
 
     def workers(self) -> list[int]:
         """List the workers whose end was not reported, by the backend's numbers."""
@@ -198,19 +254,27 @@ class Reporter:
         worker: int | None,
         *,
         sampled: bool = False,
+        alone: bool = False,
         corrected_chunksize: int | None = None,
     ) -> None:
-        """Take a chunk's results into account, and report them."""
+        """Take a chunk's results into account, and report them.
+
+        ``alone`` says that no other worker was at work meanwhile.
+        """
         carried = self._take_carried(outcome)
+        cpu = _take_cpu_time(outcome)
         # From here to the hooks no signal comes between: see hooks/interruption.py.
         self.items_completed += outcome.size
         self._results_bytes += outcome.results_bytes
-        record = self._add_busy(worker, outcome)
+        record = self._add_returned(worker, outcome, cpu)
+        self._add_serial_time(outcome, cpu, alone)
         if record is not None:
             record.items += outcome.size
         if not self.has_hooks(HookEvent.ON_CHUNK_COMPLETE):
             return
         metadata = self._chunk_metadata(chunk, outcome) | carried
+        if cpu is not None:
+            metadata["cpu_seconds"] = cpu.seconds
         if sampled:
             metadata["sampled"] = True
         if corrected_chunksize is not None:
@@ -250,8 +314,11 @@ class Reporter:
         carried: dict[str, Any] = {}
         if outcome is not None and outcome.results is None:
             # No ON_CHUNK_COMPLETE will come to account for these.
-            self._add_busy(worker, outcome)
+            cpu = _take_cpu_time(outcome)
+            self._add_returned(worker, outcome, cpu)
             carried = self._take_carried(outcome)
+            if cpu is not None:
+                carried["cpu_seconds"] = cpu.seconds
         if not self.has_hooks(HookEvent.ON_ERROR):
             return
         details = {"failed_items": failed_items}
@@ -278,20 +345,42 @@ class Reporter:
         *,
         corrections: int = 0,
         final_chunksize: int | None = None,
+        known: Workload | None = None,
+        input_seconds: float = 0.0,
+        held_up: bool = False,
     ) -> None:
-        """Report that the run is over."""
+        """Report that the run is over.
+
+        Args:
+            status, error: how it ended.
+            corrections, final_chunksize: of the chunk size.
+            known: what a call is like alone; None where that was never measured.
+            input_seconds: how long the input took to give its items.
+            held_up: whether workers idled because the consumer of the results did not take them.
+        """
         self._finished = status == "ok"
         elapsed = self._elapsed()
+        metadata = {
+            "status": status,
+            "planning_time": self._planning_seconds,
+            "busy_seconds": self._spent.seconds,
+            "concurrency": self._spent.seconds / elapsed if elapsed > 0 else 0.0,
+            "corrections": corrections,
+            "final_chunksize": final_chunksize or self.chunksize,
+            **self._decided,
+        }
+        if self._spent.cpu_seconds is not None:
+            metadata["cpu_seconds"] = self._spent.cpu_seconds
+        # A serial run would not have made the same calls where this one did not make all of them.
+        if status == "ok" and not held_up:
+            speedup = self._serial_time.speedup(
+                elapsed, input_seconds=input_seconds, known=known, cores=self._cores(elapsed)
+            )
+            if speedup is not None:
+                metadata["measured_speedup"] = speedup
         self._emit(
             HookEvent.POST_EXECUTE,
-            metadata={
-                "status": status,
-                "planning_time": self._planning_seconds,
-                "measured_speedup": self._busy_seconds / elapsed if elapsed > 0 else 0.0,
-                "corrections": corrections,
-                "final_chunksize": final_chunksize or self.chunksize,
-                **self._decided,
-            },
+            metadata=metadata,
             results_count=self.items_completed,
             results_size_bytes=self._results_bytes,
             **({} if error is None else _error_fields(error, None)),
@@ -319,12 +408,40 @@ class Reporter:
             metadata["span_id"] = f"{trace_link.chunk_span_id(self._trace.span_id, chunk.id):016x}"
         return metadata
 
-    def _add_busy(self, worker: int | None, outcome: ChunkOutcome) -> _WorkerRecord | None:
-        self._busy_seconds += outcome.duration
+    def _add_returned(
+        self, worker: int | None, outcome: ChunkOutcome, cpu: CpuTime | None
+    ) -> _WorkerRecord | None:
+        seconds = outcome.duration
+        cpu_seconds = cpu.seconds if cpu is not None else None if seconds else 0.0
+        self._returned_seconds += seconds
+        self._spent.add(seconds, cpu_seconds)
         record = None if worker is None else self._workers.get(worker)
         if record is not None:
-            record.busy_seconds += outcome.duration
+            record.spent.add(seconds, cpu_seconds)
         return record
+
+    def _add_serial_time(self, outcome: ChunkOutcome, cpu: CpuTime | None, alone: bool) -> None:
+        local = outcome.hostname in (HOSTNAME, "")
+        self._all_local = self._all_local and local
+        # In this process, what competes is counted; elsewhere, cores are the cluster's affair.
+        crowd = 1.0 if outcome.pid == os.getpid() or not local else self._workers_per_core
+        self._serial_time.add(outcome.size, outcome.duration, cpu, alone=alone, crowd=crowd)
+
+    def _note_workers(self) -> None:
+        if self.n_jobs > 1:
+            from amorsize.planning.machine import read_system
+
+            self._workers_per_core = max(1.0, self.n_jobs / read_system(memory=False).usable_cores)
+
+    def _cores(self, elapsed: float) -> float | None:
+        """Return how much computing this machine can do at once, where that could matter."""
+        if not self._all_local or self._serial_time.cpu_seconds <= elapsed:
+            return None
+        from amorsize.planning.cost import effective_cores
+        from amorsize.planning.machine import read_system
+
+        machine = read_system(memory=False)
+        return effective_cores(machine, machine.affinity_cores)
 
     def _reports_user_metrics(self) -> bool:
         return self.has_hooks(HookEvent.ON_CHUNK_COMPLETE) or self.has_hooks(HookEvent.ON_ERROR)
@@ -370,7 +487,7 @@ class Reporter:
             elapsed_time=elapsed,
             estimated_time_remaining=remaining / rate if rate > 0 else 0.0,
             throughput_items_per_sec=rate,
-            avg_item_time=self._busy_seconds / done if done else 0.0,
+            avg_item_time=self._returned_seconds / done if done else 0.0,
             worker_count=len(self._workers),
             metadata=self._metadata | metadata if metadata else self._metadata.copy(),
             **fields,
@@ -393,6 +510,15 @@ class Reporter:
             reached = min(100.0, 100.0 * self.items_completed / self.total_items)
             self._percent = max(self._percent, reached)
         return self._percent
+
+
+def _take_cpu_time(outcome: ChunkOutcome) -> CpuTime | None:
+    values = outcome.extras.pop("cpu_time", None)
+    if values is None:
+        return None
+    cpu = CpuTime(*values)
+    cpu.seconds = min(cpu.seconds, outcome.duration)  # the clocks are read one after the other
+    return cpu
 
 
 @protected

@@ -177,7 +177,7 @@ def run_chunk(
     results: list[Any] = []
     failures: list[Failure] = []
     caught = Exception if exits_pass else BaseException
-    collector = None if collect is None else collect.in_chunk(chunk.id)
+    collector = None if collect is None else collect.in_chunk(chunk.id, item_slots)
     if collector is not None:
         collector.enter()
     started_at = time.time()

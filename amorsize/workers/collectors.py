@@ -1,4 +1,4 @@
-"""Collectors of a chunk's extras: user metrics and spans, returned with its outcome."""
+"""Collectors of a chunk's extras, returned with its outcome: user metrics, spans, CPU time."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Protocol
 
+    from amorsize.workers.item_slots import ItemSlots
     from amorsize.workers.trace_link import TraceLink
 
     class Collector(Protocol):
@@ -27,10 +28,12 @@ class CollectSettings(Record):
     Attributes:
         user_metrics: whether the function's user metrics are.
         trace: the trace that the function's spans belong to, or None.
+        cpu_time: whether the CPU time of the calls is.
     """
 
     user_metrics: bool = False
     trace: TraceLink | None = None
+    cpu_time: bool = False
 
     def use_in_worker(self, provider_at_start: Any) -> None:
         """Prepare a worker process, before the function is loaded; see ``otel_context``."""
@@ -39,13 +42,15 @@ class CollectSettings(Record):
             if otel_context is not None:
                 otel_context.use_in_worker(self.trace, provider_at_start)
 
-    def in_chunk(self, chunk_id: int) -> ChunkCollector | None:
+    def in_chunk(self, chunk_id: int, item_slots: ItemSlots | None = None) -> ChunkCollector | None:
         """Make the collector of one chunk; None where nothing is to be collected."""
         collectors: dict[str, Collector] = {}
         if self.trace is not None and (tracer := _chunk_trace(self.trace, chunk_id)) is not None:
             collectors["trace"] = tracer
         if self.user_metrics:
             collectors["user_metrics"] = _load_user_metrics().MetricsCollector()
+        if self.cpu_time:  # last, so that it measures the calls alone
+            collectors["cpu_time"] = _load_cpu_time().CpuTimeCollector(item_slots)
         return ChunkCollector(collectors) if collectors else None
 
 
@@ -64,7 +69,7 @@ class ChunkCollector:
 
     def leave(self) -> None:
         """Pause: the calls are over."""
-        for collector in self._collectors.values():
+        for collector in reversed(self._collectors.values()):
             collector.leave()
 
     def take(self) -> dict[str, Any]:
@@ -83,6 +88,13 @@ def _load_user_metrics() -> ModuleType:
     from amorsize.workers import user_metrics  # 1.5 ms, which most workers do not need
 
     return user_metrics
+
+
+@cache
+def _load_cpu_time() -> ModuleType:
+    from amorsize.workers import cpu_time
+
+    return cpu_time
 
 
 @cache

@@ -16,14 +16,16 @@ if TYPE_CHECKING:
         def __setitem__(self, slot: int, value: int, /) -> None: ...
 
 
-CHUNK, ITEM, ITEM_STARTED = 0, 1, 2
+CHUNK, ITEM, ITEM_STARTED, CHUNK_STARTED, CPU_STARTED = range(5)
 """The slots: id of the chunk in progress (-1 for none), index of the item (the end of the chunk
-once all are computed), start of the call in progress in monotonic ns (0 for none).
+once all are computed), start of the call in progress in monotonic ns (0 for none). Where the run is
+observed: start of the chunk's calls in monotonic ns (0 for none; once they are over, how long they
+took, negative), CPU time of the thread until then in ns.
 
 They outlive their worker, so that the parent knows which item a killed worker was at: shared
 memory for a process, a list for a thread.
 """
-SLOT_COUNT = 3
+SLOT_COUNT = 5
 
 
 def mark_chunk(item_slots: ItemSlots, chunk_id: int, start: int) -> None:

@@ -193,8 +193,10 @@ def test_a_cancelled_thread_leaves_its_chunk_after_the_item_it_is_at(
     assert entered.wait(WAIT)
     backend._stop.set()
     release.set()
-    [started, ended] = backend.close(cancel=True)
+    [started, late, ended] = backend.close(cancel=True)
     assert isinstance(started, WorkerStarted)
+    assert isinstance(late, ChunkDone)  # its time was spent
+    assert late.outcome.results is None
     assert ended == WorkerEnded(started.worker, "cancelled")
     assert seen == [0]
 

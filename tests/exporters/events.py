@@ -59,9 +59,11 @@ class Run:
         chunk_time: float = 0.05,
         throughput: float = 20.0,
         elapsed: float = 0.0,
+        cpu_seconds: float = 0.0,
         **metadata: Any,
     ) -> None:
         self.completed += size
+        metadata["cpu_seconds"] = cpu_seconds
         self.emit(
             HookEvent.ON_CHUNK_COMPLETE,
             metadata,
@@ -82,11 +84,12 @@ class Run:
         busy_time: float = 0.0,
         *,
         elapsed: float = 0.0,
+        **metadata: Any,
     ) -> None:
         self.workers -= 1
         self.emit(
             HookEvent.ON_WORKER_END,
-            {"exit_reason": exit_reason, "busy_time": busy_time},
+            {"exit_reason": exit_reason, "busy_time": busy_time} | metadata,
             worker_id=worker_id,
             elapsed_time=elapsed,
         )
@@ -99,7 +102,7 @@ class Run:
         measured_speedup: float | None = 2.5,
         **fields: Any,
     ) -> None:
-        metadata: dict[str, Any] = {"status": status, "planning_time": 0.03}
+        metadata: dict[str, Any] = {"status": status, "planning_time": 0.03, "concurrency": 2.75}
         if measured_speedup is not None:
             metadata["measured_speedup"] = measured_speedup
         self.emit(HookEvent.POST_EXECUTE, metadata, elapsed_time=elapsed, **fields)

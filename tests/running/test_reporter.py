@@ -13,6 +13,7 @@ from amorsize.running import reporter
 from amorsize.running.reporter import Reporter
 from amorsize.testing import RecordingHook, assert_contract
 from amorsize.workers.chunk import Chunk, ChunkOutcome, Failure
+from amorsize.workers.cpu_time import Unfinished
 
 
 class Clock:
@@ -358,7 +359,7 @@ def test_an_error_names_its_worker_and_its_chunk_as_far_as_known(
 
 
 def test_the_end_sums_up(clock: Clock, hooks: HookManager, recorder: RecordingHook) -> None:
-    """Status, planning time, the speed-up over one worker, and the results of the whole run."""
+    """Status, planning time, calls in progress, and the results of the whole run."""
     reporter = reporter_for(hooks)
     clock.now += 0.5
     begin(reporter)
@@ -367,8 +368,9 @@ def test_the_end_sums_up(clock: Clock, hooks: HookManager, recorder: RecordingHo
     clock.now += 1.5
     reporter.post_execute("ok", None)
     context = recorder.contexts[-1]
-    told = {"status": "ok", "planning_time": 0.5, "measured_speedup": 2.0}
+    told = {"status": "ok", "planning_time": 0.5, "busy_seconds": 4.0, "concurrency": 2.0}
     assert told.items() <= context.metadata.items()
+    assert not {"cpu_seconds", "measured_speedup"} & context.metadata.keys()  # nobody counted
     assert (context.results_count, context.results_size_bytes) == (10, 140)
     assert context.error is None
 
@@ -410,3 +412,113 @@ def test_what_a_hook_writes_into_metadata_stays_there(
     tell_everything(reporter_for(hooks))
     marked = {context.event for context in recorder.contexts if "mine" in context.metadata}
     assert marked == {HookEvent.PRE_EXECUTE, HookEvent.ON_WORKER_START}
+
+
+# --- time in the function ----
+
+
+def timed(start: int, **cpu: Any) -> ChunkOutcome:
+    """A chunk of 2 seconds that says what it took of the CPU."""
+    facts = {"seconds": 2.0, "other_seconds": 0.0, "children_seconds": 0.0, "queued_seconds": 0.0}
+    return outcome(start, extras={"cpu_time": tuple((facts | cpu).values())})
+
+
+def test_a_chunk_says_its_cpu_time_and_never_more_than_its_time(
+    hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """Clocks are read one after the other."""
+    reporter = begun_reporter(hooks, recorder)
+    complete(reporter, timed(0, seconds=0.5))
+    complete(reporter, timed(5, seconds=2.000001))
+    complete(reporter, outcome(10))
+    said = [each.metadata.get("cpu_seconds") for each in recorder.of(HookEvent.ON_CHUNK_COMPLETE)]
+    assert said == [0.5, 2.0, None]
+
+
+def test_a_failed_chunk_says_it_too(hooks: HookManager, recorder: RecordingHook) -> None:
+    """It has no other event."""
+    reporter = begun_reporter(hooks, recorder)
+    failed = timed(0, seconds=0.5)._replace(results=None)
+    reporter.error(ValueError(), chunk=Chunk(0, 0, [1]), outcome=failed)
+    reporter.post_execute("error", ValueError())
+    assert recorder.of(HookEvent.ON_ERROR)[0].metadata["cpu_seconds"] == 0.5
+    assert recorder.contexts[-1].metadata["cpu_seconds"] == 0.5
+
+
+def test_calls_that_did_not_end_are_busy_time(
+    clock: Clock, hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """Of the worker, and of the run; the mean of the items is that of those which ended."""
+    reporter = reporter_for(hooks)
+    begin(reporter)
+    for worker in (0, 1, 2):
+        reporter.worker_started(started(worker))
+    complete(reporter, timed(0, seconds=0.5), worker=0)
+    reporter.came_too_late(1, timed(5, seconds=1.0))
+    clock.now += 4.0
+    reporter.worker_ended(0, "cancelled", None, Unfinished(3.0, 1.5))
+    reporter.worker_ended(1, "finished")
+    reporter.worker_ended(2, "died", -9, Unfinished(4.0))
+    reporter.post_execute("cancelled", KeyboardInterrupt())
+    ends = [each.metadata for each in recorder.of(HookEvent.ON_WORKER_END)]
+    assert [each["busy_time"] for each in ends] == [5.0, 2.0, 4.0]
+    assert [each.get("cpu_seconds") for each in ends] == [2.0, 1.0, None]
+    post = recorder.contexts[-1]
+    assert (post.metadata["busy_seconds"], post.metadata["concurrency"]) == (11.0, 2.75)
+    assert not {"cpu_seconds", "measured_speedup"} & post.metadata.keys()
+    assert post.avg_item_time == pytest.approx(4.0 / 5)
+
+
+@pytest.mark.parametrize(
+    ("status", "facts", "known"),
+    [
+        ("ok", {}, True),
+        ("ok", {"held_up": True}, False),
+        ("error", {}, False),
+        ("cancelled", {}, False),
+        ("timeout", {}, False),
+    ],
+)
+def test_a_speedup_is_told_only_of_a_run_that_made_all_its_calls(
+    status: str,
+    facts: dict[str, Any],
+    known: bool,
+    clock: Clock,
+    hooks: HookManager,
+    recorder: RecordingHook,
+) -> None:
+    """And did not wait for its consumer."""
+    reporter = reporter_for(hooks)
+    begin(reporter)
+    for start in (0, 5):
+        complete(reporter, timed(start, seconds=0.1), worker=0)
+    clock.now += 3.0
+    reporter.post_execute(status, None, input_seconds=0.5, **facts)
+    told = recorder.contexts[-1].metadata.get("measured_speedup")
+    assert told == (pytest.approx(1.5) if known else None)
+
+
+def test_a_speedup_is_not_told_where_it_is_not_known(
+    hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """Nor an estimate that the plan does not have."""
+    reporter = reporter_for(hooks)
+    reporter.pre_execute(
+        n_jobs=8, chunksize=1, total_items=5, executor_type="thread", estimated_speedup=None
+    )
+    complete(reporter, timed(0, seconds=0.1, other_seconds=1.9), worker=0)
+    reporter.post_execute("ok", None)
+    assert not any(
+        {"estimated_speedup", "measured_speedup"} & each.metadata.keys()
+        for each in recorder.contexts
+    )
+
+
+def test_cpu_time_is_collected_for_who_hears_of_it(hooks: HookManager) -> None:
+    """A bar that shows progress alone does not."""
+    hooks.register(HookEvent.ON_PROGRESS, print)
+    assert reporter_for(hooks).begin_collecting() is None
+    hooks.register(HookEvent.POST_EXECUTE, print)
+    collect = reporter_for(hooks).begin_collecting()
+    assert collect is not None
+    assert (collect.cpu_time, collect.user_metrics) == (True, False)

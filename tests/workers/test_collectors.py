@@ -59,10 +59,11 @@ def test_all_collectors_are_asked_and_nothing_is_left_out() -> None:
     collector.enter()
     collector.leave()
     assert collector.take() == {"first": [1], "third": 0}
+    names = ["first", "second", "third"]
     assert said == [
-        f"{name} {what}"
-        for what in ("enters", "leaves", "is taken")
-        for name in ("first", "second", "third")
+        *(f"{name} enters" for name in names),
+        *(f"{name} leaves" for name in reversed(names)),
+        *(f"{name} is taken" for name in names),
     ]
 
 

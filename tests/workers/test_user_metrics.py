@@ -454,7 +454,8 @@ def test_workers_collect_only_for_events_that_carry_numbers(
 
     hooks.register(event, lambda context: None)
     amorsize.execute(parse, [1, 2], executor="serial", hooks=hooks)
-    assert (tasks[0].collect is not None) is (event in CARRIERS)
+    collect = tasks[0].collect
+    assert (collect is not None and collect.user_metrics) is (event in CARRIERS)
 
 
 def test_outside_of_an_execution_calls_do_nothing() -> None:

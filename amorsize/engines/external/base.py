@@ -14,7 +14,7 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from amorsize.engines.base import (
     SHORT_CHUNK_SECONDS,
@@ -41,6 +41,9 @@ from amorsize.workers.chunk import HOSTNAME, Chunk, ChunkOutcome
 from amorsize.workers.log_records import read_levels
 from amorsize.workers.record import Record, made
 
+if TYPE_CHECKING:
+    from amorsize.workers.cpu_time import Unfinished
+
 _INLINE_BYTES = 16384
 """A function smaller than this is sent with every chunk; a larger one with the first chunks, and
 then with those whose worker replies that it lacks it."""
@@ -65,10 +68,17 @@ class SubmittedChunk(Record):
 
 
 class Worker(Record):
-    """A worker that has started a chunk of this execution."""
+    """A worker that has started a chunk of this execution.
+
+    Attributes:
+        key: its number.
+        place: where it is.
+        since: when it began the chunk that it is at, or was seen to end the one before.
+    """
 
     key: int
     place: Place
+    since: float
 
 
 class FutureDone(Record):
@@ -85,6 +95,7 @@ class ChunkStarted(Record):
 
     place: Place
     chunk_id: int
+    at: float = made(factory=time.monotonic)
 
 
 Change: TypeAlias = FutureDone | ChunkStarted | None
@@ -109,6 +120,7 @@ class ExternalBackend(Backend):
         self._with_function = 0
         self._packing = threading.Lock()
         self._packed: bytes | None = None
+        self.closing = False
 
     def open(self, task: Task) -> None:
         self.task = task
@@ -153,10 +165,11 @@ class ExternalBackend(Backend):
     def handle(self, change: Any, messages: list[Message]) -> None:
         """Turn one change into messages."""
         match change:
-            case ChunkStarted(place, chunk_id):
+            case ChunkStarted(place, chunk_id, at):
                 submitted = self.in_flight.get(chunk_id)
                 if submitted is not None:
                     self.chunk_started(submitted, place, messages)
+                    self.worker_at(place, messages).since = at
             case FutureDone(submitted):
                 if self.in_flight.get(submitted.chunk.id) is submitted:
                     self._take_done(change, messages)
@@ -172,7 +185,7 @@ class ExternalBackend(Backend):
         """Return the worker at a place; reports its start when it is new."""
         worker = self.workers.get(place)
         if worker is None:
-            worker = self.workers[place] = Worker(next(self._keys), place)
+            worker = self.workers[place] = Worker(next(self._keys), place, time.monotonic())
             messages.append(
                 WorkerStarted(
                     worker.key, place.pid, place.hostname, place.thread_name, place.details
@@ -278,13 +291,14 @@ class ExternalBackend(Backend):
     ) -> None:
         submitted = done.submitted
         del self.in_flight[submitted.chunk.id]
-        if outcome.results is None and not outcome.failures:
+        if outcome.results is None and not outcome.failures and not self.closing:
             return self.fail(
                 f"chunk {outcome.chunk_id} stopped half way, as if the run were over: was its "
                 "directory in the folder for temporary files removed?"
             )
         assert submitted.place is not None
         worker = self.worker_at(submitted.place, messages)
+        worker.since = time.monotonic()
         self._short = outcome.duration < SHORT_CHUNK_SECONDS
         _clamp(outcome, submitted.chunk.dispatched_at, done.at)
         messages.append(ChunkDone(worker.key, outcome))
@@ -297,27 +311,49 @@ class ExternalBackend(Backend):
     def last_reports(self, messages: list[Message]) -> list[Message]:
         """Handle the changes that are still unread; returns what to report of workers.
 
-        A worker whose start was unread is reported, too; chunks are not any more.
+        A worker whose start was unread is reported, too, and chunks that come too late.
         """
+        self.closing = True
         while not self.changes.empty():
             self.handle(self.changes.get_nowait(), messages)
-        return [m for m in messages if isinstance(m, WorkerStarted | WorkerLost | WorkerEnded)]
+        return [m for m in messages if not isinstance(m, ChunkRefused)]
 
     def end_workers(
         self, messages: list[Message], *, reason: str, at_work: str | None = None
     ) -> list[Message]:
         """Report the end of all workers; ``at_work`` is another reason for those at work."""
         busy = self.at_work() if at_work else set()
+        unfinished = self._unfinished()
         for place, worker in self.workers.items():
             why = at_work if at_work and place in busy else reason
-            messages.append(WorkerEnded(worker.key, why))
+            messages.append(WorkerEnded(worker.key, why, unfinished=unfinished.get(worker.key)))
         self.workers.clear()
         return messages
 
+    def spent_by(self, worker: Worker) -> Unfinished | None:
+        """Say what a worker has spent on its chunk; None where nobody observes."""
+        if self.task.collect is None:
+            return None
+        from amorsize.workers.cpu_time import Unfinished
+
+        return Unfinished(max(0.0, time.monotonic() - worker.since))
+
+    def _unfinished(self) -> dict[int, Unfinished | None]:
+        """Say, by their keys, what workers have spent on chunks in flight."""
+        placed = self.at_work()
+        busy = [worker for place, worker in self.workers.items() if place in placed]
+        # Of chunks that do not report their start, one is with each of those idle for longest.
+        unplaced = sum(each.place is None for each in self.in_flight.values())
+        others = [worker for place, worker in self.workers.items() if place not in placed]
+        busy += sorted(others, key=lambda worker: worker.since)[:unplaced]
+        return {worker.key: self.spent_by(worker) for worker in busy}
+
     def lose_workers(self, messages: list[Message]) -> list[Message]:
         """Report that all workers died."""
+        unfinished = self._unfinished()
         for worker in self.workers.values():
-            messages.append(WorkerLost(worker.key, worker.place.pid, None, True))
+            spent = unfinished.get(worker.key)
+            messages.append(WorkerLost(worker.key, worker.place.pid, None, True, unfinished=spent))
         self.workers.clear()
         return messages
 

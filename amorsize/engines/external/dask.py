@@ -167,8 +167,9 @@ class DaskBackend(ExternalBackend):
                 done.result(_CLOSE_SECONDS)
             except Exception:
                 pass  # the scheduler does not answer: it drops tasks of released futures
+        ended = self.end_workers(reported, reason="cancelled" if cancel else "finished")
         self.in_flight.clear()
-        return self.end_workers(reported, reason="cancelled" if cancel else "finished")
+        return ended
 
     def log_levels(self) -> dict[str, int]:
         """Leave out the levels of Dask's own loggers: its workers serve other programs as well."""
@@ -283,6 +284,8 @@ class DaskBackend(ExternalBackend):
         if not gone and submitted is None:
             return  # it took no part
         first = gone[0] if gone else None
+        at_work = bool(self.in_flight) or submitted is not None
+        spent = {worker.key: self.spent_by(worker) if at_work else None for worker in gone}
         messages.append(
             WorkerLost(
                 -1 if first is None else first.key,
@@ -292,9 +295,12 @@ class DaskBackend(ExternalBackend):
                 None if submitted is None else submitted.chunk,
                 detail=detail,
                 recovered=submitted is None,
+                unfinished=None if first is None else spent[first.key],
             )
         )
-        messages.extend(WorkerEnded(worker.key, "died") for worker in gone[1:])
+        messages.extend(
+            WorkerEnded(worker.key, "died", unfinished=spent[worker.key]) for worker in gone[1:]
+        )
 
     def _pop_workers(self, address: str) -> list[Worker]:
         places = [p for p in self.workers if p.details["worker_address"] == address]

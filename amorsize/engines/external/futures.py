@@ -90,7 +90,15 @@ class FuturesBackend(ExternalBackend):
             worker = self.workers[place]
             del self.in_flight[submitted.chunk.id]
             messages.append(
-                WorkerLost(worker.key, place.pid, None, True, submitted.chunk, detail=str(error))
+                WorkerLost(
+                    worker.key,
+                    place.pid,
+                    None,
+                    True,
+                    submitted.chunk,
+                    detail=str(error),
+                    unfinished=self.spent_by(worker),
+                )
             )
             del self.workers[place]
         else:
@@ -114,12 +122,14 @@ class FuturesBackend(ExternalBackend):
                     submitted.chunk,
                     detail="its executor runs the chunk again",
                     recovered=True,
+                    unfinished=self.spent_by(worker),
                 )
             )
         super().chunk_started(submitted, place, messages)
 
     def close(self, *, cancel: bool) -> Sequence[Message]:
         messages: list[Message] = []
+        self.closing = True
         self._stop.set()
         self._start_pipe.close()
         if cancel:

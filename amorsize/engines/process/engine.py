@@ -33,8 +33,12 @@ from amorsize.engines.process.program_state import (
 from amorsize.errors import ExecutionError, TransportError, WorkerDiedError
 from amorsize.planning import machine
 from amorsize.workers.chunk import HOSTNAME, Chunk
-from amorsize.workers.item_slots import CHUNK, ITEM, ITEM_STARTED
+from amorsize.workers.item_slots import CHUNK, CHUNK_STARTED, ITEM, ITEM_STARTED
 from amorsize.workers.log_records import read_levels
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from amorsize.workers.cpu_time import Unfinished
 
 _keys = itertools.count()
 
@@ -62,6 +66,14 @@ class _Slot:
         self.started = False
         self.writes = False
         self.hostname = HOSTNAME
+
+    def unfinished(self) -> Unfinished | None:
+        """Read what the worker has spent on the chunk that it is at."""
+        if self.process.item_slots[CHUNK_STARTED] == 0:
+            return None
+        from amorsize.workers.cpu_time import unfinished
+
+        return unfinished(self.process.item_slots, self.process.pid, self.process.pid)
 
     def may_queue(self) -> bool:
         """Say whether a chunk may be sent ahead of the one that is running."""
@@ -215,6 +227,7 @@ class ProcessBackend(Backend):
             return None
         if slot.process.item_slots[ITEM_STARTED] != late.stamp:
             return None
+        spent = slot.unfinished()
         slot.process.kill()
         self._leave(slot)
         code = self._member.discard(slot.process, _REAP_SECONDS)
@@ -227,6 +240,7 @@ class ProcessBackend(Backend):
             late.item_index,
             [chunk for chunk in slot.in_flight if chunk is not late.chunk],
             exit_reason="cancelled",
+            unfinished=spent,
         )
 
     def _place(self) -> None:
@@ -371,6 +385,7 @@ class ProcessBackend(Backend):
         self._leave(slot)
         chunk = self._chunk_at_work(slot)
         item = slot.process.item_slots[ITEM] if chunk is not None else None
+        spent = slot.unfinished() if chunk is not None else None
         code = self._member.discard(slot.process, _REAP_SECONDS)
         if slot.process.start_error:
             number = slot.process.start_error
@@ -399,6 +414,7 @@ class ProcessBackend(Backend):
                 item,
                 untouched,
                 detail=detail,
+                unfinished=spent,
             )
         )
 
@@ -429,9 +445,10 @@ class ProcessBackend(Backend):
                         self._attend(key.data, key.fd, events, ignored)
                     except ExecutionError:
                         pass  # the run fails already
-        # Starts that were reported too late, and deaths that were seen just now, are passed on.
-        ended.extend(m for m in ignored if isinstance(m, WorkerStarted | WorkerLost))
+        # Starts and chunks that were reported too late, and deaths just seen, are passed on.
+        ended.extend(m for m in ignored if isinstance(m, WorkerStarted | WorkerLost | ChunkDone))
         busy = [slot for slot in self._slots.values() if slot.in_flight]
+        spent = {slot.key: slot.unfinished() for slot in busy}
         for slot in busy:
             slot.process.terminate()
         deadline = time.monotonic() + _TERMINATE_GRACE_SECONDS
@@ -439,7 +456,7 @@ class ProcessBackend(Backend):
             self._leave(slot)
             code = self._member.discard(slot.process, max(0.0, deadline - time.monotonic()))
             if slot.started:
-                ended.append(WorkerEnded(slot.key, "cancelled", code))
+                ended.append(WorkerEnded(slot.key, "cancelled", code, spent[slot.key]))
         return ended
 
     def _share(self, messages: list[Message]) -> None:

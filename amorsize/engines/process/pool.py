@@ -28,7 +28,7 @@ from amorsize.engines.process.program_state import State
 from amorsize.errors import ExecutionError
 from amorsize.planning import machine, process_support
 from amorsize.workers import in_forked_child
-from amorsize.workers.item_slots import CHUNK, ITEM, ITEM_STARTED
+from amorsize.workers.item_slots import CHUNK, CHUNK_STARTED, ITEM, ITEM_STARTED
 
 IDLE_SECONDS = 60.0
 """Workers that nobody used for so long end by themselves; none is taken that is about to."""
@@ -94,6 +94,7 @@ class WorkerProcess:
 
     def clear_item_slots(self) -> None:
         self.item_slots[CHUNK] = self.item_slots[ITEM] = self.item_slots[ITEM_STARTED] = -1
+        self.item_slots[CHUNK_STARTED] = 0
 
     def state_to_send(self, state: State) -> State | None:
         """Return the state of the program when the worker does not have it yet, else None."""

@@ -24,7 +24,7 @@ from amorsize.workers.chunk import (
     text_of,
     unreadable,
 )
-from amorsize.workers.item_slots import CHUNK, SLOT_COUNT, mark_chunk
+from amorsize.workers.item_slots import CHUNK, CHUNK_STARTED, SLOT_COUNT, mark_chunk
 from amorsize.workers.log_records import RecordKeeper, keep_records
 from amorsize.workers.role import become_worker
 from amorsize.workers.trace_link import loaded_tracing
@@ -137,7 +137,7 @@ class _Worker:
         packed, results = protocol.pack_outcome(outcome)
         del outcome, payload
         protocol.send(connection, ("outcome", key, packed), results)
-        item_slots[CHUNK] = -1
+        item_slots[CHUNK], item_slots[CHUNK_STARTED] = -1, 0
 
     def _begin(self, key: int, settings: dict[str, Any], payload: bytearray) -> None:
         """Take over the state of the program, and load the function of a run."""

@@ -270,6 +270,8 @@ class ExecutionTraces:
         }
         if "queue_time" in metadata:
             attributes["amorsize.chunk.queue_seconds"] = float(metadata["queue_time"])
+        if "cpu_seconds" in metadata:
+            attributes["amorsize.chunk.cpu_seconds"] = float(metadata["cpu_seconds"])
         if metadata.get("sampled"):
             attributes["amorsize.chunk.sampled"] = True
         if "retry_of" in metadata:
@@ -318,11 +320,11 @@ class ExecutionTraces:
             {
                 ATTRIBUTES["status"]: status,
                 "amorsize.items.completed": context.items_completed,
-                "amorsize.measured_speedup": float(
-                    number(context.metadata.get("measured_speedup")) or 0.0
-                ),
             }
         )
+        for name in ("concurrency", "measured_speedup"):
+            if (figure := number(context.metadata.get(name))) is not None:
+                span.set_attribute(f"amorsize.{name}", float(figure))
         if context.total_items is not None:
             span.set_attribute("amorsize.items.total", context.total_items)
         if context.error is not None:

@@ -30,6 +30,7 @@ from amorsize.engines.process.pool import Membership, WorkerPool, WorkerProcess,
 from amorsize.engines.process.program_state import read_state
 from amorsize.errors import ExecutionError
 from amorsize.planning import machine
+from amorsize.workers.item_slots import CHUNK, CHUNK_STARTED, CPU_STARTED
 
 
 @pytest.fixture(autouse=True)
@@ -397,11 +398,11 @@ def test_the_status_tells_a_death(worker: WorkerProcess) -> None:
 
 
 def test_new_item_slots_show_no_work(worker: WorkerProcess) -> None:
-    """-1 in every slot."""
-    assert list(worker.item_slots) == [-1, -1, -1]
-    worker.item_slots[0] = 5
+    """-1 in the slots of chunk and item, and no chunk that began."""
+    assert list(worker.item_slots)[:CPU_STARTED] == [-1, -1, -1, 0]
+    worker.item_slots[CHUNK] = worker.item_slots[CHUNK_STARTED] = 5
     worker.clear_item_slots()
-    assert list(worker.item_slots) == [-1, -1, -1]
+    assert list(worker.item_slots)[:CPU_STARTED] == [-1, -1, -1, 0]
 
 
 def test_a_worker_is_sent_the_state_once_unless_it_changes(worker: WorkerProcess) -> None:

@@ -81,10 +81,10 @@ def emit_run(manager: HookManager, function: str = "parse", **fields: Any) -> Ru
     run = Run(manager, function=function, execution_id=f"run of {function}"[:40])
     run.begin(total_items=10)
     run.start_worker()
-    run.complete_chunk(4, chunk_time=0.25, queue_time=0.5, throughput=8.0)
+    run.complete_chunk(4, chunk_time=0.25, queue_time=0.5, throughput=8.0, cpu_seconds=0.125)
     run.fail(ValueError("bad"), failed_items=2)
     run.complete_chunk(6, chunk_time=0.5, queue_time=0.0, throughput=10.0)
-    run.end_worker(exit_reason="died", busy_time=1.0)
+    run.end_worker(exit_reason="died", busy_time=1.0, cpu_seconds=0.5)
     run.end(**fields)
     return run
 
@@ -134,6 +134,8 @@ def test_the_numbers_are_those_of_the_events(
     assert agent.total("amorsize.execution.duration", *run, "status:ok") == 4.0
     assert agent.gauge("amorsize.executions.in_progress", *run) == 0
     assert agent.gauge("amorsize.measured_speedup", "function:parse") == 2.5
+    assert agent.gauge("amorsize.concurrency", "function:parse") == 2.75
+    assert agent.total("amorsize.worker.cpu", *run) == 1.0
     assert agent.gauge("amorsize.last_duration", "function:parse") == 3.0
     assert agent.gauge("amorsize.last_items", "function:parse") == 10
     assert exporter.counts() == (0, 0)
