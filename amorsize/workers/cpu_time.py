@@ -9,6 +9,7 @@ import os
 import threading
 import time
 
+from amorsize.workers import in_forked_child
 from amorsize.workers.item_slots import CHUNK, CHUNK_STARTED, CPU_STARTED
 from amorsize.workers.record import Record
 from amorsize.workers.role import is_worker
@@ -154,8 +155,11 @@ class _QueueClock:
 
 
 _here = threading.local()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: vars(_here).clear())  # a thread of the parent's
+
+
+@in_forked_child
+def _forget_clock_of_parent() -> None:
+    vars(_here).clear()
 
 
 def _queue_clock() -> _QueueClock:
