@@ -197,7 +197,7 @@ def test_hooks_see_the_callers_context_variables(hooks: HookManager) -> None:
 
 
 def test_a_slow_consumer_slows_the_run_down() -> None:
-    """A few chunks a worker are in flight or waiting, whatever the input's length."""
+    """A few chunks per worker are in flight or waiting, whatever the input's length."""
     drawn = 0
 
     def endless() -> Iterator[int]:
@@ -225,7 +225,7 @@ def test_a_slow_consumer_slows_the_run_down() -> None:
 def test_cancelling_the_task_cancels_the_run(
     hooks: HookManager, recorder: RecordingHook, executor: str
 ) -> None:
-    """Every event is told, with the status, by the time the cancellation arrives."""
+    """Every event is emitted, with the status, by the time the cancellation arrives."""
 
     async def main() -> None:
         run = asyncio.create_task(
@@ -262,7 +262,7 @@ def test_a_timeout_of_asyncio_cancels_the_run(hooks: HookManager, recorder: Reco
 def test_a_stream_that_is_left_ends_its_run(
     hooks: HookManager, recorder: RecordingHook, how: str
 ) -> None:
-    """However the consumer goes away, the run is cancelled and its end is told."""
+    """However the consumer goes away, the run is cancelled and its end is reported."""
 
     def new_stream() -> Any:
         data = [0.001] * 100_000
@@ -321,7 +321,7 @@ def test_a_stream_that_is_never_asked_never_runs(
 def test_what_cannot_be_stopped_does_not_hold_the_cancellation(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
-    """An input that blocks: its end is told after a second, by the canceller."""
+    """An input that blocks: its end is reported after a second, by the canceller."""
     blocked, release = threading.Event(), threading.Event()
 
     def blocking() -> Iterator[int]:
@@ -346,7 +346,7 @@ def test_what_cannot_be_stopped_does_not_hold_the_cancellation(
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_tells_the_end_of_the_run(signum: signal.Signals) -> None:
+def test_a_signal_reports_the_end_of_the_run(signum: signal.Signals) -> None:
     """Ctrl-C by way of asyncio, SIGTERM by the handler that streams have."""
     script = """if True:
         import asyncio, os, sys, time

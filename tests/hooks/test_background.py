@@ -223,14 +223,14 @@ def test_an_asynchronous_hook_is_cancelled_at_its_timeout(hooks: HookManager) ->
             ends.append("cancelled")
             raise
 
-    hooks.register(PROGRESS, hang, timeout=0.05 * slowness())
+    hooks.register(PROGRESS, hang, timeout=0.2 * slowness())
     hooks.trigger(of(1))
     hooks.trigger(of(1, items_completed=1))
     assert hooks.drain()
     assert ends == ["cancelled", "done"]
     stats = stats_of(hooks)
     assert (stats["calls"], stats["errors"], stats["dropped"]) == (2, 1, 0)
-    assert stats["longest_seconds"] >= 0.05
+    assert stats["longest_seconds"] >= 0.2
 
 
 def test_a_thread_that_hangs_is_abandoned_at_its_timeout(
@@ -245,7 +245,7 @@ def test_a_thread_that_hangs_is_abandoned_at_its_timeout(
             release.wait(PATIENCE)
         seen.append(context.items_completed)
 
-    seconds = round(0.05 * slowness(), 2)
+    seconds = round(0.2 * slowness(), 2)
     hooks.register(PROGRESS, hang, background=True, timeout=seconds)
     hooks.trigger(of(1))
     hooks.trigger(of(1, items_completed=1))
@@ -281,7 +281,7 @@ def test_a_full_queue_drops_and_counts(caplog: pytest.LogCaptureFixture) -> None
 
 def test_the_end_of_a_run_waits_no_longer_than_the_drain_timeout() -> None:
     """What runs then counts as failed, what waits as dropped, and none begins later."""
-    hooks = HookManager(drain_timeout=0.1 * slowness())
+    hooks = HookManager(drain_timeout=0.3 * slowness())
     seen: list[str] = []
 
     async def hang(context: HookContext) -> None:
@@ -479,13 +479,22 @@ def test_a_program_ends_cleanly_with_hooks_under_way_and_after_a_fork() -> None:
 def test_ctrl_c_interrupts_the_drain() -> None:
     """The run is over by then, and no call of a hook has to be waited for."""
     script = """if True:
-        import asyncio, signal, sys, threading
+        import asyncio, signal, sys, threading, time, traceback
         import amorsize
         hooks = amorsize.HookManager(drain_timeout=60)
+        main = threading.main_thread().ident
+
+        def press_in_the_drain():
+            names = []
+            while names[-1:] != ["wait"] or "drain" not in names:
+                time.sleep(0.01)
+                stack = traceback.extract_stack(sys._current_frames()[main])
+                names = [frame.name for frame in stack]
+            signal.pthread_kill(main, signal.SIGINT)
 
         @hooks.on(amorsize.HookEvent.POST_EXECUTE)
         async def hang(context):
-            threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+            threading.Thread(target=press_in_the_drain).start()
             await asyncio.sleep(60)
 
         try:

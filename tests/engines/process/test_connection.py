@@ -111,17 +111,17 @@ def test_an_end_that_does_not_block_keeps_what_does_not_fit() -> None:
     reader.start()
     while ours.unsent:
         ours.flush()
-    reader.join(30)
+    reader.join(PATIENCE)
     assert came == [(b"large", payload)]
     writer = threading.Thread(target=theirs.send, args=(b"back", payload))
     writer.start()
     turns = 0
     while (message := ours.receive()) is None:
-        assert ours.poll(30)
+        assert ours.poll(PATIENCE)
         turns += 1
     assert turns
     assert message == (b"back", payload)
-    writer.join(30)
+    writer.join(PATIENCE)
     ours.close()
     theirs.close()
 
