@@ -5,11 +5,6 @@ Importing this module is paid for by the shortest runs.
 
 from __future__ import annotations
 
-from amorsize.options import Options
-from amorsize.running import environment
-from amorsize.running.loop import Run
-from amorsize.running.sinks import Results
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -134,6 +129,12 @@ def execute(
         from amorsize.engines.process.launcher import start_early
 
         start_early()
+    # Loaded only here: a template starts meanwhile.
+    from amorsize.options import Options
+    from amorsize.running import environment
+    from amorsize.running.loop import Run
+    from amorsize.running.sinks import Results
+
     options = Options.checked(
         func,
         data,

@@ -6,12 +6,15 @@ code, so that a failure after an update names the assumption that no longer hold
 
 from __future__ import annotations
 
+import _thread
 import functools
 import importlib
 import inspect
 import multiprocessing
 import operator
 import os
+import pickle
+import signal
 import struct
 import subprocess
 import sys
@@ -158,6 +161,39 @@ def test_the_module_behind_socket_passes_descriptors() -> None:
     import _locale
 
     assert isinstance(_locale.setlocale(_locale.LC_ALL, None), str)
+
+
+def test_the_modules_behind_signal_pickle_and_functools_have_the_same() -> None:
+    """Without the enums, and the Python code, that those add."""
+    import _functools
+    import _pickle
+    import _signal  # type: ignore[import-not-found]  # typeshed has none
+
+    assert (_signal.SIGTERM, _signal.SIG_DFL) == (signal.SIGTERM, signal.SIG_DFL)
+    assert _signal.getsignal(signal.SIGWINCH) is _signal.SIG_DFL
+    assert _signal.default_int_handler is signal.default_int_handler
+    for name in ("dumps", "loads", "Pickler", "PickleBuffer"):
+        assert getattr(_pickle, name) is getattr(pickle, name)
+    assert _functools.partial is functools.partial
+
+
+def test_no_signal_handler_runs_before_a_list_has_what_a_map_of_c_functions_returns() -> None:
+    """The handler runs when the call is over, although the signal came in the middle."""
+
+    class Came(Exception):
+        pass
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise Came
+
+    kept: list[object] = []
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        with pytest.raises(Came):
+            kept.extend(map(_thread.interrupt_main, [signal.SIGUSR1]))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert kept == [None]
 
 
 def test_the_options_of_this_interpreter_can_be_passed_on() -> None:

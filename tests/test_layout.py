@@ -85,11 +85,13 @@ IMPORTED_AFTER_ITS_PACKAGE = {
 functions alone, which have found the package installed."""
 
 LOOKED_UP_AMONG_LOADED_MODULES = {
+    "engines.process.launcher": "whether site was customized, which workers then load as well",
     "engines.process.module_files": "the user's modules: a worker with an old one is replaced",
     "engines.process.pool": "where modules were found that each worker is to import",
     "engines.process.program_state": "settings of modules; one that is not loaded has its defaults",
     "engines.process.template": "the path is not changed for a module that is there already",
     "workers.by_value": "modules that no worker can import; what numpy and cloudpickle hold",
+    "workers.log_capture": "whether the function loaded logging, whose records are then captured",
     "workers.observers": "the level of the log: where logging is not loaded, none was set",
     "workers.trace_link": "the current span: where OpenTelemetry is not loaded, there is none",
 }
@@ -455,10 +457,9 @@ def test_a_worker_process_imports_what_it_needs_alone() -> None:
         "workers.by_value",
         "workers.chunk",
         "workers.item_slots",
-        "workers.log_records",
+        "workers.log_capture",
         "workers.record",
         "workers.role",
         "workers.slices",
-        "workers.trace_link",
     }
-    assert not {"cloudpickle", "dataclasses", "inspect", "psutil"} & loaded
+    assert not {"cloudpickle", "dataclasses", "inspect", "logging", "pickle", "psutil"} & loaded

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
 
-CallbackT = TypeVar("CallbackT", bound=Callable[[], object])
+    CallbackT = TypeVar("CallbackT", bound=Callable[[], object])
 
 _callbacks: list[Callable[[], object]] = []
 

@@ -21,14 +21,15 @@ capabilities", AFIPS 1967.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from amorsize.planning.chunk_sizes import MOST_FIRST_ITEMS
 from amorsize.planning.workload import Workload
 from amorsize.workers.record import Record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from amorsize.planning.machine import StartupModel, SystemFacts
 
 ROUND_TRIP_SECONDS = {"serial": 0.0, "thread": 16e-6, "process": 55e-6}

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
 from amorsize.errors import InvalidValueError
 from amorsize.workers.record import Record
 from amorsize.workers.role import is_worker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = "/"
 
@@ -283,6 +285,10 @@ def _cgroup_mounts(controller: str, root: StrPath) -> list[tuple[int, str, str]]
 
 
 def _unescape(field: str) -> str:
+    if "\\" not in field:
+        return field
+    import re
+
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 

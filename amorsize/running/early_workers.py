@@ -19,6 +19,7 @@ from typing import Any
 from amorsize.engines import make_backend
 from amorsize.engines.base import Backend, Message, Task
 from amorsize.errors import AmorsizeError, ExecutionCancelledError
+from amorsize.hooks.interruption import protected_between_calls
 from amorsize.planning.engine import Engine
 from amorsize.planning.gil_probe import switching_often
 from amorsize.planning.observations import EarlyWork
@@ -46,6 +47,7 @@ class HandedOver(Record):
     error: Exception | None
 
 
+@protected_between_calls
 class EarlyWorkers:
     """An engine that is opened ahead of the plan. Used from one thread at a time.
 
@@ -79,20 +81,26 @@ class EarlyWorkers:
 
     def start(self, plan: StartWorkers) -> None:
         """Start workers, and hand items to them, as planned; an error is noted, and logged."""
-        try:
-            if plan.unassigned:
-                from amorsize.engines.process.pool import pool
+        from amorsize.running.signals import DuringExecute
 
-                pool.prestart(plan.n_jobs)
-                self.state.unassigned = plan.n_jobs
-                return
-            self._open(plan.engine, plan.n_jobs)
-            if plan.dispatch:
-                self._hand_out(plan.dispatch, plan.keep)
+        try:
+            with DuringExecute(lambda: None):  # where it is the caller's thread that starts them
+                self._start(plan)
         except Exception:
             # The run meets that again, and says so.
             logger.debug("No workers are started ahead of the plan", exc_info=True)
             self.state.refused = True
+
+    def _start(self, plan: StartWorkers) -> None:
+        if plan.unassigned:
+            from amorsize.engines.process.pool import pool
+
+            pool.prestart(plan.n_jobs)
+            self.state.unassigned = plan.n_jobs
+            return
+        self._open(plan.engine, plan.n_jobs)
+        if plan.dispatch:
+            self._hand_out(plan.dispatch, plan.keep)
 
     def _open(self, engine: str, n_jobs: int) -> None:
         """Open the engine, and start workers that take time to start; again for more of them.

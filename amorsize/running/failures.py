@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Collection
 from functools import cache
 from itertools import islice
 
@@ -19,7 +17,9 @@ from amorsize.hooks.interruption import protected
 from amorsize.running.signals import Terminated
 from amorsize.workers.chunk import Chunk, ChunkOutcome, Failure, add_note
 
-logger = logging.getLogger(__name__)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 _HINT = "Pass return_exceptions=True to go on with the other items."
 
@@ -47,7 +47,7 @@ def is_failure(message: Message) -> bool:
 
 def warn_of_failed_start(loss: WorkerLost) -> None:
     """Log that a worker ended before it took any work."""
-    logger.warning(
+    _warn(
         "Worker process %s ended with exit code %s before it took any work; "
         "another takes its place",
         loss.pid,
@@ -58,11 +58,17 @@ def warn_of_failed_start(loss: WorkerLost) -> None:
 @cache
 def warn_of_nested_run(engine: str) -> None:
     """Log, once per process and not once per item, that a named engine is not used in a worker."""
-    logger.warning(
+    _warn(
         "execute() was called inside a worker process: executor='%s' runs serially there. "
         "Name 'serial' or 'thread', or leave the choice open.",
         engine,
     )
+
+
+def _warn(text: str, *values: object) -> None:
+    import logging  # 5 ms, where nothing is to be said
+
+    logging.getLogger(__name__).warning(text, *values)
 
 
 @protected

@@ -73,6 +73,8 @@ LONGEST_WAIT_SECONDS = 0.5
 """A signal that comes just before the loop begins to wait does not interrupt the wait: Python runs
 its handler when the wait is over."""
 
+protected_between_calls(make_backend)  # its module loads nothing to mark it
+
 _loaded = False
 """Whether what plans for workers is loaded: whether a run of this process has compared engines."""
 

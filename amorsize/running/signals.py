@@ -11,15 +11,20 @@ functions that are protected (``hooks/interruption.py``) they only take the note
 from __future__ import annotations
 
 import os
-import signal
 import threading
-from collections.abc import Callable
-from types import FrameType
-from typing import Any
 
 from amorsize.hooks.interruption import is_protected
 from amorsize.hooks.termination import run_callbacks
 from amorsize.workers import in_forked_child
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import Any
+else:
+    import _signal as signal  # what signal wraps in enums, which takes 2 ms
 
 
 class Terminated(BaseException):
@@ -93,7 +98,7 @@ class DuringStream:
 
 def check() -> None:
     """Raise the exception that a signal handler has noted, if this is the main thread."""
-    if _pending is not None and threading.current_thread() is threading.main_thread():
+    if _pending is not None and _is_main_thread():
         raise _pending
 
 
@@ -148,9 +153,14 @@ def _reset_in_forked_child() -> None:
             signal.signal(signum, default)
 
 
+def _is_main_thread() -> bool:
+    # current_thread() would make an object for a thread that has none.
+    return threading.get_ident() == threading.main_thread().ident
+
+
 def _take_over(signum: int) -> bool:
     """Set our handler in place of the default one, and of no other; return whether ours is set."""
-    if threading.current_thread() is not threading.main_thread():
+    if not _is_main_thread():
         return False
     default, ours = _HANDLERS[signum]
     handler = signal.getsignal(signum)
@@ -164,7 +174,7 @@ def _give_back(signals: list[int]) -> None:
     # A generator may be collected in another thread, which cannot set handlers. Our handler then
     # stays and, without a run, has the effect of the default one.
     idle = not _runs and not _streams
-    if idle and threading.current_thread() is threading.main_thread():
+    if idle and _is_main_thread():
         for signum in signals:
             default, ours = _HANDLERS[signum]
             if signal.getsignal(signum) is ours:

@@ -17,16 +17,19 @@ import copyreg
 import functools
 import io
 import os
-import pickle
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from _pickle import Pickler
 from functools import cache
 from types import CodeType, ModuleType
-from typing import Any
 
 from amorsize.workers import in_forked_child
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pickle import PickleBuffer
+    from typing import Any
 
 LARGE_BUFFER_BYTES = 1 << 20
 """Buffers from here on can be put aside, to be mapped by many processes instead of copied."""
@@ -46,9 +49,7 @@ def _renew_lock() -> None:
     _lock = threading.RLock()
 
 
-def dump(
-    value: Any, *, maps: bool = False, buffers: list[pickle.PickleBuffer] | None = None
-) -> bytes:
+def dump(value: Any, *, maps: bool = False, buffers: list[PickleBuffer] | None = None) -> bytes:
     """Pickle a value.
 
     Args:
@@ -81,7 +82,7 @@ def dump_by_name(
     file: Any, value: Any, *, maps: bool, aside: Callable[[Any], bool] | None = None
 ) -> None:
     """Pickle into a file, functions and classes by name; see :func:`dump`."""
-    pickler = pickle.Pickler(file, 5, buffer_callback=aside)
+    pickler = Pickler(file, 5, buffer_callback=aside)
     if maps and "numpy" in sys.modules:
         pickler.dispatch_table = {**copyreg.dispatch_table, **_map_reducers()}
     pickler.dump(value)
@@ -92,12 +93,16 @@ def dump_by_value(
 ) -> None:
     """Pickle into a file, by value what another process cannot import; see :func:`dump`."""
     pickler = _pickler_by_value(maps and "numpy" in sys.modules)(file, 5, buffer_callback=aside)
-    with _registered(modules_by_value()):
-        pickler.dump(value)
+    with _lock:
+        registered = _register(modules_by_value())
+        try:
+            pickler.dump(value)
+        finally:
+            _unregister(registered)
 
 
-def _put_aside(buffers: list[pickle.PickleBuffer]) -> Callable[[pickle.PickleBuffer], bool]:
-    def keep_here(buffer: pickle.PickleBuffer) -> bool:
+def _put_aside(buffers: list[PickleBuffer]) -> Callable[[PickleBuffer], bool]:
+    def keep_here(buffer: PickleBuffer) -> bool:
         try:
             if buffer.raw().nbytes < LARGE_BUFFER_BYTES:
                 return True
@@ -193,23 +198,24 @@ def _same_file(one: str, other: str) -> bool:
     return one == other or os.path.realpath(one) == os.path.realpath(other)
 
 
-@contextmanager
-def _registered(modules: dict[str, ModuleType]) -> Iterator[None]:
-    """Have cloudpickle pickle what belongs to these modules by value."""
+def _register(modules: dict[str, ModuleType]) -> list[ModuleType]:
+    """Have cloudpickle pickle what belongs to these modules by value; return what was new to it."""
     import cloudpickle
 
-    with _lock:
-        before = set(cloudpickle.list_registry_pickle_by_value())
-        added = []
-        for name, module in modules.items():
-            if name != "__main__" and name not in before and names_of(module)["__name__"] == name:
-                cloudpickle.register_pickle_by_value(module)
-                added.append(module)
-        try:
-            yield
-        finally:
-            for module in added:
-                cloudpickle.unregister_pickle_by_value(module)
+    before = set(cloudpickle.list_registry_pickle_by_value())
+    added = []
+    for name, module in modules.items():
+        if name != "__main__" and name not in before and names_of(module)["__name__"] == name:
+            cloudpickle.register_pickle_by_value(module)
+            added.append(module)
+    return added
+
+
+def _unregister(modules: list[ModuleType]) -> None:
+    import cloudpickle
+
+    for module in modules:
+        cloudpickle.unregister_pickle_by_value(module)
 
 
 @cache
@@ -229,10 +235,10 @@ def _pickler_by_value(maps: bool) -> Any:
     if maps:
         own |= _map_reducers()
 
-    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+    class ByValue(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
         dispatch_table = cloudpickle.Pickler.dispatch_table.new_child(own)
 
-    return Pickler
+    return ByValue
 
 
 def _name_code(make: Callable[..., CodeType], arguments: tuple[Any, ...], file: str) -> CodeType:

@@ -7,7 +7,9 @@ a caller-owned executor, and of Dask. A worker opens no exporter, registers no h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _is_worker = False
 _callbacks: list[Callable[[], object]] = []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -14,11 +17,20 @@ from waiting import PATIENCE
 
 import amorsize
 from amorsize import HookContext, HookEvent, HookManager
+from amorsize.engines import warm_pool
+from amorsize.engines.base import Task
+from amorsize.engines.process import engine, launcher
 from amorsize.engines.process.pool import pool
 from amorsize.exporters.prometheus.exporter import PrometheusExporter
 from amorsize.hooks.interruption import is_protected
+from amorsize.planning.observations import Observations
+from amorsize.planning.plan import StartWorkers
+from amorsize.planning.planner import Planner
 from amorsize.running import reporter, signals
+from amorsize.running.input import Input
+from amorsize.running.measurement import Measurement
 from amorsize.testing import RecordingHook, assert_contract
+from amorsize.workers.collectors import CollectSettings
 
 REPORTING = ("amorsize.running.reporter", "amorsize.hooks.manager")
 WRAPPED = (*REPORTING, "amorsize.hooks.calls", "amorsize.hooks.entries")
@@ -186,3 +198,128 @@ def test_a_stream_is_ended_over_any_lock_that_its_ender_holds() -> None:
     exporter.close()
     assert_contract(recorder.contexts)
     assert recorder.of(HookEvent.POST_EXECUTE)
+
+
+# --- the start of worker processes ----
+
+
+def open_descriptors() -> dict[str, str]:
+    """Return the descriptors of this process, and what they lead to."""
+    found = {}
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found[fd] = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:  # the directory's own
+            pass
+    return found
+
+
+def children() -> set[str]:
+    """Return the processes that this one has started, zombies too."""
+    tasks = Path("/proc/self/task").iterdir()
+    return {pid for task in tasks for pid in (task / "children").read_text().split()}
+
+
+def run_named() -> None:
+    assert amorsize.execute(abs, [-1], executor="process", n_jobs=1) == [1]
+
+
+def start_and_run() -> None:
+    """Start the template before the run begins, when no handler of ours is set yet."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warm_pool, "pool", None)  # as before it is loaded
+        launcher.start_early()
+    run_named()
+
+
+def start_ahead_of_the_plan() -> None:
+    """Start workers as a run does that measures its first items."""
+    task = Task(abs, False, False, CollectSettings())
+    measurement = Measurement(task, Input([-1]), Observations(), Planner(), starts_early=True)
+    try:
+        measurement.early.start(StartWorkers("process", 1))
+        with signals.DuringExecute(lambda: None):  # as a run does that goes on with them
+            early = measurement.early.hand_over("process", 1)
+            assert early is not None
+            early.backend.close(cancel=True)
+    finally:
+        measurement.abandon()
+
+
+def end_workers() -> None:
+    """End idle workers; their template stays."""
+    idle, pool._idle = pool._idle, []
+    for worker in idle:
+        worker.reap(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # closed all the same
+@pytest.mark.parametrize(
+    ("start", "end", "modules"),
+    [
+        (start_and_run, amorsize.shutdown, "process.launcher process.template_client"),
+        (run_named, end_workers, "factory process.connection process.engine process.pool"),
+        (start_ahead_of_the_plan, amorsize.shutdown, "running.early_workers process.launcher"),
+    ],
+    ids=["cold", "warm", "measured"],
+)
+def test_ctrl_c_at_any_line_of_a_start_leaves_nothing_open(
+    start: Callable[[], None],
+    end: Callable[[], None],
+    modules: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No descriptor, no process, no place in the pool; a run after it has its workers."""
+    names = tuple(
+        f"amorsize.{name if name.startswith('running') else f'engines.{name}'}"
+        for name in modules.split()
+    )
+    frames: list[FrameType] = []
+    pressed = ""
+    monkeypatch.setattr(signals, "is_protected", lambda _: is_protected(frames.pop()))
+    monkeypatch.setattr(engine, "_CANCEL_GRACE_SECONDS", 0.0)
+
+    def run_to(stop: int | None) -> int:
+        """Run, and press Ctrl-C at the given one of the lines, in the order that they first run."""
+        seen: set[tuple[object, int]] = set()
+
+        def at_line(_: int, frame: FrameType) -> None:
+            nonlocal pressed
+            line = frame.f_code, frame.f_lineno
+            if line in seen:
+                return
+            seen.add(line)
+            if len(seen) - 1 == stop:
+                sys.settrace(None)
+                frames.append(frame)
+                pressed = f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
+                signal.raise_signal(signal.SIGINT)
+
+        before = sys.gettrace()
+        sys.settrace(trace_lines(names, at_line))
+        try:
+            start()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+            frames.clear()
+            end()
+        return len(seen)
+
+    def look() -> Any:
+        return open_descriptors(), children(), list(pool._members)
+
+    amorsize.shutdown()
+    run_to(None)
+    before = look()
+    lines = run_to(None)
+    assert lines > 50
+    for stop in range(lines):
+        run_to(stop)
+        if look() != before:  # held by the exception
+            gc.collect()
+            assert look() == before, pressed
+    run_named()
+    amorsize.shutdown()

@@ -17,7 +17,10 @@ import os
 import select
 import struct
 from collections import deque
-from collections.abc import Sequence
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _LENGTHS = struct.Struct("!IQ")
 """A message begins with the number of bytes of its header, and of its payload."""

@@ -31,16 +31,19 @@ from amorsize.engines.process.program_state import (
     read_state,
 )
 from amorsize.errors import ExecutionError, TransportError, WorkerDiedError
+from amorsize.hooks.interruption import protected, protected_between_calls
 from amorsize.planning import machine
 from amorsize.workers.chunk import HOSTNAME, Chunk
 from amorsize.workers.item_slots import CHUNK, CHUNK_STARTED, ITEM, ITEM_STARTED
-from amorsize.workers.log_records import read_levels
+from amorsize.workers.log_capture import read_levels
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from amorsize.workers.cpu_time import Unfinished
 
 _keys = itertools.count()
+
+protected(protocol.SharedBuffers.__init__)  # marked here: a worker loads that module, too
 
 _AHEAD_BYTES = 65536
 """A chunk is sent ahead only when it fits the socket's buffer: a larger one would be kept here."""
@@ -83,6 +86,7 @@ class _Slot:
 class ProcessBackend(Backend):
     """Up to ``n_jobs`` worker processes out of the shared pool."""
 
+    @protected
     def __init__(self, n_jobs: int) -> None:
         self._n_jobs = n_jobs
         self._key = next(_keys)
@@ -182,6 +186,7 @@ class ProcessBackend(Backend):
         except OSError:
             pass  # woken already, or closed
 
+    @protected_between_calls
     def close(self, *, cancel: bool) -> Sequence[Message]:
         ended: list[Message] = []
         try:
@@ -192,15 +197,19 @@ class ProcessBackend(Backend):
                 if slot.started:
                     ended.append(WorkerEnded(slot.key, "cancelled" if cancel else "finished"))
         finally:  # a Ctrl-C may come here, too: what is still held is killed
-            self._member.leave()
-            self._selector.close()
-            self._wake_receiver.close()
-            self._wake_sender.close()
-            if self._descriptors is not None:
-                self._descriptors.close()
-            if self._shared is not None:
-                self._shared.close()
+            self._release()
         return ended
+
+    @protected
+    def _release(self) -> None:
+        self._member.leave()
+        self._selector.close()
+        self._wake_receiver.close()
+        self._wake_sender.close()
+        if self._descriptors is not None:
+            self._descriptors.close()
+        if self._shared is not None:
+            self._shared.close()
 
     def overdue(self, seconds: float) -> list[Overdue]:
         watch = self._watch
@@ -270,6 +279,7 @@ class ProcessBackend(Backend):
             return next((slot for slot in self._slots.values() if slot.may_queue()), None)
         return None
 
+    @protected
     def _add_slot(self, process: WorkerProcess) -> _Slot:
         slot = _Slot(next(self._slot_keys), process)
         self._slots[slot.key] = slot

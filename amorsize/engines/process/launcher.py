@@ -1,27 +1,28 @@
-"""Starts the template of this process, and asks it for workers."""
+"""Starts the template of this process.
+
+A template takes as long to start as this process takes to load what runs a run. So where a run is
+sure to need workers the template is started first, and this module loads next to nothing before
+that. What asks a template for workers is in :mod:`.template_client`.
+"""
 
 from __future__ import annotations
 
-import fcntl
-import mmap
+import _socket
 import os
-import pickle
-import signal
 import sys
-import time
-from collections.abc import Sequence
 
 from amorsize.engines import warm_pool
-from amorsize.engines.process.connection import connection_pair
-from amorsize.engines.process.program_state import needs_site
-from amorsize.errors import ExecutionError
 from amorsize.planning.process_support import why_no_template
 from amorsize.workers import in_forked_child
-from amorsize.workers.item_slots import SLOT_COUNT
 from amorsize.workers.role import is_worker
 
-MAX_WORKERS = 1365
-"""Workers of one template: the item slots of so many fit into 32 KB."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from functools import partial
+else:  # the whole modules take 2 ms each
+    import _signal as signal
+    from _functools import partial
 
 _BOOT = (
     "import gc, sys; gc.disable(); sys.path.insert(0, sys.argv[1]); import amorsize; "
@@ -29,179 +30,97 @@ _BOOT = (
     "from amorsize.engines.process.template import main; main()"
 )
 _PACKAGE_PARENT = os.path.abspath(__file__).rsplit(os.sep, 4)[0]
-_CONTROL_FD, _SLOTS_FD = 3, 4
-_FREE_FD = 10
-"""Our descriptors are moved up to here, out of the way of those two."""
-
-_END_SECONDS = 1.0
-_ADVICE = "Pass executor='thread', which needs no other process."
+_CONTROL_FDS = 3, 4
+"""Where the template finds its control connection: in one of these."""
 
 
-class Template:
-    """The template process, seen from its program.
-
-    Raises:
-        ExecutionError: it cannot be started; the message says why.
+class Launched:
+    """A template that nobody has asked for anything yet.
 
     Attributes:
-        workers: how many of its workers have not been let go of.
-        retired: whether it forks no more, and ends with the last of its workers.
+        identity: see :func:`read_identity`.
+        control: our end of its control connection; when that closes, the template ends.
+        pids: its process id, once it is started.
     """
 
+    control: _socket.socket | None = None
+
     def __init__(self) -> None:
-        problem = why_no_template()
-        if problem is not None:
-            raise ExecutionError(f"worker processes cannot be started: {problem}. {_ADVICE}")
-        self.identity = _identity()
-        self.workers = 0
-        self.retired = False
-        self._pid = 0
-        self._exit_code: int | None = None
-        self._free_numbers = list(range(MAX_WORKERS - 1, -1, -1))
-        self._control, theirs = connection_pair()
-        slots_file = -1
+        self.identity = read_identity()
+        self.pids: list[int] = []
+
+    def start(self) -> None:
+        """Start it. Raises OSError where that is not possible."""
+        self.control, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
-            slots_file = _slots_file(MAX_WORKERS * SLOT_COUNT * 8)
-            self._mapping = mmap.mmap(slots_file, 0)
-            self._all_slots = memoryview(self._mapping).cast("q")
-            self._pid = _spawn(theirs, slots_file)
-        except BaseException:
+            theirs.setblocking(True)  # whatever the program's default timeout is
+            self._spawn(theirs.fileno())
+        except OSError:
             self.close()
             raise
         finally:
-            os.close(theirs)
-            if slots_file >= 0:
-                os.close(slots_file)
+            theirs.close()
 
-    def is_usable(self) -> bool:
-        """Say whether it runs, and would fork children of the process as it is now."""
-        return not self.retired and self.identity == _identity() and not self._control.is_ended()
-
-    def fork(
-        self, connection: int, status: int, number: int, modules: Sequence[tuple[str, str]]
-    ) -> None:
-        """Ask for a worker, which has imported ``modules``, given with their directories.
-
-        The template answers through the descriptor ``status``, which ends without an answer where
-        the template has ended. Raises OSError when it is frozen.
-        """
-        try:
-            self._control.send(pickle.dumps((number, modules), 5), b"", (connection, status))
-        except (BrokenPipeError, ConnectionResetError):
-            self.retired = True
-            return
-        if self._control.unsent:
-            self.kill()
-            raise OSError("the template of the worker processes does not answer")
-
-    def take_item_slots(self) -> tuple[int, memoryview[int]]:
-        """Return the item slots of a new worker, and its number."""
-        if not self._free_numbers:
-            raise ExecutionError(f"there are {MAX_WORKERS} worker processes already")
-        number = self._free_numbers.pop()
-        self.workers += 1
-        start = number * SLOT_COUNT
-        return number, self._all_slots[start : start + SLOT_COUNT]
-
-    def give_back(self, number: int) -> None:
-        """Let go of a worker."""
-        self._free_numbers.append(number)
-        self.workers -= 1
-        if self.retired and not self.workers:
-            self.close()
-
-    def retire(self) -> None:
-        """Fork no more; end with the last worker."""
-        self.retired = True
-        if not self.workers:
-            self.close()
-
-    def kill(self) -> None:
-        """End it at once, and its workers with it."""
-        self.retired = True
-        if self._pid:
-            try:
-                os.kill(self._pid, signal.SIGKILL)
-            except OSError:
-                pass
-
-    def find_exit_code(self) -> int | None:
-        """Return the exit code of a template that has ended by itself; None when unknown."""
-        deadline = time.monotonic() + _END_SECONDS
-        while self._pid and time.monotonic() < deadline:
-            try:
-                pid, status = os.waitpid(self._pid, os.WNOHANG)
-            except OSError:
-                self._pid = 0  # the program reaps all of its children
-            else:
-                if pid:
-                    self._pid = 0
-                    self._exit_code = os.waitstatus_to_exitcode(status)
-                else:
-                    time.sleep(0.001)
-        return self._exit_code
-
-    def forget(self) -> None:
-        """In a forked child: let go of it; it goes on serving the parent."""
-        self._pid = 0
-        self.close()
+    def _spawn(self, control: int) -> None:
+        # A descriptor that stays in its place would keep its flag, and be closed.
+        place = _CONTROL_FDS[control == _CONTROL_FDS[0]]
+        command = [sys.executable, *_interpreter_flags()]
+        command += ["-S"] * needs_site() + ["-P", "-c", _BOOT, _PACKAGE_PARENT, str(place)]
+        spawn = partial(
+            os.posix_spawn,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, control, place),
+            ],
+            setsigmask=[],  # signals that the program blocks, or ignores
+            setsigdef=[signal.SIGCHLD, signal.SIGTERM, signal.SIGIO],
+        )
+        # One call in C: a Ctrl-C that comes meanwhile is raised when the process id is kept.
+        self.pids.extend(map(spawn, [sys.executable], [command], [_environment()]))
 
     def close(self) -> None:
-        """End it: it kills the workers that it still has. Again does nothing."""
-        self.retired = True
-        self._control.close()
-        try:
-            self._all_slots.release()
-            self._mapping.close()  # it has a descriptor of its own
-        except (AttributeError, BufferError):
-            pass  # it was never made, or a worker's item slots are still in use
-        pid, self._pid = self._pid, 0
-        deadline = time.monotonic() + _END_SECONDS
-        while pid:
+        """Let go of it: it ends. Again does nothing."""
+        control, self.control = self.control, None
+        if control is not None:
+            control.close()
+
+    def end(self) -> None:
+        """End it at once. Again does nothing."""
+        self.close()
+        pids, self.pids = self.pids, []
+        for pid in pids:
             try:
-                if os.waitpid(pid, os.WNOHANG)[0]:
-                    break
-                if time.monotonic() > deadline:
-                    os.kill(pid, signal.SIGKILL)
-                    os.waitpid(pid, 0)
-                    break
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
             except OSError:
-                break  # the program reaps all of its children
-            time.sleep(0.001)
+                pass  # the program reaps all of its children
 
-
-_early: Template | None = None
+    def __del__(self) -> None:
+        self.close()
 
 
 def start_early() -> None:
-    """Start the template before the pool is loaded, where a run is sure to need it.
-
-    Its start takes as long as loading what runs a run. Errors are left to the run.
-    """
-    global _early
-    if _early is None and not is_worker() and warm_pool.pool is None:
+    """Start the template of a run that is sure to need it. Errors are left to the run."""
+    if warm_pool.pool is not None or warm_pool.early is not None or is_worker():
+        return
+    if why_no_template() is None:
+        # Kept first: a Ctrl-C may come at any time, and a later run, or the end, finds it there.
+        warm_pool.early = launched = Launched()
         try:
-            _early = Template()
-        except (ExecutionError, OSError):
-            pass
+            launched.start()
+        except OSError:
+            warm_pool.early = None
 
 
 @in_forked_child
 def _forget_early() -> None:
-    global _early
-    template, _early = _early, None
-    if template is not None:
-        template.forget()
+    """In a forked child: the template is the parent's."""
+    launched, warm_pool.early = warm_pool.early, None
+    if launched is not None:
+        launched.close()
 
 
-def take_template() -> Template:
-    """Return the template that was started early, or a new one."""
-    global _early
-    template, _early = _early, None
-    return Template() if template is None or not template.is_usable() else template
-
-
-def _identity() -> tuple[object, ...]:
+def read_identity() -> tuple[object, ...]:
     """Return what a template passes on to its workers and cannot change."""
     return (
         os.getpid(),
@@ -210,6 +129,19 @@ def _identity() -> tuple[object, ...]:
         os.getresgid() if hasattr(os, "getresgid") else (os.getgid(), os.getegid()),
         os.getgroups(),
         needs_site(),
+    )
+
+
+def needs_site() -> bool:
+    """Say whether ``site`` has run code of somebody's, which is to run in each worker, too.
+
+    Such code may start threads, as that of ``opentelemetry-instrument`` does: it has no place in
+    the template.
+    """
+    return (
+        bool({"sitecustomize", "usercustomize"} & sys.modules.keys())
+        or "COVERAGE_PROCESS_START" in os.environ
+        or "COVERAGE_PROCESS_CONFIG" in os.environ
     )
 
 
@@ -245,44 +177,3 @@ def _interpreter_flags() -> list[str]:
     for name, value in sys._xoptions.items():
         flags += ["-X", name if value is True else f"{name}={value}"]
     return flags
-
-
-def _spawn(control: int, slots_file: int) -> int:
-    command = [sys.executable, *_interpreter_flags()]
-    command += ["-S"] * needs_site() + ["-P", "-c", _BOOT, _PACKAGE_PARENT]
-    moved = []
-    try:
-        for fd in (control, slots_file):
-            moved.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FREE_FD))
-        actions = [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, moved[0], _CONTROL_FD),
-            (os.POSIX_SPAWN_DUP2, moved[1], _SLOTS_FD),
-        ]
-        return os.posix_spawn(
-            sys.executable,
-            command,
-            _environment(),
-            file_actions=actions,
-            setsigmask=[],  # signals that the program blocks, or ignores
-            setsigdef=[signal.SIGCHLD, signal.SIGTERM, signal.SIGIO],
-        )
-    finally:
-        for fd in moved:
-            os.close(fd)
-
-
-def _slots_file(size: int) -> int:
-    try:
-        fd = os.memfd_create("amorsize-item-slots")
-    except (AttributeError, OSError):
-        import tempfile
-
-        with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
-    try:
-        os.ftruncate(fd, size)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd

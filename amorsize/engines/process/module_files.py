@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, TypeAlias
 
 from amorsize.workers.by_value import names_of
 
-Stamp: TypeAlias = tuple[int, int]
-"""Time of the last change in ns, and size."""
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
 
-Files: TypeAlias = dict[str, tuple[str, Stamp | None]]
-"""File and stamp of each module."""
+    Stamp: TypeAlias = tuple[int, int]
+    """Time of the last change in ns, and size."""
+
+    Files: TypeAlias = dict[str, tuple[str, Stamp | None]]
+    """File and stamp of each module."""
 
 _STANDARD = os.path.dirname(os.__file__) + os.sep
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")

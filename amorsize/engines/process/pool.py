@@ -13,22 +13,34 @@ from __future__ import annotations
 import atexit
 import os
 import select
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
 
 from amorsize.engines import warm_pool
 from amorsize.engines.process import protocol
-from amorsize.engines.process.connection import STATUS, connection_pair
-from amorsize.engines.process.launcher import Template, take_template
-from amorsize.engines.process.module_files import Files, HeldModules, Stamp
-from amorsize.engines.process.program_state import State
+from amorsize.engines.process.connection import STATUS, Connection, connection_pair
+from amorsize.engines.process.module_files import HeldModules
+from amorsize.engines.process.template_client import Template, start_template
 from amorsize.errors import ExecutionError
+from amorsize.hooks.interruption import protected, protected_between_calls
 from amorsize.planning import machine, process_support
 from amorsize.workers import in_forked_child
 from amorsize.workers.item_slots import CHUNK, CHUNK_STARTED, ITEM, ITEM_STARTED
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Sequence
+    from typing import TypeAlias
+
+    from amorsize.engines.process.module_files import Files, Stamp
+    from amorsize.engines.process.program_state import State
+
+    Modules: TypeAlias = Sequence[tuple[str, str]]
+    """Modules that a worker is to begin with, with the directories where they are found."""
+else:
+    import _signal as signal  # what signal wraps in enums, which takes 2 ms
 
 IDLE_SECONDS = 60.0
 """Workers that nobody used for so long end by themselves; none is taken that is about to."""
@@ -41,8 +53,7 @@ _REPORT_SECONDS = 0.25
 _PID_SECONDS = 10.0
 _KILL_SECONDS = 2.0
 
-Modules = Sequence[tuple[str, str]]
-"""Modules that a worker is to begin with, with the directories where they are found."""
+protected(Connection)  # marked here: a worker loads that module, too
 
 
 class WorkerProcess:
@@ -221,6 +232,7 @@ class WorkerProcess:
         if not getattr(self, "_closed", True):  # a Ctrl-C has kept it from its owner
             self.close()
 
+    @protected_between_calls
     def _read_status(self, timeout: float, *, until_pid: bool = False) -> None:
         """Read what the template has reported; wait for an end, or for the process id."""
         deadline = time.monotonic() + timeout
@@ -231,12 +243,16 @@ class WorkerProcess:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     return
-                poller = select.poll()
-                poller.register(self.status, select.POLLIN)
-                poller.poll(left * 1000)
+                self._wait_for_status(left)
                 continue
             self._take_status(data)
 
+    def _wait_for_status(self, seconds: float) -> None:
+        poller = select.poll()
+        poller.register(self.status, select.POLLIN)
+        poller.poll(seconds * 1000)
+
+    @protected
     def _take_status(self, data: bytes) -> None:
         kind, number = STATUS.unpack(data) if data else (b"", 0)
         match kind:
@@ -301,6 +317,7 @@ class WorkerPool:
         self._members: list[Membership] = []
         self._template: Template | None = None
 
+    @protected
     def join(self, n_jobs: int, wake: Callable[[], None]) -> Membership:
         """Enter an execution that wants up to ``n_jobs`` workers.
 
@@ -311,6 +328,7 @@ class WorkerPool:
             self._members.append(member)
         return member
 
+    @protected
     def prestart(self, workers: int, modules: Modules = ()) -> None:
         """Start workers that no execution has asked for yet, unless so many are idle already.
 
@@ -332,6 +350,7 @@ class WorkerPool:
         with self._lock:
             return [worker.pid for worker in self._all()]
 
+    @protected
     def acquire(self, member: Membership, modules: Modules) -> WorkerProcess | None:
         with self._lock:
             if len(member.held) >= self._share() and self._others_hungry(member):
@@ -374,7 +393,7 @@ class WorkerPool:
         try:
             template = self._live_template()
             if template is None:
-                template = self._template = take_template()
+                template = self._template = start_template()
             return WorkerProcess(template, modules)
         except OSError as error:
             raise cannot_start(error) from error

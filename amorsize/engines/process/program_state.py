@@ -13,12 +13,19 @@ from __future__ import annotations
 import _locale
 import _socket
 import os
-import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Callable, Sequence
+    from typing import Any, TypeAlias
+
+    State: TypeAlias = dict[str, Any]
+else:
+    import _signal as signal  # what signal wraps in enums, which takes 2 ms
 
 THREAD_LIMITS = (
     "OMP_NUM_THREADS",
@@ -30,9 +37,12 @@ THREAD_LIMITS = (
     "RAYON_NUM_THREADS",
 )
 
-State = dict[str, Any]
-
 _STREAMS = (1, 2)
+
+_STANDARD = os.path.dirname(os.__file__) + os.sep
+_OFTEN_NEEDED = "dataclasses", "json", "logging", "pathlib", "re", "typing"
+"""Modules of the standard library that take 2 to 8 ms to import. A function's module is likely to
+need those that the program has loaded."""
 
 
 class _Setting:
@@ -221,6 +231,8 @@ def read_state(inner_threads: int) -> State:
     Libraries that bring thread pools of their own are held to ``inner_threads``, unless the
     environment says otherwise: n workers with a pool of n threads each only disturb each other.
     """
+    from amorsize.engines.process.launcher import needs_site  # no worker asks
+
     environment = dict.fromkeys(THREAD_LIMITS, str(inner_threads)) | _environment()
     state: State = {name: setting.here() for name, setting in SETTINGS.items()}
     return state | {
@@ -251,19 +263,6 @@ def _identify(place: str | int) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def needs_site() -> bool:
-    """Say whether ``site`` has run code of somebody's, which is to run in each worker, too.
-
-    Such code may start threads, as that of ``opentelemetry-instrument`` does: it has no place in
-    the template.
-    """
-    return (
-        bool({"sitecustomize", "usercustomize"} & sys.modules.keys())
-        or "COVERAGE_PROCESS_START" in os.environ
-        or "COVERAGE_PROCESS_CONFIG" in os.environ
-    )
 
 
 def _read_multiprocessing() -> tuple[bytes, int] | None:
@@ -299,11 +298,19 @@ def _tracker_pid() -> int:
 
 
 def modules_to_share(state: State) -> list[str]:
-    """List modules that workers need for this state: the template imports them once for all."""
+    """List modules that workers need in this state: the template imports them once for all."""
+    names = [name for name in _OFTEN_NEEDED if _is_standard(sys.modules.get(name))]
     shared = state["multiprocessing"]
-    if shared is None:
-        return []
-    return ["multiprocessing.process"] + ["multiprocessing.resource_tracker"] * bool(shared[1])
+    if shared is not None:
+        names.append("multiprocessing.process")
+        if shared[1]:
+            names.append("multiprocessing.resource_tracker")
+    return names
+
+
+def _is_standard(module: Any) -> bool:
+    file = getattr(module, "__file__", None)
+    return isinstance(file, str) and file.startswith(_STANDARD)
 
 
 class Descriptors:

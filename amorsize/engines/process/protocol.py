@@ -20,21 +20,21 @@ that a payload which does not unpickle never damages the header it came with.
 
 from __future__ import annotations
 
-import logging
 import mmap
 import os
-import pickle
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from _pickle import dumps, loads
 
 from amorsize.errors import RemoteError, TransportError, UnpicklableItemError
 from amorsize.workers.by_value import dump
 from amorsize.workers.chunk import Chunk, ChunkOutcome, Failure, add_note
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from amorsize.engines.process.connection import Connection
+    from collections.abc import Callable, Sequence
+    from pickle import PickleBuffer
+    from typing import Any
 
-logger = logging.getLogger(__name__)
+    from amorsize.engines.process.connection import Connection
 
 
 def send(
@@ -44,20 +44,20 @@ def send(
     descriptors: Sequence[int] = (),
 ) -> None:
     """Send one message; see :meth:`Connection.send`."""
-    connection.send(pickle.dumps(header, 5), payload, descriptors)
+    connection.send(dumps(header, 5), payload, descriptors)
 
 
 def receive(connection: Connection) -> tuple[tuple[Any, ...], bytearray] | None:
     """Receive one message, or None; see :meth:`Connection.receive`."""
     message = connection.receive()
-    return None if message is None else (pickle.loads(message[0]), message[1])
+    return None if message is None else (loads(message[0]), message[1])
 
 
 def dump_function(
     func: Callable[[Any], Any],
     *,
     maps: bool = False,
-    buffers: list[pickle.PickleBuffer] | None = None,
+    buffers: list[PickleBuffer] | None = None,
 ) -> bytes:
     """Pickle the user's function, or say clearly why that is not possible.
 
@@ -89,7 +89,7 @@ class SharedBuffers:
         descriptor: of the file, or None without buffers.
     """
 
-    def __init__(self, buffers: Sequence[pickle.PickleBuffer]) -> None:
+    def __init__(self, buffers: Sequence[PickleBuffer]) -> None:
         self.sizes: list[int] = []
         self.descriptor: int | None = None
         if not buffers:
@@ -120,7 +120,7 @@ def dump_shared_function(func: Callable[[Any], Any]) -> tuple[bytes, SharedBuffe
     """Pickle the function for many workers of this machine."""
     if not hasattr(os, "memfd_create"):
         return dump_function(func, maps=True), SharedBuffers(())
-    buffers: list[pickle.PickleBuffer] = []
+    buffers: list[PickleBuffer] = []
     data = dump_function(func, maps=True, buffers=buffers)
     try:
         return data, SharedBuffers(buffers)
@@ -210,7 +210,7 @@ def unpack_outcome(
     results: Any = None
     if complete:
         try:
-            results = pickle.loads(payload)
+            results = loads(payload)
         except Exception as error:
             failed = TransportError(
                 f"the results of items {start} to {start + size - 1} (chunk {chunk_id}) do not "
@@ -243,17 +243,17 @@ def pack_error(error: BaseException) -> bytes:
         try:
             packed = pack(error)
             # Many exceptions pickle, and then fail to unpickle, or come out as something else.
-            if is_rebuilt(pickle.loads(packed), error):
+            if is_rebuilt(loads(packed), error):
                 return packed
         except Exception:
             continue
-    return pickle.dumps(_describe(error), 5)
+    return dumps(_describe(error), 5)
 
 
 def unpack_error(packed: bytes) -> BaseException:
     """Rebuild an exception, or a RemoteError with its text."""
     try:
-        error = pickle.loads(packed)
+        error = loads(packed)
     except Exception as unloadable:
         return RemoteError(
             f"the function raised an exception that does not unpickle here "
@@ -292,10 +292,13 @@ def _unpack_extras(packed: dict[str, bytes]) -> dict[str, Any]:
     extras = {}
     for name, data in packed.items():
         try:
-            extras[name] = pickle.loads(data)
+            extras[name] = loads(data)
         except Exception as error:
+            import logging
+
             kind = type(error).__name__  # its text may quote what the function has returned
-            logger.warning("%s of a chunk do not unpickle and are left out (%s)", name, kind)
+            text = "%s of a chunk do not unpickle and are left out (%s)"
+            logging.getLogger(__name__).warning(text, name, kind)
     return extras
 
 
@@ -335,7 +338,7 @@ def _rebuild_error(
 
 def _travels(value: Any) -> bool:
     try:
-        pickle.loads(dump(value))
+        loads(dump(value))
     except Exception:
         return False
     return True
@@ -354,7 +357,7 @@ def _dump_results(results: Any) -> bytes:
     # pickle refuses what only this worker knows (classes of the parent's __main__, lambdas);
     # what is of __main__ here is so in the parent.
     try:
-        return pickle.dumps(results, 5)
+        return dumps(results, 5)
     except Exception:
         return dump(results)
 

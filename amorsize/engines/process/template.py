@@ -18,16 +18,23 @@ from __future__ import annotations
 import gc
 import mmap
 import os
-import pickle
 import select
-import signal
 import sys
 import time
+from _pickle import loads
 
 from amorsize.engines.process import worker
 from amorsize.engines.process.connection import STATUS, Connection
+from amorsize.workers.item_slots import SLOT_COUNT
 
-CONTROL_FD, SLOTS_FD = 3, 4
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from typing import Any
+else:
+    import _signal as signal  # what signal wraps in enums, which takes 2 ms
+
+CONTROL_FD = 3
 
 _GRACE_SECONDS = 0.2
 """Workers that are idle end by themselves when the program does; the others are killed then."""
@@ -73,17 +80,30 @@ class _Template:
                 continue
             try:
                 while (message := self._control.receive()) is not None:
-                    birth = self._fork(pickle.loads(message[0]))
+                    birth = self._answer(*loads(message[0]))
                     if birth is not None:
                         return birth
             except (EOFError, OSError):
                 self._end()
                 return None
 
-    def _fork(self, request: tuple[int, list[tuple[str, str]]]) -> worker.Birth | None:
-        number, modules = request
-        connection, status = self._control.received[:2]
-        del self._control.received[:2]
+    def _answer(self, request: str, *arguments: Any) -> worker.Birth | None:
+        received = self._control.received
+        if request == "slots":
+            self._map_slots(received.pop(0))
+            return None
+        assert request == "fork", f"unknown request {request!r}"
+        number, modules = arguments
+        return self._fork(number, modules, received.pop(0), received.pop(0))
+
+    def _map_slots(self, slots_file: int) -> None:
+        """Map the memory in which workers show the items that they are at."""
+        self._item_slots = memoryview(mmap.mmap(slots_file, 0)).cast("q")
+        os.close(slots_file)
+
+    def _fork(
+        self, number: int, modules: list[tuple[str, str]], connection: int, status: int
+    ) -> worker.Birth | None:
         _import(modules)
         lifeline = -1
         try:
@@ -110,7 +130,8 @@ class _Template:
         for fd in (self._woken, self._wake):
             os.close(fd)
         self._control.close()
-        return worker.Birth(connection, number, lifeline)
+        item_slots = self._item_slots[number * SLOT_COUNT :][:SLOT_COUNT]
+        return worker.Birth(connection, item_slots, lifeline)
 
     def _reap(self) -> None:
         """Report the exit codes of workers that have ended.
@@ -178,19 +199,19 @@ def main() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_WRONLY)
-    os.closerange(SLOTS_FD + 1, os.sysconf("SC_OPEN_MAX"))  # inheritable ones of the program
-    for fd in (CONTROL_FD, SLOTS_FD):
-        os.set_inheritable(fd, False)
+    control = int(sys.argv[2])
+    if control != CONTROL_FD:
+        os.dup2(control, CONTROL_FD)
+    os.closerange(CONTROL_FD + 1, os.sysconf("SC_OPEN_MAX"))  # inheritable ones of the program
+    os.set_inheritable(CONTROL_FD, False)
     try:
         os.setsid()  # Ctrl-C in a terminal is for the program alone
     except PermissionError:
         pass  # it was started so
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    all_slots = memoryview(mmap.mmap(SLOTS_FD, 0)).cast("q")
-    os.close(SLOTS_FD)
     gc.freeze()  # a collection in a worker leaves the pages shared that it need not look at
     birth = _Template(Connection(CONTROL_FD, blocking=False)).serve()
     if birth is None:
         os._exit(0)
     gc.enable()
-    worker.main(birth, all_slots)
+    worker.main(birth)

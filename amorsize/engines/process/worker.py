@@ -5,11 +5,12 @@ It has one thread and no exporter. The messages that it gets and sends are liste
 
 from __future__ import annotations
 
+import fcntl
 import os
-import pickle
 import sys
 import threading
 import time
+from _pickle import loads
 
 from amorsize.engines.process import protocol
 from amorsize.engines.process.connection import Connection
@@ -24,10 +25,9 @@ from amorsize.workers.chunk import (
     text_of,
     unreadable,
 )
-from amorsize.workers.item_slots import CHUNK, CHUNK_STARTED, SLOT_COUNT, mark_chunk
-from amorsize.workers.log_records import RecordKeeper, keep_records
+from amorsize.workers.item_slots import CHUNK, CHUNK_STARTED, mark_chunk
+from amorsize.workers.log_capture import LogCapture
 from amorsize.workers.role import become_worker
-from amorsize.workers.trace_link import loaded_tracing
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,17 +47,17 @@ class Birth:
 
     Attributes:
         connection: the descriptor of its connection.
-        number: the number of its item slots.
+        item_slots: where it shows the item that it is at.
         lifeline: the descriptor of a pipe that closes with the template.
     """
 
-    def __init__(self, connection: int, number: int, lifeline: int) -> None:
+    def __init__(self, connection: int, item_slots: memoryview[int], lifeline: int) -> None:
         self.connection = connection
-        self.number = number
+        self.item_slots = item_slots
         self.lifeline = lifeline
 
 
-def main(birth: Birth, all_slots: memoryview[int]) -> None:
+def main(birth: Birth) -> None:
     """Serve the program; returns, or exits, when the connection ends."""
     become_worker()
     try:
@@ -71,8 +71,7 @@ def main(birth: Birth, all_slots: memoryview[int]) -> None:
     for stream in (sys.stdout, sys.stderr):
         # What is printed is not lost when the process is killed.
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    item_slots = all_slots[birth.number * SLOT_COUNT :][:SLOT_COUNT]
-    worker = _Worker(connection, item_slots)
+    worker = _Worker(connection, birth.item_slots)
     try:
         protocol.send(connection, ("ready", time.time()))
         worker.serve()
@@ -90,7 +89,7 @@ class _Worker:
         self._item_slots = item_slots
         self._state = AppliedState()
         self._modules = ModuleFiles()
-        self._keeper = RecordKeeper()
+        self._log = LogCapture()
         self._tasks: dict[int, _Task] = {}
         self._provider_at_start: Any = None
         self._site_has_run = False
@@ -102,7 +101,7 @@ class _Worker:
                 return
             message = connection.receive()
             assert message is not None, "a blocking connection waits"
-            header, payload = pickle.loads(message[0]), message[1]
+            header, payload = loads(message[0]), message[1]
             del message
             match header:
                 case ("chunk", key, chunk_id, start, size):
@@ -129,10 +128,10 @@ class _Worker:
             task.reported = True
             name = threading.current_thread().name
             protocol.send(connection, ("started", key, HOSTNAME, name))
-        keep_records(task.log_levels, self._keeper)
+        self._log.keep(task.log_levels)
         outcome = task.run(chunk_id, start, size, payload, item_slots)
         flush_streams()
-        if records := self._keeper.take():
+        if records := self._log.take():
             outcome.extras["log_records"] = records
         packed, results = protocol.pack_outcome(outcome)
         del outcome, payload
@@ -190,7 +189,7 @@ class _Task:
         self.collect: CollectSettings | None = settings["collect"]
         if self.collect is not None:
             self.collect.use_in_worker(provider_at_start)
-        self.func = pickle.loads(payload, buffers=buffers)
+        self.func = loads(payload, buffers=buffers)
         self.return_exceptions: bool = settings["return_exceptions"]
         self.stamp_items: bool = settings["stamp_items"]
         self.log_levels: dict[str, int] = settings["log_levels"]
@@ -200,7 +199,7 @@ class _Task:
         self, chunk_id: int, start: int, size: int, payload: bytearray, item_slots: memoryview[int]
     ) -> ChunkOutcome:
         try:
-            items = pickle.loads(payload)
+            items = loads(payload)
         except Exception as error:
             return unreadable(chunk_id, start, size, error)
         return run_chunk(
@@ -215,8 +214,11 @@ class _Task:
 
 def _find_muted_provider() -> Any:
     """Return what automatic instrumentation set up before any run, if it exports nothing itself."""
-    muted = os.environ.get("OTEL_TRACES_EXPORTER") == "none"
-    return getattr(loaded_tracing(), "_TRACER_PROVIDER", None) if muted else None
+    if os.environ.get("OTEL_TRACES_EXPORTER") != "none":
+        return None
+    from amorsize.workers.trace_link import loaded_tracing
+
+    return getattr(loaded_tracing(), "_TRACER_PROVIDER", None)
 
 
 def _die_with_template(lifeline: int) -> None:
@@ -228,8 +230,6 @@ def _die_with_template(lifeline: int) -> None:
     """
     template = os.getppid()
     if sys.platform == "linux":
-        import fcntl
-
         fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
         flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
         fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | os.O_ASYNC)

@@ -25,9 +25,9 @@ from amorsize.engines.process import pool as pool_module
 from amorsize.engines.process import protocol
 from amorsize.engines.process import worker as worker_module
 from amorsize.engines.process.connection import Connection, connection_pair
-from amorsize.engines.process.launcher import Template
 from amorsize.engines.process.pool import Membership, WorkerPool, WorkerProcess, pool
 from amorsize.engines.process.program_state import read_state
+from amorsize.engines.process.template_client import Template, start_template
 from amorsize.errors import ExecutionError
 from amorsize.planning import machine
 from amorsize.workers.item_slots import CHUNK, CHUNK_STARTED, CPU_STARTED
@@ -344,7 +344,7 @@ def test_executions_at_the_same_time_all_come_to_their_end() -> None:
 
 @pytest.fixture
 def template() -> Iterator[Template]:
-    own = Template()
+    own = start_template()
     yield own
     own.close()
 
