@@ -283,6 +283,8 @@ def _look_again(seen: Observations) -> LookFurther:
 def _is_startup_worth_measuring(seen: Observations, workload: Workload) -> bool:
     return (
         seen.runs_again
+        and seen.payload is not None
+        and seen.payload.problem is None  # a program that is no interpreter is never started again
         and seen.startup is not None
         and not seen.startup["process"].measured
         and workload.serial_seconds >= MEASURE_STARTUP_SECONDS

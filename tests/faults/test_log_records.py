@@ -26,7 +26,7 @@ def texts_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def records_of(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    return [record for record in caplog.records if not record.name.startswith("amorsize.running")]
+    return [record for record in caplog.records if record.name != "amorsize.runs"]
 
 
 def log_item(x: int) -> int:

@@ -167,6 +167,13 @@ def test_it_looks_further_only_where_processes_would_win(seen: Observations, at:
     assert next_of(seen) == LookFurther(at)
 
 
+def test_nothing_is_started_to_be_measured_where_no_process_can_be() -> None:
+    """What would be started is the program itself: it is no interpreter."""
+    unsendable = Payload(problem="this program is frozen")
+    seen = observed(calls(0.02, 0.02), runs_again=True, early=None, payload=unsendable)
+    assert isinstance(next_of(seen), RunChunks)
+
+
 @pytest.mark.parametrize(
     "seen",
     [
