@@ -120,7 +120,7 @@ def work(x: int) -> int:
 def run_all(metered: Metered, mode: str) -> None:
     """Runs of all sorts: every row has a value."""
     options: dict[str, Any] = {"executor": mode, "n_jobs": 2, "chunksize": 2}
-    amorsize.execute(abs, range(10), hooks=metered.hooks)  # the speedups of a choice are known
+    amorsize.execute(str, range(10), hooks=metered.hooks)  # the speedups of a choice are known
     amorsize.execute(abs, range(10), hooks=metered.hooks, **options)
     amorsize.execute(work, range(10), return_exceptions=True, hooks=metered.hooks, **options)
     with pytest.raises(ValueError, match="three"):
