@@ -22,6 +22,8 @@ SPANS = 2 * ITEMS + 2
 EXIT_SECONDS = 2.0
 MARGIN_SECONDS = 3.0
 """For a machine that does other things."""
+LATE = str(int(1000 * PATIENCE))
+"""Milliseconds after which spans are sent at last: by then the run is over, however slow it is."""
 
 PROGRAM = """
 import os, time
@@ -53,7 +55,11 @@ def run(tmp_path: Path) -> Callable[..., Ran]:
     """Run the program against an endpoint; its results must be right."""
 
     def run(endpoint: str, *switches: str, flush: float = 0, **variables: str) -> Ran:
-        environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint} | variables
+        environment = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
+            "OTEL_BSP_SCHEDULE_DELAY": LATE,
+            **variables,
+        }
         path = tmp_path / "program.py"
         ran = run_program(path, PROGRAM, str(flush), *switches, environment=environment)
         assert ran.said["results"] == [item * 2 for item in range(ITEMS)]

@@ -19,7 +19,7 @@ from waiting import PATIENCE, slowness
 from amorsize.errors import InvalidTypeError, InvalidValueError, PortInUseError
 from amorsize.exporters.prometheus import listening
 from amorsize.exporters.prometheus.exporter import PrometheusExporter
-from amorsize.exporters.prometheus.server import MAX_CONNECTIONS, ScrapeServer
+from amorsize.exporters.prometheus.server import MAX_CONNECTIONS, ScrapeServer, _Handler
 from amorsize.exporters.prometheus.settings import ListenSettings
 from amorsize.hooks import HookManager
 
@@ -97,7 +97,7 @@ def test_a_client_that_stalls_in_the_handshake_is_cut_off(
     monkeypatch: pytest.MonkeyPatch, secure: PrometheusExporter
 ) -> None:
     """After a few bytes of it, too."""
-    monkeypatch.setattr("amorsize.exporters.prometheus.server._Handler.timeout", 0.1)
+    monkeypatch.setattr(_Handler, "timeout", 0.2 * slowness())
     with connect(secure) as client:
         client.sendall(b"\x16\x03\x01\x02\x00\x01")
         assert client.recv(1) == b""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from waiting import PATIENCE, slowness
 
-from amorsize.exporters.prometheus.server import MAX_CONNECTIONS, ScrapeServer
+from amorsize.exporters.prometheus.server import MAX_CONNECTIONS, ScrapeServer, _Handler
 
 
 def hello(environ, start_response):
@@ -77,14 +77,14 @@ def test_a_client_that_drips_is_cut_off():
 
 def test_a_client_that_stalls_is_cut_off(monkeypatch, server):
     """Nothing for a while is the end of it."""
-    monkeypatch.setattr("amorsize.exporters.prometheus.server._Handler.timeout", 0.1)
+    monkeypatch.setattr(_Handler, "timeout", 0.2 * slowness())
     with connect(server) as client:
         assert client.recv(1) == b""
 
 
 def test_a_client_that_does_not_read_is_cut_off(monkeypatch, server):
     """Its thread ends when the answer was not taken in time."""
-    monkeypatch.setattr("amorsize.exporters.prometheus.server._Handler.timeout", 0.1)
+    monkeypatch.setattr(_Handler, "timeout", 0.2 * slowness())
     done = threading.Event()
 
     def endless(environ, start_response):
