@@ -209,6 +209,8 @@ async def _consume(
                     await driver.changed.wait()
                 for result in piece:
                     yield result
+                    del result
+                del piece
         finally:
             await driver.acancel()
 

@@ -88,5 +88,6 @@ def _consume(
             driver.start()
             for piece in buffer.pieces():
                 yield from piece
+                del piece  # as in pieces()
         finally:
             driver.cancel()

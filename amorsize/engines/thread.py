@@ -260,6 +260,12 @@ class ThreadBackend(Backend):
                     return
                 worker.item_slots[CHUNK], worker.item_slots[CHUNK_STARTED] = -1, 0
                 worker.chunk = None
-            self._messages.put(ChunkDone(key, outcome))
-            if outcome.size < len(chunk.items):
+            is_left = outcome.size < len(chunk.items) and not outcome.is_full
+            if outcome.is_full:
+                monitor = None  # its other items are out of turn: no chunk can be taken back
+            done = ChunkDone(key, outcome)
+            del chunk, outcome  # not to be held while the next one is waited for
+            self._messages.put(done)
+            del done
+            if is_left:
                 return

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 
-from amorsize.planning.chunk_sizes import MOST_FIRST_ITEMS
+from amorsize.planning.chunk_sizes import MOST_FIRST_ITEMS, chunk_bytes, fitting_size
 from amorsize.planning.workload import Workload
 from amorsize.workers.record import Record
 
@@ -43,7 +43,6 @@ WORKER_BYTES = 30 << 20
 """What an interpreter with the worker's imports takes."""
 MEMORY_SHARE = 0.8
 """The share of the available memory that a plan may fill."""
-MAX_CHUNK_BYTES = 32 << 20
 CHUNKS_PER_WORKER = 16
 """Chunks per worker, where they are not too short for that: the slack that evens out items of
 different length, and workers that begin at different times."""
@@ -141,7 +140,8 @@ def choose_chunksize(
         size = min(size, workload.remaining)
     payload = workload.payload
     if payload is not None and n_jobs > 1:
-        size = min(size, MAX_CHUNK_BYTES / max(1, payload.item_bytes, payload.result_bytes))
+        most = chunk_bytes("process", n_jobs)
+        return fitting_size(max(1, int(size)), payload.item_bytes + payload.result_bytes, most)
     return max(1, int(size))
 
 

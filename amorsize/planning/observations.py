@@ -39,6 +39,8 @@ class Sample(Record):
         peak_growth_bytes: how far the process' highest resident size rose.
         together, together_seconds: calls that were timed as one, and how long they took.
         other_seconds: what calls took that say nothing of those to come.
+        items_bytes, results_bytes: what the items and the results weigh, about; 0 where nobody
+            asks: the input is in memory, and the results stay there.
         asked_items: how many were to be timed one by one.
         asked_together: whether further ones were to be timed as one.
     """
@@ -59,6 +61,8 @@ class Sample(Record):
     together: int = 0
     together_seconds: float = 0.0
     other_seconds: float = 0.0
+    items_bytes: int = 0
+    results_bytes: int = 0
     asked_items: int = 0
     asked_together: bool = False
 
@@ -119,6 +123,33 @@ class ChunkTimes(Record):
         return self.recent_seconds / self.recent_items if self.recent_items > 0 else None
 
 
+class Weights(Record):
+    """What items and results weigh, in bytes. What is heavier than before counts at once, what is
+    lighter by half.
+
+    Attributes:
+        item_bytes, result_bytes: of one item, and of its result.
+        count: how many chunks were weighed.
+    """
+
+    item_bytes: float = 0.0
+    result_bytes: float = 0.0
+    count: int = 0
+
+    def add(self, items: int, items_bytes: int, results_bytes: int) -> None:
+        """Add a chunk; an empty one says nothing."""
+        if items:
+            item, result = items_bytes / items, results_bytes / items
+            self.item_bytes = max(item, (self.item_bytes + item) / 2)
+            self.result_bytes = max(result, (self.result_bytes + result) / 2)
+            self.count += 1
+
+    @property
+    def both_bytes(self) -> float:
+        """Of an item and its result."""
+        return self.item_bytes + self.result_bytes
+
+
 class Observations(Record):
     """What is known of a run. The run writes it, the planner reads it.
 
@@ -139,6 +170,7 @@ class Observations(Record):
         whole: whether a serial run may do all that is left as one chunk: its input is in memory,
             nobody observes it, and nothing else was asked for.
         most_chunk_items, most_serial_items: items per chunk at most; the same, in a serial run.
+        streams: whether results wait for a consumer, who may be slow.
 
         left: items that were not taken yet; None where the length is unknown.
         indexable: whether items can be had by their index, beside those that are measured.
@@ -158,6 +190,9 @@ class Observations(Record):
 
         plan: what the run goes by now; None before the first plan.
         chunks: what its chunks took.
+        weights: what its items and results weigh.
+        held_chunks: chunks in flight, or waiting for the consumer of a stream.
+        held_bytes: what they weigh, with the results that are expected.
         expected_seconds: what items were expected to take when they last deviated.
         deviating_seconds: what an item took that made a chunk end early; 0 where none did.
         growths: how often the run has gone over to workers.
@@ -178,6 +213,7 @@ class Observations(Record):
     whole: bool = False
     most_chunk_items: int = 100_000
     most_serial_items: int = 100_000
+    streams: bool = False
 
     left: int | None = None
     indexable: bool = False
@@ -196,6 +232,9 @@ class Observations(Record):
 
     plan: RunChunks | None = None
     chunks: ChunkTimes = made(factory=ChunkTimes)
+    weights: Weights = made(factory=Weights)
+    held_chunks: int = 0
+    held_bytes: float = 0.0
     expected_seconds: float = 0.0
     deviating_seconds: float = 0.0
     growths: int = 0
@@ -205,3 +244,13 @@ class Observations(Record):
     def total(self) -> int | None:
         """The items of the input, measured ones included; from where the measuring began."""
         return None if self.left is None else self.left + self.sample.taken
+
+    def weights_on(self, engine: str) -> Weights:
+        """What items and results weigh: of chunks that came back, or else of the sample."""
+        if self.weights.count:
+            return self.weights
+        weights, sample, payload = Weights(), self.sample, self.payload
+        weights.add(sample.taken, sample.items_bytes, sample.results_bytes)
+        if payload is not None and engine == "process":
+            weights.add(1, payload.item_bytes, payload.result_bytes)
+        return weights

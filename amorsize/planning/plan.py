@@ -109,21 +109,29 @@ class Choice(Record):
         """Whether the calling thread, or one that stands in for it, is the only worker."""
         return self.engine.type == "serial"
 
+    @property
+    def is_local(self) -> bool:
+        """Whether items and results surely stay in this process, and are not copied."""
+        return self.engine.type in ("serial", "thread")
+
 
 class RunChunks(Record):
     """Chunks run, until something else is better.
 
     Attributes:
         choice: where; it is the same object as long as only the size of chunks changes.
-        size: items in the next chunk.
+        size: items in the next chunk; 0 where what is held has to become less first.
         usual_size: the same, away from the end of the input.
         counted: how many chunks that size accounts for.
+        most_bytes: the next chunk ends where its items weigh so much, or its results do; 0 for
+            never.
     """
 
     choice: Choice
     size: int
     usual_size: int
     counted: int = 0
+    most_bytes: int = 0
 
 
 Plan: TypeAlias = LookFurther | StartWorkers | RunChunks

@@ -15,11 +15,15 @@ of engines) is imported by the functions that need it.
 from __future__ import annotations
 
 from amorsize.planning.chunk_sizes import (
+    CHUNK_BYTES,
     SHORTEST_CHUNK_SECONDS,
     SHORTEST_OWN_CHUNK_SECONDS,
+    chunk_bytes,
     chunk_seconds,
     corrected_size,
     first_size,
+    fitting_size,
+    has_room,
     next_size,
 )
 from amorsize.planning.engine import Engine
@@ -158,9 +162,12 @@ def _first_look(seen: Observations) -> Plan | None:
         short = len(calls) > 1 and each <= TOGETHER_SECONDS / 16
         enough = seen.left is None or seen.left >= FEWEST_LEFT_TOGETHER
         if short and enough and not sample.exhausted and max(sample.input_seconds) <= 1e-3:
-            return LookFurther(
-                ITEMS_TOGETHER, min(MOST_TOGETHER, int(TOGETHER_SECONDS / max(each, 1e-9)))
-            )
+            wanted = min(MOST_TOGETHER, int(TOGETHER_SECONDS / max(each, 1e-9)))
+            held = sample.items_bytes + sample.results_bytes
+            if held >= CHUNK_BYTES:
+                return None
+            fitting = fitting_size(wanted, held / sample.taken, CHUNK_BYTES - held)
+            return LookFurther(ITEMS_TOGETHER, fitting)
     elif sample.together and not sample.exhausted:
         calls = sorted(sample.item_seconds)
         each = sample.together_seconds / sample.together
@@ -406,6 +413,8 @@ def _run(
             chosen.chunksize,
             chosen.speedup,
         )
+    each_bytes = seen.weights_on(name).both_bytes
+    size = fitting_size(size, each_bytes, chunk_bytes(name, n_jobs))
     size = seen.chunksize or min(size, max(1, workload.remaining))
     # Items that were short again when they were measured are less of a deviation the next time: a
     # single one may have stood in the queue for a CPU, but some inputs go on like that.
@@ -551,6 +560,7 @@ def _while_running(seen: Observations, plan: RunChunks) -> Plan:
 def _resize(seen: Observations, plan: RunChunks, choice: Choice) -> RunChunks:
     """Correct the size of the next chunk by what the chunks so far took."""
     name, n_jobs, times = choice.engine.type, choice.n_jobs, seen.chunks
+    each_bytes, most_bytes = seen.weights_on(name).both_bytes, chunk_bytes(name, n_jobs)
     if seen.chunksize is not None:
         size = usual = seen.chunksize
     elif seen.whole and choice.is_serial:
@@ -563,6 +573,10 @@ def _resize(seen: Observations, plan: RunChunks, choice: Choice) -> RunChunks:
             if seen.left is not None:  # there are no chunks of more items than are left
                 most = max(usual, min(most, seen.left))
             usual = corrected_size(usual, times, target_seconds=target, most=most)
+        usual = fitting_size(usual, each_bytes, most_bytes)
         shortest = SHORTEST_CHUNK_SECONDS.get(name, SHORTEST_OWN_CHUNK_SECONDS)
         size = next_size(usual, times, n_jobs=n_jobs, left=seen.left, shortest_seconds=shortest)
-    return RunChunks(choice, size, usual, times.count)
+    held = seen.held_chunks, seen.held_bytes
+    if not has_room(*held, size * each_bytes, n_jobs=n_jobs, streams=seen.streams):
+        size = 0
+    return RunChunks(choice, size, usual, times.count, 0 if seen.chunksize else most_bytes)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from amorsize.running.sinks import Sink
 
-_CHUNKS_PER_WORKER = 3
 CLOSE_SECONDS = 1.0
 """How long a consumer that goes away waits for the run to end."""
 
@@ -78,7 +77,7 @@ class Driver:
 
     def _drive(self) -> None:
         run = self._run
-        run.on_plan = self._get_ready
+        run.on_plan = self._end_with_program
         try:
             with run:
                 if isinstance(self._sink, StreamBuffer):
@@ -96,12 +95,9 @@ class Driver:
                 self._sink.on_room = lambda: None
             self._on_end()
 
-    def _get_ready(self, plan: RunChunks) -> None:
-        """Get ready for as many workers as are planned."""
-        choice = plan.choice
-        if isinstance(self._sink, StreamBuffer):
-            self._sink.window = _CHUNKS_PER_WORKER * choice.n_jobs + 1
-        _cancel_at_exit(self.cancel, processes=choice.engine.type == "process")
+    def _end_with_program(self, plan: RunChunks) -> None:
+        """Have the run end with the program."""
+        _cancel_at_exit(self.cancel, processes=plan.choice.engine.type == "process")
 
 
 _open_drivers: set[Callable[[], None]] = set()

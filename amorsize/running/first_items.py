@@ -1,9 +1,9 @@
 """The first items of a run, called in its thread and measured; or those that are measured later.
 
 They are the first chunk of the serial engine, timed: no item is lost and none runs twice. The
-measuring stops at its size, or once the calls have taken :data:`BUDGET_SECONDS`, or as soon as the
-answer is clear: one slow call says what five fast ones say together, and while it runs all other
-cores idle.
+measuring stops at its size, or once the calls have taken :data:`BUDGET_SECONDS`, or once they weigh
+as much as a chunk may, or as soon as the answer is clear: one slow call says what five fast ones
+say together, and while it runs all other cores idle.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import threading
 from operator import length_hint
 from threading import Lock
 
+from amorsize.planning.chunk_sizes import CHUNK_BYTES
 from amorsize.planning.clocks import Clocks, Reading, read_peak_bytes
 from amorsize.planning.gil_probe import AFTER_SECONDS, WINDOW_SECONDS, GilProbe
 from amorsize.planning.observations import Sample
@@ -57,6 +58,7 @@ class FirstItems:
         collector: keeps what the calls bring beside results; None for none.
         chunk_id: of the chunk that they are.
         clocks: where time is read from; None for the real clocks.
+        weighs_results: whether results are weighed, as those are that wait for a consumer.
 
     Attributes:
         start: the index in the input of the first one.
@@ -68,6 +70,7 @@ class FirstItems:
             run raises it once its events are emitted.
         sample: what the calls cost.
         draw: takes items from the input.
+        item_type: the type of the first item, once they are released.
 
     Nothing that the function or the input raises leaves the methods.
 
@@ -86,6 +89,7 @@ class FirstItems:
         collector: ChunkCollector | None = None,
         chunk_id: int = 0,
         clocks: Clocks | None = None,
+        weighs_results: bool = False,
     ) -> None:
         self._func = func
         self._source = source
@@ -100,6 +104,9 @@ class FirstItems:
         self.failures: list[Failure] = []
         self.interrupted: BaseException | None = None
         self.sample = Sample()
+        self.item_type: type = type(None)
+        self._weighs_results = weighs_results
+        self._weighed = 0
         self._started_at = 0.0
         self._in_progress: tuple[float, Reading] | None = None
         self._raised_at: float | None = None
@@ -164,10 +171,13 @@ class FirstItems:
         wall, done, seconds = self._clocks.wall, 0, 0.0
         try:
             while done < size and seconds < 4 * TOGETHER_SECONDS and not self._closed:
+                if done and self._is_full():
+                    break
                 wanted = min(max(4, done), TOGETHER_SLICE_ITEMS, size - done)
                 piece = self.draw(wanted)
                 if not piece:
                     break
+                sample.items_bytes += source.drawn_bytes
                 self.items.extend(piece)
                 items = iter(piece)
                 if collector is not None:
@@ -188,6 +198,7 @@ class FirstItems:
                 done += len(piece)
         except BaseException as error:
             self.interrupted = error
+        self._is_full()
         sample.taken = len(self.items)
         sample.together += done
         sample.together_seconds += max(0.0, seconds)
@@ -212,6 +223,8 @@ class FirstItems:
             exhausted=sample.exhausted,
             other_seconds=sample.all_seconds,
             peak_growth_bytes=sample.peak_growth_bytes,
+            items_bytes=sample.items_bytes,
+            results_bytes=sample.results_bytes,
             asked_together=sample.asked_together,
         )
 
@@ -285,6 +298,22 @@ class FirstItems:
             extras={} if self._collector is None else self._collector.take(),
         )
 
+    def release(self) -> None:
+        """Let go of the items and their results: somebody else has them."""
+        if self.items:
+            self.item_type = type(self.items[0])
+        self.items, self.results = [], []
+
+    def _is_full(self) -> bool:
+        """Weigh the results that have come, and say whether all weighs as much as a chunk may."""
+        sample = self.sample
+        if self._weighs_results:
+            from amorsize.workers.weight import weigh_all
+
+            sample.results_bytes += weigh_all(self.results[self._weighed :])
+            self._weighed = len(self.results)
+        return sample.items_bytes + sample.results_bytes >= CHUNK_BYTES
+
     def _call(self, items: Iterator[Any]) -> None:
         try:
             call_each(
@@ -300,6 +329,7 @@ class FirstItems:
             self.interrupted = error
         finally:
             items.close()  # type: ignore[attr-defined]  # a generator
+        self._is_full()
         self.sample.taken = len(self.items)
         self.sample.exhausted = self._source.exhausted and self._source.error is None
 
@@ -314,6 +344,7 @@ class FirstItems:
             # One call in C: a Ctrl-C cannot fall between taking the item and keeping it.
             taken = len(self.items)
             self.items.extend(self.draw(1))
+        self.sample.items_bytes += self._source.drawn_bytes
         return len(self.items) > taken
 
     def _start_probe(self, make_look: Callable[[], Look | None] | None) -> GilProbe | None:
@@ -335,7 +366,9 @@ class FirstItems:
         wall = clocks.wall
         before: Reading | None = None
         spent = unread = 0.0
-        for _ in range(size):
+        for number in range(size):
+            if number and self._is_full():
+                break
             began = wall()
             if not self._take():
                 break
@@ -381,8 +414,8 @@ class FirstItems:
         """Give items to call, until something is true."""
         wall, collector = self._clocks.wall, self._collector
         asked = wall()
-        for _ in range(size):
-            if not self._take():
+        for number in range(size):
+            if (number and self._is_full()) or not self._take():
                 break
             if collector is not None:
                 collector.enter()

@@ -37,7 +37,7 @@ from amorsize.options import Options
 from amorsize.planning.engine import Engine
 from amorsize.planning.gil_probe import AFTER_SECONDS
 from amorsize.planning.known_functions import KNOWN, NOTHING
-from amorsize.planning.observations import ChunkTimes, Observations
+from amorsize.planning.observations import ChunkTimes, Observations, Weights
 from amorsize.planning.plan import LookFurther, Plan, RunChunks
 from amorsize.planning.planner import REPLANNING_SECONDS, Planner
 from amorsize.running.input import Input
@@ -238,7 +238,8 @@ class Run:
         seen.known = known
         seen.sendable = bool(sequence) and type(sequence[0]) is known.sent_type  # type: ignore[index]
         seen.most_chunk_items = seen.most_serial_items = MOST_CHUNK_ITEMS
-        if self._sink.is_bounded:
+        seen.streams = self._sink.is_bounded
+        if seen.streams:
             seen.most_chunk_items = seen.most_serial_items = MOST_STREAM_CHUNK_ITEMS
         elif sequence is not None:
             seen.most_serial_items = MOST_SERIAL_CHUNK_ITEMS
@@ -272,7 +273,7 @@ class Run:
         seen, choice, first = self._seen, plan.choice, self._measurement.first
         self._explain_choice(plan, is_first)
         self._plan = seen.plan = plan
-        seen.chunks = ChunkTimes()
+        seen.chunks, seen.weights = ChunkTimes(), Weights()
         seen.deviating_seconds = 0.0
         seen.loading_seconds = 0.0
         self._reported_size = plan.usual_size
@@ -283,6 +284,7 @@ class Run:
         if not alone:
             self._guard()
         self._input.copies = not alone or seen.interruptible
+        self._input.weighs = not (choice.is_local and self._input.in_memory)
         if self._measurement.has_started:
             early = self._measurement.early
             self._handed_over = early.hand_over(choice.engine.type, choice.n_jobs)
@@ -328,6 +330,7 @@ class Run:
         first = self._measurement.first
         if (outcome := first.outcome()) is not None:
             chunk = Chunk(self._new_id(), outcome.start, first.items[: outcome.size])
+            first.release()
             self._take_outcome(chunk, outcome, None, sampled=True)
         elif self._report is not None and (seconds := first.sample.all_seconds):
             from amorsize.workers.cpu_time import Unfinished
@@ -368,15 +371,7 @@ class Run:
             if self._unsendable:
                 self._take_unsendable(*self._unsendable.popleft())
             elif self._backend is not None:
-                messages = self._backend.wait(self._patience())
-                if len(messages) > 1:
-                    # Failures last: they may end the run, and what came with them counts.
-                    from amorsize.running.failures import is_failure
-
-                    messages = sorted(messages, key=is_failure)
-                self._messages = iter(messages)
-                for message in self._messages:
-                    self._handle(message)
+                self._handle_all(self._backend.wait(self._patience()))
             if self._change is not None and self._may_change():
                 change, self._change = self._change, None
                 self._close_backend(cancel=False)
@@ -435,6 +430,7 @@ class Run:
         seen, plan = self._seen, self._plan
         assert plan is not None
         seen.left = self._input.left
+        self._see_what_is_held()
         following = self._planner.next(seen)
         if isinstance(following, RunChunks) and following.choice is plan.choice:
             self._plan = seen.plan = following
@@ -462,7 +458,7 @@ class Run:
     def _take_back(self, chunk: Chunk, outcome: ChunkOutcome) -> None:
         """Take back what a serial chunk has left because its items have become too long."""
         end = outcome.start + outcome.size
-        if outcome.size < len(chunk.items):
+        if outcome.size < len(chunk.items) and not outcome.is_full:
             # Those after it were not begun.
             later = [each for each in self._in_flight.values() if each.start >= end]
             self._input.give_back([chunk.items[outcome.size :], *(each.items for each in later)])
@@ -478,23 +474,8 @@ class Run:
             or self._backend.has_room()
             or (self._input.instant and self._backend.can_hold())
         ):
-            if again := self._retries:
-                chunk = again.take()
-            elif self._change is not None:
+            if (chunk := self._next_chunk()) is None:
                 break
-            elif not self._sink.has_room(len(self._in_flight)):
-                # Workers that idle for their consumer say nothing of the speed of the run.
-                assert self._plan is not None
-                self._held_back |= len(self._in_flight) < self._plan.choice.n_jobs
-                break
-            else:
-                if (plan := self._ask()) is None:
-                    break
-                start = self._input.drawn
-                items = self._draw(plan.size)
-                if not items:
-                    break
-                chunk = Chunk(self._new_id(), start, items)
             self._submit(chunk)
         if self._input.exhausted and self._input.error is None:
             # Only now is the length certain: len() of the input may have been an estimate.
@@ -502,10 +483,48 @@ class Run:
             if self._report is not None:
                 self._report.total_items = self._input.total
 
-    def _draw(self, size: int) -> Sequence[Any]:
+    def _next_chunk(self) -> Chunk | None:
+        """Take the next chunk; None where there is none for now."""
+        retries, data = self._retries, self._input
+        if retries and not retries.need_room:
+            return retries.take()
+        plan = self._ask() if self._change is None else None
+        has_room = plan is not None and plan.size > 0
+        if plan is not None and not has_room:
+            # Workers that idle for their consumer say nothing of the speed of the run.
+            self._held_back |= len(self._in_flight) < plan.choice.n_jobs
+        if retries:
+            # Where nothing else can come, the consumer may be waiting for just these items.
+            waits = not self._in_flight and self._sink.is_empty()
+            return retries.take() if has_room or waits else None
+        if plan is None:
+            return None
+        if not has_room:
+            if self._backend is None:
+                self._open_backend()  # by which the consumer wakes this thread
+            return None
+        start = data.drawn
+        if not (items := self._draw(plan.size, plan.most_bytes)):
+            return None
+        chunk = Chunk(self._new_id(), start, items)
+        chunk.items_bytes, chunk.most_bytes = data.drawn_bytes, plan.most_bytes
+        return chunk
+
+    def _see_what_is_held(self) -> None:
+        """Add up what waits in the sink and what is in flight, with the results it will have."""
+        assert self._plan is not None
+        seen, chunks = self._seen, self._in_flight.values()
+        in_sink, in_sink_bytes = self._sink.held()
+        each = seen.weights_on(self._plan.choice.engine.type).result_bytes
+        seen.held_chunks = in_sink + len(chunks)
+        seen.held_bytes = in_sink_bytes + sum(
+            chunk.items_bytes + each * len(chunk.items) for chunk in chunks
+        )
+
+    def _draw(self, size: int, most_bytes: int = 0) -> Sequence[Any]:
         if self._input.instant:
-            return self._input.draw(size)
-        return self._run_theirs(lambda: self._input.draw(size))
+            return self._input.draw(size, most_bytes)
+        return self._run_theirs(lambda: self._input.draw(size, most_bytes))
 
     def _run_theirs(self, work: Callable[[], T]) -> T:
         """Run code of the user's, during which the run can be abandoned."""
@@ -518,21 +537,24 @@ class Run:
             if self._abandoned:
                 raise self._cancelled_error()
 
+    def _open_backend(self) -> Backend:
+        assert self._plan is not None
+        choice = self._plan.choice
+        self._backend = make_backend(
+            choice.engine,
+            choice.n_jobs,
+            interruptible=self._seen.interruptible,
+            n_jobs_named=self._options.n_jobs is not None,
+            too_long=self._is_too_long if choice.may_grow else None,
+        )
+        self._backend.open(self._task)
+        return self._backend
+
     def _submit(self, chunk: Chunk) -> None:
-        if self._backend is None:
-            assert self._plan is not None
-            choice = self._plan.choice
-            self._backend = make_backend(
-                choice.engine,
-                choice.n_jobs,
-                interruptible=self._seen.interruptible,
-                n_jobs_named=self._options.n_jobs is not None,
-                too_long=self._is_too_long if choice.may_grow else None,
-            )
-            self._backend.open(self._task)
+        backend = self._backend or self._open_backend()
         self._in_flight[chunk.id] = chunk
         try:
-            self._backend.submit(chunk)
+            backend.submit(chunk)
         except Exception as error:
             from amorsize.errors import UnpicklableItemError
 
@@ -543,6 +565,16 @@ class Run:
             self._unsendable.append((chunk, error))
 
     # --- what backends report ----
+
+    def _handle_all(self, messages: Sequence[Message]) -> None:
+        if len(messages) > 1:
+            # Failures last: they may end the run, and what came with them counts.
+            from amorsize.running.failures import is_failure
+
+            messages = sorted(messages, key=is_failure)
+        self._messages = iter(messages)
+        for message in self._messages:
+            self._handle(message)
 
     def _handle(self, message: Message) -> None:
         match message:
@@ -591,6 +623,7 @@ class Run:
         if results is None:
             return  # first items that were interrupted before their first failure
         self._seen.chunks.add(outcome.size, outcome.duration)
+        weight = self._weigh(chunk, outcome, results, sampled=sampled)
         self._items_completed += outcome.size
         self._busy_seconds += outcome.duration
         if self._slowest is None or outcome.duration > self._slowest[0]:
@@ -598,6 +631,10 @@ class Run:
         if self._change is None:
             self._ask()
         corrected = self._take_correction()
+        if outcome.is_full:
+            assert self._plan is not None
+            queue = self._again()
+            queue.put_left(chunk, outcome.size, self._plan.usual_size, self._new_id)
         if report is not None:
             report.chunk_completed(
                 chunk,
@@ -607,7 +644,8 @@ class Run:
                 alone=self._was_alone(sampled),
                 corrected_chunksize=corrected,
             )
-        self._sink.deliver(outcome.start, results)
+        self._sink.deliver(outcome.start, results, weight)
+        chunk.items = ()  # not to be held while further ones are drawn
         self._progress_due = True
         # Whether this was the last chunk may be known only by looking for another.
         if self._change is not None and not self._in_flight:
@@ -625,6 +663,20 @@ class Run:
         if sampled:
             return early is None or not early.dispatched
         return self._plan.choice.n_jobs == 1
+
+    def _weigh(
+        self, chunk: Chunk, outcome: ChunkOutcome, results: list[Any], *, sampled: bool
+    ) -> int:
+        """Take note of what a chunk weighs; return what its results weigh."""
+        seen, weight = self._seen, outcome.results_bytes
+        if sampled:
+            return seen.sample.results_bytes
+        if seen.streams:
+            from amorsize.workers.weight import weigh_all
+
+            weight = max(weight, weigh_all(results))
+        seen.weights.add(outcome.size, chunk.items_bytes * outcome.size // len(chunk.items), weight)
+        return weight
 
     def _take_correction(self) -> int | None:
         """Return the size of chunks where it has changed by half or more since it was reported."""
@@ -846,7 +898,7 @@ class Run:
             estimated_speedup=plan.choice.estimated_speedup,
             decided={
                 "reason": reason_of(plan.choice, self._seen),
-                "sampled_items": len(self._measurement.first.items),
+                "sampled_items": self._measurement.first.sample.taken,
                 "head_start_items": 0 if begun is None else len(begun.chunks),
             },
         )
@@ -924,8 +976,7 @@ class Run:
                 )
             self._log_end(status, failed)
         if on_processes and failed is None:
-            items = self._measurement.first.items
-            KNOWN.remember(self._func, sent_type=type(items[0] if items else None))
+            KNOWN.remember(self._func, sent_type=self._measurement.first.item_type)
 
     def _facts(self) -> dict[str, Any]:
         """Say what bears on the speedup of a run, beside what its chunks took."""

@@ -97,6 +97,7 @@ class Measurement:
             collector=task.collect.in_chunk(chunk_id) if task.collect else None,
             chunk_id=chunk_id,
             clocks=clocks,
+            weighs_results=seen.streams,
         )
         seen.early = EarlyWork() if starts_early else None
         seen.sample = self.first.sample

@@ -22,10 +22,13 @@ if TYPE_CHECKING:
         is_bounded: bool
         """Whether it holds a few chunks at a time, for a consumer."""
 
-        def has_room(self, in_flight: int) -> bool:
-            """Say whether a further chunk may be dispatched, beside those in flight."""
+        def held(self) -> tuple[int, int]:
+            """Return how many chunks wait for the consumer, and what they weigh."""
 
-        def deliver(self, start: int, results: list[Any]) -> None:
+        def is_empty(self) -> bool:
+            """Say whether the consumer, where there is one, has nothing to take."""
+
+        def deliver(self, start: int, results: list[Any], weight: int = 0) -> None:
             """Take the results of the items from index ``start`` on; pieces come in any order.
 
             The list is the sink's from then on.
@@ -47,16 +50,13 @@ class _InOrder:
     """Gives pieces back in the order of the input, holding those that came early."""
 
     def __init__(self) -> None:
-        self._early: dict[int, list[Any]] = {}
+        self._early: dict[int, tuple[list[Any], int]] = {}
         self._next = 0
 
-    def __len__(self) -> int:
-        return len(self._early)
-
-    def push(self, start: int, results: list[Any]) -> Iterator[list[Any]]:
-        self._early[start] = results
+    def push(self, start: int, results: list[Any], weight: int) -> Iterator[tuple[list[Any], int]]:
+        self._early[start] = results, weight
         while (piece := self._early.pop(self._next, None)) is not None:
-            self._next += len(piece)
+            self._next += len(piece[0])
             yield piece
 
 
@@ -71,11 +71,14 @@ class Results:
         self.results: list[Any] = []
         self._order = _InOrder()
 
-    def has_room(self, in_flight: int) -> bool:
+    def held(self) -> tuple[int, int]:
+        return 0, 0
+
+    def is_empty(self) -> bool:
         return True
 
-    def deliver(self, start: int, results: list[Any]) -> None:
-        for piece in self._order.push(start, results):
+    def deliver(self, start: int, results: list[Any], weight: int = 0) -> None:
+        for piece, _ in self._order.push(start, results, weight):
             if len(self.results) < len(piece):
                 # The longer one stays where it is: of very short items one chunk is nearly all.
                 piece[:0] = self.results
@@ -98,7 +101,6 @@ class StreamBuffer:
         ordered: give results in input order; otherwise as they come.
 
     Attributes:
-        window: chunks at most in flight and in the buffer together.
         on_room: called from the consumer's thread when there is room again.
         on_change: called from the driver's thread when there is a piece more, or the end.
     """
@@ -107,8 +109,8 @@ class StreamBuffer:
 
     def __init__(self, *, ordered: bool) -> None:
         self._order = _InOrder() if ordered else None
-        self.window = 1
-        self._ready: deque[list[Any]] = deque()
+        self._ready: deque[tuple[list[Any], int]] = deque()
+        self._held_chunks = self._held_bytes = 0
         self._changed = threading.Condition()
         self._ended = False
         self._error: BaseException | None = None
@@ -116,13 +118,19 @@ class StreamBuffer:
         self.on_room: Callable[[], None] = lambda: None
         self.on_change: Callable[[], None] = lambda: None
 
-    def has_room(self, in_flight: int) -> bool:
-        held = len(self._ready) + (0 if self._order is None else len(self._order))
-        return in_flight + held < self.window
-
-    def deliver(self, start: int, results: list[Any]) -> None:
-        pieces = [results] if self._order is None else list(self._order.push(start, results))
+    def held(self) -> tuple[int, int]:
         with self._changed:
+            return self._held_chunks, self._held_bytes
+
+    def is_empty(self) -> bool:
+        return not self._ready
+
+    def deliver(self, start: int, results: list[Any], weight: int = 0) -> None:
+        piece, order = (results, weight), self._order
+        pieces = [piece] if order is None else list(order.push(start, *piece))
+        with self._changed:
+            self._held_chunks += 1
+            self._held_bytes += weight
             self._ready.extend(pieces)
             self._changed.notify()
         self.on_change()
@@ -147,9 +155,10 @@ class StreamBuffer:
                     self._changed.wait(_WAIT_SECONDS)
                 if not self._ready:
                     break
-                piece = self._ready.popleft()
+                piece = self._take()
             self.on_room()
             yield piece
+            del piece  # it is not to be held while the next one is waited for
         if self._error is not None:
             raise self._error
 
@@ -159,11 +168,17 @@ class StreamBuffer:
         Raises what went wrong after the pieces that came before it.
         """
         with self._changed:
-            piece = self._ready.popleft() if self._ready else []
+            piece = self._take() if self._ready else []
             if not piece and self._ended:
                 if self._error is not None:
                     raise self._error
                 return None
         if piece:
             self.on_room()
+        return piece
+
+    def _take(self) -> list[Any]:
+        piece, weight = self._ready.popleft()
+        self._held_chunks -= 1
+        self._held_bytes -= weight
         return piece

@@ -37,6 +37,8 @@ class Chunk(Record):
         items: the items.
         retry_of: the id of the chunk of a dead worker whose items run again here, or None.
         dispatched_at: when it was handed to a backend, seconds since the epoch.
+        items_bytes: what the items weigh, about, where that is known.
+        most_bytes: it ends once its results weigh so much; 0 for never.
     """
 
     id: int
@@ -44,6 +46,8 @@ class Chunk(Record):
     items: Sequence[Any]
     retry_of: int | None = None
     dispatched_at: float = 0.0
+    items_bytes: int = 0
+    most_bytes: int = 0
 
 
 class Failure(Record):
@@ -73,6 +77,7 @@ class ChunkOutcome(Record):
         pid, hostname, thread_name: where it ran.
         results_bytes: size of the pickled results, 0 where nothing was pickled.
         extras: what else is returned, by name (log records, the user's numbers, spans).
+        is_full: whether it ended because its results weigh enough; the other items were not begun.
     """
 
     chunk_id: int
@@ -87,6 +92,7 @@ class ChunkOutcome(Record):
     thread_name: str
     results_bytes: int = 0
     extras: dict[str, Any] = made(factory=dict)
+    is_full: bool = False
 
 
 def call_all(func: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
@@ -167,7 +173,8 @@ def run_chunk(
 
     Returns:
         The outcome; its ``results`` are None when an item failed or the chunk was stopped. It is
-        that of the items that were taken, where the pass over them was ended early.
+        that of the items that were taken, where the pass over them was ended early: by ``over``,
+        or because their results weigh enough (which is looked at where items are marked).
     """
     over = over or Pass(chunk.items)
     if item_slots is not None:
@@ -189,7 +196,10 @@ def run_chunk(
                     results = call_all(func, items)
                 else:
                     if item_slots is not None:
-                        items = mark_items(items, chunk.start, item_slots, stamp_items, stopped)
+                        slices: Iterable[Iterable[Any]] = (items,)
+                        if chunk.most_bytes:
+                            slices = over.until_full(items, results, chunk.most_bytes)
+                        items = mark_items(slices, chunk.start, item_slots, stamp_items, stopped)
                     call_each(
                         func,
                         items,
@@ -226,6 +236,7 @@ def run_chunk(
         hostname=HOSTNAME,
         thread_name=threading.current_thread().name,
         extras=extras,
+        is_full=over.full and size < len(chunk.items),
     )
 
 

@@ -36,24 +36,26 @@ def mark_chunk(item_slots: ItemSlots, chunk_id: int, start: int) -> None:
 
 
 def mark_items(
-    items: Iterable[Any],
+    slices: Iterable[Iterable[Any]],
     start: int,
     item_slots: ItemSlots,
     stamp_items: bool,
     stopped: Callable[[], bool] | None,
 ) -> Iterator[Any]:
-    """Yield items, and show which is in progress; with ``stamp_items`` also since when."""
-    if not stamp_items and stopped is None:
-        for item_slots[ITEM], item in enumerate(items, start):
-            yield item
-        return
-    for item_slots[ITEM], item in enumerate(items, start):
-        if stopped is not None and stopped():
-            return
-        if stamp_items:
-            item_slots[ITEM_STARTED] = time.monotonic_ns()
-        yield item
-        item_slots[ITEM_STARTED] = 0
+    """Yield the items of slices, and show which is in progress; with ``stamp_items`` since when."""
+    for items in slices:
+        if not stamp_items and stopped is None:
+            for item_slots[ITEM], item in enumerate(items, start):
+                yield item
+        else:
+            for item_slots[ITEM], item in enumerate(items, start):
+                if stopped is not None and stopped():
+                    return
+                if stamp_items:
+                    item_slots[ITEM_STARTED] = time.monotonic_ns()
+                yield item
+                item_slots[ITEM_STARTED] = 0
+        start = item_slots[ITEM] + 1
 
 
 def mark_end(item_slots: ItemSlots, end: int | None) -> None:

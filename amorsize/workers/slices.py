@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 else:
     _Sequence = object
 
+LOOK_ITEMS = 31
+"""One of so many results is weighed, to bound what those of a chunk weigh together: 20 ns per item.
+Odd, so that what alternates is met in turn."""
+
 
 class Slice(_Sequence):
     """A slice of a list, a tuple or a range that is not copied.
@@ -96,6 +100,7 @@ class Pass:
         items: the items.
         iterator: the iterator that they come from.
         ended: whether it was ended early.
+        full: whether that was because its results weigh enough.
         taken: how many had been taken when it was over, however it ended.
 
     >>> with Pass([1, 2, 3]) as items:
@@ -106,6 +111,7 @@ class Pass:
         self.items = items if isinstance(items, Slice) else Slice(items, 0, len(items))
         self.iterator = self.items.iterator()
         self.ended = False
+        self.full = False
         self.taken = 0
 
     def __enter__(self) -> Iterator[Any]:
@@ -114,6 +120,30 @@ class Pass:
     def __exit__(self, *exc: object) -> None:
         if not self.ended:
             self.taken = min(self.items.taken(self.iterator), len(self.items))
+
+    def until_full(
+        self, items: Iterator[Any], results: list[Any], most_bytes: int
+    ) -> Iterator[Iterator[Any]]:
+        """Give the items in slices, until their results, which the caller appends, weigh so much.
+
+        >>> over, results = Pass(["x" * 1000] * 100), []
+        >>> with over as items:
+        ...     for some in over.until_full(items, results, 50_000):
+        ...         results += some
+        >>> over.full, over.taken, len(results)
+        (True, 62, 62)
+        """
+        from amorsize.workers.weight import weigh
+
+        taken, weight = 0, 0
+        while weight < most_bytes:
+            yield islice(items, LOOK_ITEMS)
+            if (more := len(results) - taken) == 0:
+                return
+            weight += more * weigh(results[-1])
+            taken += more
+        self.ended = self.full = True
+        self.taken = taken
 
     def settle(self, results: list[Any]) -> None:
         """Drop the results of items that the function has added to the list meanwhile.

@@ -9,13 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amorsize.planning.chunk_sizes import (
+    CHUNK_BYTES,
+    HELD_BYTES,
+    SENT_CHUNK_BYTES,
     SHORTEST_CHUNK_SECONDS,
     SHORTEST_OWN_CHUNK_SECONDS,
+    chunk_bytes,
     chunk_seconds,
     corrected_size,
+    fitting_size,
+    has_room,
+    most_held,
     next_size,
 )
-from amorsize.planning.observations import ChunkTimes
+from amorsize.planning.observations import ChunkTimes, Weights
 from amorsize.running.input import Input
 
 
@@ -192,3 +199,64 @@ def test_chunks_stay_worth_their_way_to_the_end(engine: str, items: int) -> None
     it = sizer(first=200, limit=1000, shortest=SHORTEST_CHUNK_SECONDS[engine])
     it.learn(200, 0.2)  # 1 ms an item
     assert it.next_size(8) == items
+
+
+# --- weights ----
+
+MB = 1 << 20
+
+
+@given(st.sampled_from(["serial", "thread", "process", "dask", "custom"]), st.integers(1, 1000))
+def test_all_chunks_of_a_stream_fit_into_what_a_run_may_hold(engine: str, n_jobs: int) -> None:
+    """However many workers: then each chunk is lighter."""
+    most = chunk_bytes(engine, n_jobs)
+    assert 0 < most <= (CHUNK_BYTES if engine in ("serial", "thread") else SENT_CHUNK_BYTES)
+    assert most * most_held(n_jobs) <= HELD_BYTES
+
+
+@given(st.integers(1, 10**6), st.floats(0, 1e12), st.integers(1, CHUNK_BYTES))
+def test_a_chunk_holds_what_fits_and_one_item_at_least(
+    size: int, item_bytes: float, most_bytes: int
+) -> None:
+    """An item that is heavier than all bounds has to pass."""
+    fitting = fitting_size(size, item_bytes, most_bytes)
+    assert 1 <= fitting <= size
+    assert fitting == 1 or fitting * item_bytes <= most_bytes
+    assert fitting == size or (fitting + 2) * item_bytes > most_bytes
+
+
+@pytest.mark.parametrize(
+    ("chunks", "held", "next_bytes", "n_jobs", "streams", "room"),
+    [
+        # Light ones: so many chunks, where somebody consumes them.
+        (6, 0, 0, 2, True, True),
+        (7, 0, 0, 2, True, False),
+        (7, 0, 0, 2, False, True),
+        # Heavy ones: what they weigh, wherever they are.
+        (3, HELD_BYTES - MB, MB, 2, True, True),
+        (3, HELD_BYTES - MB, MB + 1, 2, True, False),
+        (3, HELD_BYTES - MB, MB + 1, 2, False, False),
+        # One for each worker, whatever it weighs.
+        (0, 0, 100 * HELD_BYTES, 1, True, True),
+        (1, 100 * HELD_BYTES, 0, 1, True, False),
+        (1, 100 * HELD_BYTES, 100 * HELD_BYTES, 2, True, True),
+        (2, 200 * HELD_BYTES, 100 * HELD_BYTES, 2, False, False),
+    ],
+)
+def test_there_is_room_for_a_few_chunks(
+    chunks: int, held: float, next_bytes: float, n_jobs: int, streams: bool, room: bool
+) -> None:
+    """In flight and in the buffer together, bounded in number and in weight."""
+    assert has_room(chunks, held, next_bytes, n_jobs=n_jobs, streams=streams) is room
+
+
+def test_what_is_heavier_counts_at_once_and_what_is_lighter_by_half() -> None:
+    """A chunk too many of light items costs nothing, one of heavy items does."""
+    weights = Weights()
+    seen = []
+    for items, items_bytes in [(1000, 10_000), (2, 2 * MB), (4, 40), (0, 0), (4, 40)]:
+        weights.add(items, items_bytes, items_bytes)
+        seen.append(round(weights.item_bytes))
+    assert seen == [10, MB, MB / 2 + 5, MB / 2 + 5, MB / 4 + 8]
+    assert weights.both_bytes == 2 * weights.item_bytes
+    assert weights.count == 4

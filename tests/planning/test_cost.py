@@ -173,9 +173,11 @@ def test_chunks_leave_slack_at_the_end() -> None:
 
 
 def test_chunks_of_large_items_are_small() -> None:
-    """32 MB a chunk, whatever its duration."""
-    large = SMALL._replace(item_bytes=8 << 20)
+    """8 MB of items and results a chunk, whatever its duration."""
+    large = SMALL._replace(item_bytes=1 << 20, result_bytes=1 << 20)
     assert plan(work(0.01, payload=large)).chosen.chunksize == 4
+    larger = SMALL._replace(item_bytes=80 << 20)
+    assert plan(work(10.0, payload=larger)).chosen.chunksize == 1
 
 
 def test_slow_input_limits_the_gain() -> None:

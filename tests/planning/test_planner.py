@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from amorsize.planning import planner as planner_module
+from amorsize.planning.chunk_sizes import CHUNK_BYTES, HELD_BYTES
 from amorsize.planning.engine import Engine
 from amorsize.planning.explanation import make_result
 from amorsize.planning.known_functions import Known
 from amorsize.planning.machine import PRIORS, SystemFacts
-from amorsize.planning.observations import ChunkTimes, EarlyWork, Observations, Sample
+from amorsize.planning.observations import ChunkTimes, EarlyWork, Observations, Sample, Weights
 from amorsize.planning.pickling import Payload
 from amorsize.planning.plan import (
     CALL,
@@ -624,6 +625,97 @@ def test_a_serial_run_that_nobody_observes_is_one_chunk() -> None:
     seen = running(ALONE, whole=True, most_serial_items=10**7)
     assert next_of(seen).size == 10**7
     assert next_of(seen._replace(chunksize=4)).size == 4
+
+
+# --- what items and results weigh ----
+
+MB = 1 << 20
+STREAMED = ALONE._replace(may_grow=False)
+HEAVY_ITEMS = Weights(1.0 * MB, 0.0, 1)
+HEAVY_RESULTS = Weights(0.0, 1.0 * MB, 1)
+
+
+@pytest.mark.parametrize(
+    ("seen", "size"),
+    [
+        # By what chunks weighed that came back: 32 MB each, or less where there are many workers,
+        # and 8 MB where they are sent to other processes.
+        (running(STREAMED, 1000, weights=HEAVY_ITEMS), 32),
+        (running(STREAMED, 1000, weights=HEAVY_RESULTS), 32),
+        (running(STREAMED, 1000, weights=Weights(1.0 * MB, 3.0 * MB, 1)), 8),
+        (running(STREAMED, 1000, weights=Weights(10.0, 10.0, 1)), 1000),
+        (running(STREAMED, 1000, weights=Weights(1e12, 0.0, 1)), 1),
+        (running(THREADS, 1000, weights=HEAVY_ITEMS, left=None), 5),
+        (running(PROCESSES, 1000, weights=HEAVY_ITEMS, left=None), 8),
+        (running(Choice(Engine("dask"), 2), 1000, weights=HEAVY_ITEMS, left=None), 8),
+        # Before that, by the sample, and by what crosses to processes.
+        (running(STREAMED, 1000, sample=calls(1e-4, 1e-4, items_bytes=4 * MB)), 16),
+        (running(STREAMED, 1000, sample=calls(1e-4, 1e-4, results_bytes=4 * MB)), 16),
+        (running(PROCESSES, 1000, payload=HEAVY), 1),
+        (running(PROCESSES, 1000, payload=Payload(item_bytes=MB, result_bytes=MB), left=None), 4),
+        (running(STREAMED, 1000, payload=HEAVY), 1000),
+        # A size that the caller has given is kept.
+        (running(STREAMED, 1000, weights=HEAVY_ITEMS, chunksize=100), 100),
+    ],
+)
+def test_chunks_of_heavy_items_or_results_are_small(seen: Observations, size: int) -> None:
+    """However short the calls are."""
+    assert next_of(seen).size == size
+
+
+def test_the_size_of_a_chunk_grows_again_where_items_become_lighter() -> None:
+    """As a size does that was corrected because of the time that chunks took."""
+    seen = running(STREAMED, 1000, weights=HEAVY_ITEMS)
+    seen.plan = next_of(seen)
+    assert (seen.plan.size, seen.plan.usual_size) == (32, 32)
+    quick = seen._replace(weights=Weights(10.0, 0.0, 2), chunks=ChunkTimes(32, 1e-4, 1e-4, 32, 1))
+    assert next_of(quick).size == 256
+
+
+@pytest.mark.parametrize(
+    ("others", "waits"),
+    [
+        ({}, False),
+        ({"held_chunks": 3, "held_bytes": HELD_BYTES - 9 * MB}, False),
+        ({"held_chunks": 3, "held_bytes": HELD_BYTES - 7 * MB}, True),
+        ({"held_chunks": 1, "held_bytes": HELD_BYTES}, False),
+        ({"held_chunks": 3, "held_bytes": HELD_BYTES, "chunksize": 4}, True),
+        ({"held_chunks": 6, "streams": True}, False),
+        ({"held_chunks": 7, "streams": True}, True),
+        ({"held_chunks": 70}, False),
+    ],
+)
+def test_what_is_held_has_to_become_less_first(others: dict[str, Any], waits: bool) -> None:
+    """Chunks in flight, and those that wait for a consumer, weigh so much at most."""
+    plan = next_of(running(PROCESSES, weights=HEAVY_ITEMS, left=None, **others))
+    assert (plan.size == 0) is waits
+    assert plan.usual_size >= 4
+
+
+def test_a_chunk_ends_where_it_weighs_enough_unless_its_size_was_given() -> None:
+    """Items and results may become heavy all of a sudden."""
+    assert next_of(running(STREAMED)).most_bytes == CHUNK_BYTES
+    assert next_of(running(PROCESSES)).most_bytes == 8 * MB
+    assert next_of(running(PROCESSES, chunksize=1000)).most_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("held", "items"), [(0, 256), (5 * 64 * 1024, 256), (5 * MB, 27), (CHUNK_BYTES, None)]
+)
+def test_few_heavy_items_are_measured_together(held: int, items: int | None) -> None:
+    """They are held until it is planned what becomes of the others."""
+    for weight in ({"items_bytes": held}, {"results_bytes": held}):
+        plan = next_of(observed(calls(*[1e-6] * 5, asked_together=False, **weight)))
+        assert isinstance(plan, RunChunks) == (items is None)
+        if items is not None:
+            assert plan == LookFurther(ITEMS_TOGETHER, items)
+
+
+def test_the_first_chunks_of_heavy_items_are_small() -> None:
+    """As is the size that is announced."""
+    short = calls(*[1e-6] * 5, items_bytes=5 * MB)
+    plan = next_of(observed(short, left=100, indexable=False))
+    assert (plan.choice.engine, plan.usual_size) == (SERIAL, 32)
 
 
 def test_the_planner_knows_no_effects() -> None:

@@ -18,13 +18,16 @@ from waiting import PATIENCE, wait_until
 
 from amorsize.planning.gil_probe import GilProbe
 from amorsize.planning.observations import Sample
-from amorsize.running.first_items import FirstItems
+from amorsize.running.first_items import TOGETHER_SLICE_ITEMS, FirstItems
 from amorsize.running.input import Input
+
+KEPT = ("return_exceptions", "clocks", "weighs_results")
+MB = 1_000_000
 
 
 def measured(func: Any, data: Any, size: int, **options: Any) -> FirstItems:
     """Measure the first items of an input."""
-    kept = {name: options.pop(name) for name in ("return_exceptions", "clocks") if name in options}
+    kept = {name: options.pop(name) for name in KEPT if name in options}
     first = FirstItems(func, Input(data), **kept)
     first.measure(size, **options)
     return first
@@ -405,3 +408,51 @@ def test_times_that_hold_no_more_are_forgotten() -> None:
     first.measure(5)
     assert first.results == [1, 2, 3]
     assert len(first.sample.item_seconds) == 1
+
+
+@pytest.mark.parametrize("heavy", ["items", "results"])
+def test_few_heavy_items_are_measured(heavy: str) -> None:
+    """They, and their results, are held until it is planned what becomes of the others."""
+    numbers = [12 * MB] * 9
+    if heavy == "items":
+        first = measured(len, map(bytes, numbers), 5)
+    else:
+        first = measured(bytes, iter(numbers), 5, weighs_results=True)
+    assert len(first.items) == 3
+    weights = first.sample.items_bytes, first.sample.results_bytes
+    assert 36 * MB < sum(weights) < 37 * MB
+    assert (weights[0] > weights[1]) == (heavy == "items")
+    first.measure(5)  # one at least, so that whoever asked for more gets on
+    assert len(first.items) == 4
+    assert first.work_until(5, lambda: False) == 1
+    first.forget_times()
+    assert first.sample.items_bytes + first.sample.results_bytes > 60 * MB
+
+
+@pytest.mark.parametrize("heavy", ["items", "results"])
+def test_few_heavy_items_are_measured_together(heavy: str) -> None:
+    """As many as fit."""
+    numbers = [1] * 20 + [2 * MB] * 200
+    if heavy == "items":
+        first = FirstItems(len, Input(map(bytes, numbers)))
+    else:
+        first = FirstItems(bytes, Input(iter(numbers)), weighs_results=True)
+    first.measure_together(220)
+    assert 36 <= len(first.items) <= 36 + 2 * TOGETHER_SLICE_ITEMS
+    assert len(first.results) == len(first.items) == first.sample.together
+
+
+def test_items_in_memory_and_results_that_stay_are_not_weighed() -> None:
+    """Nothing is held that would not be there without the run."""
+    first = measured(bytes, [12 * MB] * 5, 5)
+    assert (len(first.items), first.sample.items_bytes, first.sample.results_bytes) == (5, 0, 0)
+
+
+def test_items_and_results_are_let_go_of_once_they_are_delivered() -> None:
+    """The run may go on for days."""
+    first = measured(str, iter([1, 2]), 2)
+    outcome = first.outcome()
+    first.release()
+    assert outcome is not None
+    assert outcome.results == ["1", "2"]
+    assert (first.items, first.results, first.item_type, first.sample.taken) == ([], [], int, 2)

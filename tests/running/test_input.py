@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from amorsize.running import input as input_module
-from amorsize.running.input import Input
+from amorsize.running.input import LOOK_ITEMS, STRIDE_ITEMS, Input
 
 sizes = st.lists(st.integers(1, 50), min_size=1)
 
@@ -250,3 +251,90 @@ def test_a_list_that_became_shorter_ends_where_it_was_drawn_to(copies: bool) -> 
     del numbers[3:]
     assert list(data.draw(6)) == []
     assert (data.drawn, data.exhausted) == (6, True)
+
+
+# --- weights ----
+
+MB = 1_000_000
+
+
+def texts(clock: Clock, *weights: int, seconds: float = 1e-4) -> Iterator[bytes]:
+    """Items of these bytes, each of which takes so long to make."""
+    for weight in weights:
+        clock.now += seconds
+        yield bytes(weight)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_piece_ends_where_it_weighs_enough(clock: Clock, announced: bool) -> None:
+    """Heavy items take long to make, and are weighed one by one."""
+    data = make_input(texts(clock, *[MB] * 50), announced=announced)
+    assert len(data.draw(10, 5 * MB)) == 5
+    assert 5 * MB < data.drawn_bytes < 5.1 * MB
+    assert len(data.draw(10)) == 10
+    assert data.drawn_bytes > 10 * MB
+    assert not data.exhausted
+
+
+def test_an_item_that_is_heavier_than_all_bounds_is_drawn_alone(clock: Clock) -> None:
+    """It has to pass."""
+    for data in (Input(texts(clock, 9 * MB, 9 * MB, 9 * MB)), Input([bytes(9 * MB)] * 3)):
+        data.weighs = True
+        assert [len(data.draw(10, MB)) for _ in range(3)] == [1, 1, 1]
+        data.draw(10, MB)
+        assert data.exhausted
+
+
+@pytest.mark.parametrize("light", [0, 1, 1000, 3000])
+@pytest.mark.parametrize("seconds", [0.0, 1e-4], ids=["there already", "made"])
+def test_a_piece_ends_where_items_turn_heavy(clock: Clock, light: int, seconds: float) -> None:
+    """In the middle of it: at once where they are made, else after so many as are looked at."""
+    data = Input(
+        item
+        for weight in [10] * light + [MB] * 300
+        for item in texts(clock, weight, seconds=seconds * weight / MB)
+    )
+    drawn = len(data.draw(10_000, 5 * MB))
+    assert light + 5 <= drawn <= light + 5 + (0 if seconds else LOOK_ITEMS)
+
+
+def test_items_of_a_collection_in_memory_are_weighed_only_where_they_are_sent() -> None:
+    """Nothing is held that is not there anyway."""
+    items = [bytes(MB)] * 500
+    array = np.broadcast_to(np.zeros(MB, dtype=np.uint8), (500, MB))
+    for data in (items, tuple(items), dict(enumerate(items)).values(), array):
+        source = Input(data)
+        assert source.in_memory
+        assert (len(source.draw(499, MB)), source.drawn_bytes) == (499, 0)
+        source = Input(data)
+        source.weighs = True
+        drawn = len(source.draw(499, 5 * MB))
+        assert 4 <= drawn <= LOOK_ITEMS
+        assert drawn * MB <= source.drawn_bytes < 1.1 * drawn * MB
+    lazy = make_input(iter(items), announced=True)
+    assert not lazy.in_memory
+    assert not Input(iter(items)).in_memory
+
+
+@pytest.mark.parametrize("light", [0, 10, 1000])
+def test_a_piece_of_a_list_that_is_sent_ends_where_items_turn_heavy(light: int) -> None:
+    """One of so many is weighed."""
+    data = Input([b""] * light + [bytes(MB)] * 200)
+    data.weighs = True
+    drawn = len(data.draw(10_000, 5 * MB))
+    assert light <= drawn <= light + STRIDE_ITEMS + 5
+
+
+def test_a_list_that_becomes_shorter_while_it_is_weighed_gives_what_it_has() -> None:
+    """The function may change it from another thread."""
+
+    class Shortening:
+        def __sizeof__(self) -> int:
+            del items[2:]
+            return 100
+
+    items: list[Any] = [Shortening() for _ in range(200)]
+    data = Input(items)
+    data.weighs = True
+    assert len(data.draw(150, MB)) == 2
+    assert data.draw(10) == []

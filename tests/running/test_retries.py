@@ -48,3 +48,34 @@ def test_chunks_that_were_not_begun_come_first() -> None:
     retries.put_first(untouched)
     assert [retries.take(), retries.take()] == untouched
     assert len(retries) == 4
+
+
+def test_what_full_chunks_have_left_is_queued_by_its_place_in_the_input() -> None:
+    """In chunks of a size that fits, after those that are retried: those need no room."""
+    retries, ids = Retries(), count(7)
+    later = Chunk(5, 20, ["k", "l"], items_bytes=10, most_bytes=99)
+    retries.put_left(later, 1, 2, ids.__next__)
+    retries.put_left(CHUNK, 1, 2, ids.__next__)
+    assert (len(retries), retries.need_room) == (3, True)
+    retries.put_first([Chunk(6, 30, ["u"])])
+    assert (len(retries), retries.need_room) == (4, False)
+    assert queued(retries) == [
+        (6, 30, ["u"], None),
+        (8, 11, ["b", "c"], None),
+        (9, 13, ["d"], None),
+        (7, 21, ["l"], None),
+    ]
+
+
+def test_a_part_of_a_chunk_weighs_its_share_and_is_bounded_as_that_was() -> None:
+    """Whatever the part is of."""
+    retries, ids = Retries(), count(7)
+    chunk = Chunk(3, 10, ["a", "b", "c", "d"], items_bytes=400, most_bytes=99)
+    retries.put_suspects(chunk, 10, ids.__next__)
+    retries.put_left(chunk, 2, 2, ids.__next__)
+    parts = [retries.take() for _ in range(3)]
+    assert [(part.items_bytes, part.most_bytes) for part in parts] == [
+        (100, 99),
+        (300, 99),
+        (200, 99),
+    ]

@@ -55,10 +55,11 @@ def test_a_collector_holds_back_what_came_too_early() -> None:
     assert collector.results == ["a", "b", "c"]
 
 
-def test_a_collector_always_has_room_and_is_never_cancelled() -> None:
+def test_a_collector_holds_nothing_back_and_is_never_cancelled() -> None:
     """The list is what the caller asked for, however long."""
     collector = Results()
-    assert collector.has_room(10**6)
+    collector.deliver(1, ["b"], 1000)
+    assert (collector.held(), collector.is_empty()) == ((0, 0), True)
     assert not collector.cancelled
 
 
@@ -90,38 +91,33 @@ def test_an_unordered_buffer_gives_results_as_they_come(
 
 
 @pytest.mark.parametrize("ordered", [True, False], ids=["ordered", "unordered"])
-def test_the_window_bounds_what_is_in_flight_and_in_the_buffer(ordered: bool) -> None:
-    """Both count: memory is bounded, whatever the consumer does."""
+def test_what_waits_for_the_consumer_is_counted_and_weighed(ordered: bool) -> None:
+    """Also what waits for a piece before it, so that no slow chunk lets the others pile up."""
     buffer = StreamBuffer(ordered=ordered)
-    buffer.window = 3
-    assert buffer.has_room(0)
-    assert buffer.has_room(2)
-    assert not buffer.has_room(3)
-    buffer.deliver(0, ["a"])
-    buffer.deliver(1, ["b"])
-    assert buffer.has_room(0)
-    assert not buffer.has_room(1)
-
-
-def test_pieces_that_wait_for_an_earlier_one_take_room() -> None:
-    """A chunk that takes long does not let the others pile up behind it."""
-    buffer = StreamBuffer(ordered=True)
-    buffer.window = 3
-    buffer.deliver(5, ["f"])
-    buffer.deliver(6, ["g"])
-    assert not buffer.has_room(1)
-    assert buffer.has_room(0)
+    assert (buffer.held(), buffer.is_empty()) == ((0, 0), True)
+    buffer.deliver(5, ["f"], 1000)
+    buffer.deliver(6, ["g"], 100)
+    assert buffer.held() == (2, 1100)
+    assert buffer.is_empty() is ordered
+    buffer.deliver(0, [*"abcde"], 10)
+    assert buffer.held() == (3, 1110)
+    assert not buffer.is_empty()
 
 
 def test_consuming_makes_room_and_tells_so() -> None:
     """The driver sleeps until then; it is woken from the consumer's thread."""
     buffer = StreamBuffer(ordered=True)
-    rooms: list[bool] = []
-    buffer.on_room = lambda: rooms.append(buffer.has_room(0))
-    buffer.deliver(0, ["a"])
-    assert not buffer.has_room(0)
-    assert next(buffer.pieces()) == ["a"]
-    assert rooms == [True]
+    held: list[tuple[int, int]] = []
+    buffer.on_room = lambda: held.append(buffer.held())
+    buffer.deliver(0, ["a"], 1000)
+    buffer.deliver(1, ["b"], 100)
+    pieces = buffer.pieces()
+    assert [next(pieces), next(pieces)] == [["a"], ["b"]]
+    assert held == [(1, 100), (0, 0)]
+    buffer.deliver(2, ["c"], 10)
+    assert buffer.poll() == ["c"]
+    assert held == [(1, 100), (0, 0), (0, 0)]
+    assert buffer.is_empty()
 
 
 def test_an_error_is_raised_after_the_pieces_before_it() -> None:

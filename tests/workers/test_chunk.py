@@ -13,7 +13,7 @@ import pytest
 from amorsize.errors import FunctionExitError
 from amorsize.workers.chunk import Chunk, run_chunk
 from amorsize.workers.item_slots import CHUNK, ITEM, ITEM_STARTED, SLOT_COUNT
-from amorsize.workers.slices import Slice
+from amorsize.workers.slices import LOOK_ITEMS, Slice
 
 
 def chunk(*items: Any, start: int = 10, id: int = 4) -> Chunk:
@@ -235,6 +235,52 @@ def test_a_chunk_that_is_not_stopped_is_complete() -> None:
     """Being asked before each item changes nothing else."""
     outcome = run_chunk(abs, chunk(-1, -2), item_slots=new_item_slots(), stopped=lambda: False)
     assert outcome.results == [1, 2]
+
+
+# --- results that weigh much ----
+
+
+@pytest.mark.parametrize("light", [0, 100, 999])
+@pytest.mark.parametrize("go_on", [True, False])
+def test_a_chunk_ends_where_its_results_weigh_enough(light: int, go_on: bool) -> None:
+    """One of so many is weighed; the items after that are not begun."""
+    done: list[int] = []
+
+    def make(item: int) -> bytes:
+        done.append(item)
+        return bytes(1_000_000 if item >= light else 10)
+
+    items = Chunk(7, 0, range(1000), most_bytes=10_000_000)
+    outcome = run_chunk(make, items, item_slots=new_item_slots(), return_exceptions=go_on)
+    assert outcome.results is not None
+    assert outcome.size == len(outcome.results) == len(done)
+    assert outcome.is_full == (outcome.size < 1000)
+    assert min(1000, light + 10) <= outcome.size <= light + 10 + LOOK_ITEMS
+
+
+def test_a_chunk_whose_last_result_makes_it_full_is_done() -> None:
+    """Nothing of it is left."""
+    items = Chunk(7, 0, range(LOOK_ITEMS), most_bytes=1000)
+    outcome = run_chunk(lambda item: bytes(1000), items, item_slots=new_item_slots())
+    assert (outcome.size, outcome.is_full) == (LOOK_ITEMS, False)
+
+
+def test_a_full_chunk_knows_which_item_failed_and_which_are_marked() -> None:
+    """Slices of its items, between which results are weighed, change neither."""
+    slots = new_item_slots()
+    marks: list[int] = []
+
+    def check(item: int) -> bytes:
+        marks.append(slots[ITEM])
+        if item == 105:
+            raise ValueError(item)
+        return bytes(10)
+
+    items = Chunk(7, 40, range(200), most_bytes=10**6)
+    outcome = run_chunk(check, items, item_slots=slots)
+    assert (outcome.results, outcome.is_full) == (None, False)
+    assert [failure.index for failure in outcome.failures] == [145]
+    assert marks == list(range(40, 146))
 
 
 @pytest.mark.parametrize("kind", [list, tuple, range])

@@ -209,6 +209,7 @@ class ExternalBackend(Backend):
                 or self._with_function < max(1, self.n_jobs)
             )
             self._with_function += with_task
+        chunk.items_bytes = max(chunk.items_bytes, len(items))
         return PackedChunk(
             key=self.key,
             origin=origin(),
@@ -218,6 +219,7 @@ class ExternalBackend(Backend):
             size=len(chunk.items),
             items=items,
             start_pipe=start_pipe,
+            most_bytes=chunk.most_bytes,
         )
 
     def fail(self, text: str, cause: BaseException | None = None) -> None:

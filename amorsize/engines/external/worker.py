@@ -114,6 +114,7 @@ class PackedChunk(Record):
         chunk_id, start, size: as in the :class:`~amorsize.workers.chunk.Chunk`.
         items: pickled.
         start_pipe: the path of a named pipe in which chunks report their start, or "".
+        most_bytes: as in the :class:`~amorsize.workers.chunk.Chunk`.
     """
 
     key: str
@@ -124,6 +125,7 @@ class PackedChunk(Record):
     size: int
     items: bytes
     start_pipe: str = ""
+    most_bytes: int = 0
 
     def __call__(self) -> Reply:
         on_start = _start_writer(self.start_pipe) if self.start_pipe else None
@@ -162,9 +164,9 @@ class PackedChunk(Record):
             return unreadable(self.chunk_id, self.start, self.size, error)
         return run_chunk(
             task.func,
-            Chunk(self.chunk_id, self.start, items),
+            Chunk(self.chunk_id, self.start, items, most_bytes=self.most_bytes),
             return_exceptions=task.settings.return_exceptions,
-            item_slots=None if stopped is None else [-1] * SLOT_COUNT,
+            item_slots=[-1] * SLOT_COUNT,
             stopped=stopped,
             collect=task.settings.collect,
         )

@@ -159,7 +159,9 @@ class ProcessBackend(Backend):
         return self._waiting is None
 
     def submit(self, chunk: Chunk) -> None:
-        self._waiting = (chunk, protocol.dump_items(chunk, maps=True))
+        payload = protocol.dump_items(chunk, maps=True)
+        chunk.items_bytes = max(chunk.items_bytes, len(payload))
+        self._waiting = (chunk, payload)
         self._place()
 
     def wait(self, timeout: float | None) -> Sequence[Message]:
@@ -264,7 +266,8 @@ class ProcessBackend(Backend):
         self._waiting = None
         slot.in_flight.append(chunk)
         chunk.dispatched_at = time.time()
-        self._send(slot, ("chunk", self._key, chunk.id, chunk.start, len(chunk.items)), payload)
+        place = chunk.id, chunk.start, len(chunk.items)
+        self._send(slot, ("chunk", self._key, *place, chunk.most_bytes), payload)
 
     def _find_slot(self, payload_bytes: int) -> _Slot | None:
         for slot in self._slots.values():

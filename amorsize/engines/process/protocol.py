@@ -6,7 +6,7 @@ that a payload which does not unpickle never damages the header it came with.
 ::
 
     program -> worker  ("task", key, settings)          payload: the function
-                       ("chunk", key, id, start, size)  payload: the items
+                       ("chunk", key, id, start, size, most bytes)  payload: the items
                        ("end", key)
     worker -> program  ("ready", epoch)
                        ("loaded", key, files)           the function is there; the files of
@@ -192,6 +192,7 @@ def pack_outcome(outcome: ChunkOutcome) -> tuple[tuple[Any, ...], bytes]:
         outcome.duration,
         outcome.thread_name,
         {name: packed for name, value in outcome.extras.items() if (packed := _pack_extra(value))},
+        outcome.is_full,
     )
     return header, payload
 
@@ -200,7 +201,8 @@ def unpack_outcome(
     header: Sequence[Any], payload: bytes | bytearray, *, pid: int, hostname: str
 ) -> ChunkOutcome:
     """Rebuild an outcome in the parent; results that do not unpickle fail their chunk."""
-    chunk_id, start, size, complete, packed, started_at, duration, thread_name, extras = header
+    chunk_id, start, size, complete, packed, started_at, duration, thread_name, *more = header
+    extras, is_full = more
     failures = [Failure(index, unpack_error(error), text) for index, error, text in packed]
     for failure in failures:
         add_note(
@@ -233,6 +235,7 @@ def unpack_outcome(
         thread_name=thread_name,
         results_bytes=len(payload),
         extras=_unpack_extras(extras),
+        is_full=is_full,
     )
 
 

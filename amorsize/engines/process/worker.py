@@ -104,10 +104,16 @@ class _Worker:
             header, payload = loads(message[0]), message[1]
             del message
             match header:
-                case ("chunk", key, chunk_id, start, size):
+                case ("chunk", key, chunk_id, start, size, most_bytes):
                     task = self._tasks.get(key)
                     if task is not None:  # else its function was unusable, and the program knows
-                        self._run_chunk(key, task, chunk_id, start, size, payload)
+                        # No name here, which would keep the items until the next message.
+                        self._run_chunk(
+                            key,
+                            task,
+                            Chunk(chunk_id, start, range(size), most_bytes=most_bytes),
+                            payload,
+                        )
                 case ("task", key, settings):
                     self._begin(key, settings, payload)
                 case ("end", key):
@@ -119,22 +125,20 @@ class _Worker:
                     raise AssertionError(f"unknown message {header!r}")
             del payload
 
-    def _run_chunk(
-        self, key: int, task: _Task, chunk_id: int, start: int, size: int, payload: bytearray
-    ) -> None:
+    def _run_chunk(self, key: int, task: _Task, chunk: Chunk, payload: bytearray) -> None:
         connection, item_slots = self._connection, self._item_slots
-        mark_chunk(item_slots, chunk_id, start)
+        mark_chunk(item_slots, chunk.id, chunk.start)
         if not task.reported:
             task.reported = True
             name = threading.current_thread().name
             protocol.send(connection, ("started", key, HOSTNAME, name))
         self._log.keep(task.log_levels)
-        outcome = task.run(chunk_id, start, size, payload, item_slots)
+        outcome = task.run(chunk, payload, item_slots)
         flush_streams()
         if records := self._log.take():
             outcome.extras["log_records"] = records
         packed, results = protocol.pack_outcome(outcome)
-        del outcome, payload
+        del outcome, payload, chunk
         protocol.send(connection, ("outcome", key, packed), results)
         item_slots[CHUNK], item_slots[CHUNK_STARTED] = -1, 0
 
@@ -195,16 +199,15 @@ class _Task:
         self.log_levels: dict[str, int] = settings["log_levels"]
         self.reported = False
 
-    def run(
-        self, chunk_id: int, start: int, size: int, payload: bytearray, item_slots: memoryview[int]
-    ) -> ChunkOutcome:
+    def run(self, chunk: Chunk, payload: bytearray, item_slots: memoryview[int]) -> ChunkOutcome:
+        """Run a chunk; only the number of its items is known, they are in the payload."""
         try:
-            items = loads(payload)
+            chunk.items = loads(payload)
         except Exception as error:
-            return unreadable(chunk_id, start, size, error)
+            return unreadable(chunk.id, chunk.start, len(chunk.items), error)
         return run_chunk(
             self.func,
-            Chunk(chunk_id, start, items),
+            chunk,
             return_exceptions=self.return_exceptions,
             item_slots=item_slots,
             stamp_items=self.stamp_items,
