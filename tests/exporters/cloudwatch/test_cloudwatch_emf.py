@@ -89,6 +89,9 @@ SCHEMA = {
     },
 }
 
+VALIDATOR = jsonschema.validators.validator_for(SCHEMA)(SCHEMA)
+VALIDATOR.check_schema(SCHEMA)
+
 LINE_BYTES = 256 * 1024
 
 
@@ -103,7 +106,7 @@ def parse(text: str) -> list[dict[str, Any]]:
     for line in text[:-1].split("\n"):
         assert len(line.encode()) <= LINE_BYTES
         document = json.loads(line, parse_constant=refuse_constant)
-        jsonschema.validate(document, SCHEMA)
+        VALIDATOR.validate(document)
         (directive,) = document["_aws"]["CloudWatchMetrics"]
         dimensions = [name for names in directive["Dimensions"] for name in names]
         names = [metric["Name"] for metric in directive["Metrics"]]
