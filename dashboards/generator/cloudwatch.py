@@ -60,6 +60,7 @@ def dashboard() -> dict[str, Any]:
         "Workers": [
             _each("Workers", rows.WORKERS, "Maximum"),
             _each("Busy seconds a minute", rows.WORKER_BUSY, "Sum"),
+            _each("Of them on a CPU", rows.WORKER_CPU, "Sum"),
             _widget(
                 "Speedup, estimated and measured",
                 [

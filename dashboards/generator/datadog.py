@@ -92,12 +92,19 @@ def dashboard() -> dict[str, Any]:
                     query(rows.WORKERS, "function"),
                     formula="a / b",
                 ),
+                _lines(
+                    "On a CPU, share of the busy time",
+                    query(rows.WORKER_CPU, "function", rate=True),
+                    query(rows.WORKER_BUSY, "function", rate=True),
+                    formula="a / b",
+                ),
                 _lines("Worker deaths", query(rows.WORKER_DEATHS, "function"), bars=True),
                 _lines(
                     "Speedup, estimated and measured",
                     query(rows.ESTIMATED_SPEEDUP, "function", how="max"),
                     query(rows.MEASURED_SPEEDUP, "function", how="max"),
                 ),
+                _lines("Calls at once", query(rows.CONCURRENCY, "function", how="max")),
             ),
             _group(
                 "Hooks and exporters",

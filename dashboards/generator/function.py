@@ -7,6 +7,7 @@ from amorsize.exporters import metrics
 from . import promql
 from .boards import FUNCTION_UID, Board
 from .panels import (
+    BLUE,
     COUNT,
     GREEN,
     ORANGE,
@@ -92,8 +93,8 @@ def function() -> Board:
             ),
             single(
                 "Measured speedup",
-                "Over a serial run, of the last execution that ended: seconds in the function, "
-                "over all workers, divided by the run's own.",
+                "How many times as long a serial run would have taken as the last execution that "
+                "ended.",
                 q.last_speedup(metrics.MEASURED_SPEEDUP),
                 "none",
                 empty="not known",
@@ -174,25 +175,29 @@ def function() -> Board:
         [
             lines(
                 "Speedup, estimated and measured",
-                "Over a serial run, of the last execution that ended: what its plan had expected, "
-                "and what it reached, where that is known. If it is far below, see the dashboard "
-                "of workers.",
+                "Over a serial run, of the last execution that ended: the estimate of its plan, "
+                "and the speedup that was measured, each where it is known. Beside them, the calls "
+                "in progress at once. If the measured speedup is far below the estimate, see the "
+                "dashboard of workers.",
                 "none",
                 Line(q.last_at(metrics.ESTIMATED_SPEEDUP), "estimated"),
                 Line(q.last_at(metrics.MEASURED_SPEEDUP), "measured"),
+                Line(q.last_at(metrics.CONCURRENCY), "calls at once"),
                 width=8,
-                colors={"estimated": YELLOW, "measured": GREEN},
+                colors={"estimated": YELLOW, "measured": GREEN, "calls at once": BLUE},
             ),
             lines(
                 "Workers",
                 "Workers that take part, and how many workers' worth of time is spent in the "
-                "function. The gap is waiting: for input, for dispatch, for the last chunk. How "
-                "busy they are is known when their chunks are complete.",
+                "function, and there on a CPU. The first gap is idleness: for want of input, of "
+                "dispatch, of chunks at the end. The second is waiting: of the function itself, "
+                "for a CPU, for the GIL. Known when chunks are complete.",
                 COUNT,
                 Line(q.average(metrics.WORKERS), "taking part"),
                 Line(q.busy_workers(), "busy"),
+                Line(q.busy_workers(spent=metrics.WORKER_CPU), "on a CPU"),
                 width=8,
-                colors={"taking part": YELLOW, "busy": GREEN},
+                colors={"taking part": YELLOW, "busy": GREEN, "on a CPU": BLUE},
             ),
             lines(
                 "Progress",

@@ -144,14 +144,14 @@ class Query:
         """The sum of a gauge, averaged over the window of a rate that it is compared with."""
         return f"{_sum(by)} (avg_over_time({self.series(metric)}[{self.window}]))"
 
-    def busy_share(self, *by: str) -> str:
-        """The share of the workers' time that is spent in the function."""
+    def busy_share(self, *by: str, spent: Metric = metrics.WORKER_BUSY) -> str:
+        """The share of the workers' time that is spent in the function, or there on a CPU."""
         available = self.rate(metrics.WORKER_AVAILABLE, *by)
-        return f"clamp_max({self.rate(metrics.WORKER_BUSY, *by)} / ({available} > 0), 1)"
+        return f"clamp_max({self.rate(spent, *by)} / ({available} > 0), 1)"
 
-    def busy_workers(self, *by: str) -> str:
-        """How many workers' worth of time is spent in the function."""
-        return f"{self.average(metrics.WORKERS, *by)} * {self.busy_share(*by)}"
+    def busy_workers(self, *by: str, spent: Metric = metrics.WORKER_BUSY) -> str:
+        """How many workers' worth of time is spent in the function, or there on a CPU."""
+        return f"{self.average(metrics.WORKERS, *by)} * {self.busy_share(*by, spent=spent)}"
 
     def idle_workers(self, *by: str) -> str:
         """How many workers' worth of time is not spent in the function."""
