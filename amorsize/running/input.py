@@ -175,13 +175,13 @@ class Input:
         return places.stop
 
 
+_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+
+
 def _is_in_memory(data: Any) -> bool:
     from collections import deque
-    from collections.abc import ItemsView, KeysView, ValuesView
 
-    if isinstance(data, (KeysView, ValuesView, ItemsView)):
-        return type(data).__module__ == "builtins"  # of a dictionary
-    if type(data) in (set, frozenset, dict, deque):
+    if type(data) in (set, frozenset, dict, deque, *_VIEWS):
         return True
     try:
         memoryview(data).release()
