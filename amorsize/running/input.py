@@ -175,7 +175,7 @@ class Input:
         return places.stop
 
 
-_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 
 
 def _is_in_memory(data: Any) -> bool:
