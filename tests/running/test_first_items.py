@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from waiting import PATIENCE, wait_until
 
+from amorsize.planning.clocks import Clocks
 from amorsize.planning.gil_probe import GilProbe
 from amorsize.planning.observations import Sample
 from amorsize.running.first_items import TOGETHER_SLICE_ITEMS, FirstItems
