@@ -259,7 +259,7 @@ def end_workers() -> None:
     ("start", "end", "modules"),
     [
         (start_and_run, amorsize.shutdown, "process.launcher process.template_client"),
-        (run_named, end_workers, "factory process.connection process.engine process.pool"),
+        (run_named, end_workers, "process.connection process.engine process.pool"),
         (start_ahead_of_the_plan, amorsize.shutdown, "running.early_workers process.launcher"),
     ],
     ids=["cold", "warm", "measured"],

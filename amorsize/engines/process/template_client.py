@@ -68,6 +68,7 @@ class Template:
         self.workers = 0
         self.retired = False
         [self._pid] = launched.pids
+        self._has_forked = False
         self._exit_code: int | None = None
         self._free_numbers = list(range(MAX_WORKERS - 1, -1, -1))
         assert launched.control is not None
@@ -105,6 +106,7 @@ class Template:
         The template answers through the descriptor ``status``, which ends without an answer where
         the template has ended. Raises OSError when it is frozen.
         """
+        self._has_forked = True
         try:
             self._control.send(dumps(("fork", number, modules), 5), b"", (connection, status))
         except (BrokenPipeError, ConnectionResetError):
@@ -175,8 +177,8 @@ class Template:
             self._mapping.close()  # it has a descriptor of its own
         except (AttributeError, BufferError):
             pass  # it was never made, or a worker's item slots are still in use
-        if not self.workers:
-            self.kill()  # it may not even be up, and nobody waits for anything
+        if not self._has_forked:
+            self.kill()  # it may not even be up
         pid, self._pid = self._pid, 0
         deadline = time.monotonic() + _END_SECONDS
         while pid:
