@@ -34,8 +34,8 @@ def dashboard() -> dict[str, Any]:
             _each("Worker deaths", rows.WORKER_DEATHS, "Sum"),
         ],
         "Rate and errors": [
-            _each("Items a minute", rows.ITEMS_PROCESSED, "Sum"),
-            _each("Failed items a minute", rows.ITEMS_FAILED, "Sum"),
+            _each("Items per minute", rows.ITEMS_PROCESSED, "Sum"),
+            _each("Failed items per minute", rows.ITEMS_FAILED, "Sum"),
             _each("Errors by type", rows.ERRORS, "Sum", show="error_type"),
         ],
         "What runs now": [
@@ -46,7 +46,7 @@ def dashboard() -> dict[str, Any]:
                     (f"SUM({search(rows.ITEMS_EXPECTED, 'Maximum')})", "expected", None),
                 ],
             ),
-            _each("Items a second", rows.THROUGHPUT, "Average"),
+            _each("Items per second", rows.THROUGHPUT, "Average"),
             _each("Last success, seconds since the epoch", rows.LAST_SUCCESS, "Maximum"),
         ],
         "Duration": [
@@ -59,8 +59,8 @@ def dashboard() -> dict[str, Any]:
         ],
         "Workers": [
             _each("Workers", rows.WORKERS, "Maximum"),
-            _each("Busy seconds a minute", rows.WORKER_BUSY, "Sum"),
-            _each("Of them on a CPU", rows.WORKER_CPU, "Sum"),
+            _each("Busy seconds per minute", rows.WORKER_BUSY, "Sum"),
+            _each("CPU seconds per minute", rows.WORKER_CPU, "Sum"),
             _widget(
                 "Speedup, estimated and measured",
                 [

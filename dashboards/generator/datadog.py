@@ -20,7 +20,7 @@ def dashboard() -> dict[str, Any]:
     rows = metrics
     return {
         "title": "amorsize",
-        "description": "Executions, errors, items a second, what runs now, workers, and the "
+        "description": "Executions, errors, items per second, what runs now, workers, and the "
         "exporters themselves.",
         "layout_type": "ordered",
         "reflow_type": "auto",
@@ -41,7 +41,7 @@ def dashboard() -> dict[str, Any]:
             _group(
                 "Rate and errors",
                 _lines("Executions by how they ended", query(rows.EXECUTIONS, "status"), bars=True),
-                _lines("Items a second", query(rows.ITEMS_PROCESSED, "function", rate=True)),
+                _lines("Items per second", query(rows.ITEMS_PROCESSED, "function", rate=True)),
                 _lines("Errors by type", query(rows.ERRORS, "error_type"), bars=True),
                 _top("Functions with most failed executions", _failed("function")),
                 _top("Functions with most failed items", query(rows.ITEMS_FAILED, "function")),
@@ -128,7 +128,7 @@ def query(
         metric: a row of the table.
         by: tags to group by.
         how: ``sum``, ``max``, or a percentile of a distribution.
-        rate: a second, of a counter; else how many there were.
+        rate: growth per second, of a counter; otherwise the number.
         only: a filter more.
 
     Raises:

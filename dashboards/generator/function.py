@@ -48,7 +48,7 @@ def function() -> Board:
             ),
             single(
                 "Progress now",
-                "How much of their input the executions in progress have done.",
+                "Share of the input that the executions in progress have done.",
                 q.progress(),
                 SHARE,
                 empty="nothing runs",
@@ -56,7 +56,7 @@ def function() -> Board:
             ),
             single(
                 "Time left",
-                "Until all items are done, at the present rate.",
+                "Time until all items are done, at the present rate.",
                 q.time_left(),
                 SECONDS,
                 empty="nothing runs",
@@ -73,14 +73,14 @@ def function() -> Board:
             ),
             single(
                 "Last duration",
-                "How long the last execution that ended took, from the call of execute() on.",
+                "Duration of the last execution that ended, from the call of execute().",
                 q.last(metrics.LAST_DURATION),
                 SECONDS,
                 decimals=1,
             ),
             single(
-                "Items of the last",
-                "Items that the last execution that ended had completed.",
+                "Last items",
+                "Items completed by the last execution that ended.",
                 q.last(metrics.LAST_ITEMS),
                 COUNT,
             ),
@@ -107,7 +107,7 @@ def function() -> Board:
         [
             lines(
                 "Executions by how they ended",
-                "Executions that ended, in each bar.",
+                "Executions that ended in each bar, by status.",
                 COUNT,
                 Line(q.in_each_bar(metrics.EXECUTIONS, "status"), "{{status}}"),
                 width=8,
@@ -115,7 +115,7 @@ def function() -> Board:
                 colors=STATUS_COLORS,
             ),
             lines(
-                "Items a second",
+                "Items per second",
                 "Items of completed chunks, and items that failed, counted while executions run.",
                 PER_SECOND,
                 Line(q.rate(metrics.ITEMS_PROCESSED), "processed"),
@@ -139,9 +139,9 @@ def function() -> Board:
         [
             lines(
                 "Duration of executions",
-                "Half of the executions took less than p50, one in twenty longer than p95, as "
-                "exactly as the histogram's buckets show. Empty while none ends. Points are "
-                "traces: a click opens one.",
+                "Half of the executions took less than p50, one in twenty longer than p95, within "
+                "the limits of the buckets. Empty while no execution ends. Points are traces: a "
+                "click opens one.",
                 SECONDS,
                 Line(q.quantile(0.5, metrics.EXECUTION_DURATION), "p50"),
                 Line(q.quantile(0.95, metrics.EXECUTION_DURATION), "p95"),
@@ -151,7 +151,7 @@ def function() -> Board:
             ),
             lines(
                 "Duration of chunks",
-                "Time in the function, measured in the worker. Aim: about the target chunk "
+                "Time in the function, measured in the worker. It should be about the target chunk "
                 "duration. Points are traces: a click opens one.",
                 SECONDS,
                 Line(q.quantile(0.5, metrics.CHUNK_DURATION), "p50"),
@@ -162,8 +162,8 @@ def function() -> Board:
             ),
             heat_map(
                 "Chunks",
-                "How many chunks took how long. Two bands are two kinds of items; a band that "
-                "rises is a function that slows down.",
+                "Number of chunks by duration. Two bands mean two kinds of items; a rising band "
+                "means that the function slows down.",
                 _buckets(q, metrics.CHUNK_DURATION),
                 SECONDS,
                 width=8,
@@ -188,10 +188,11 @@ def function() -> Board:
             ),
             lines(
                 "Workers",
-                "Workers that take part, and how many workers' worth of time is spent in the "
-                "function, and there on a CPU. The first gap is idleness: for want of input, of "
-                "dispatch, of chunks at the end. The second is waiting: of the function itself, "
-                "for a CPU, for the GIL. Known when chunks are complete.",
+                "Workers that take part, workers whose time is spent in the function, and "
+                "workers that use a CPU there. Between the first two, workers are idle: they "
+                "wait for input, for dispatch, for the last chunk. Between the last two, the "
+                "function waits: by itself, for a CPU, for the GIL. Known when chunks are "
+                "complete.",
                 COUNT,
                 Line(q.average(metrics.WORKERS), "taking part"),
                 Line(q.busy_workers(), "busy"),
@@ -201,7 +202,7 @@ def function() -> Board:
             ),
             lines(
                 "Progress",
-                "How much of their input the executions in progress have done.",
+                "Share of the input that the executions in progress have done.",
                 SHARE,
                 Line(q.progress("executor"), "{{executor}}"),
                 width=8,
@@ -209,8 +210,8 @@ def function() -> Board:
             ),
             lines(
                 "Queue wait of chunks",
-                "From dispatch to start. A few chunks a worker are dispatched ahead, so that "
-                "about one chunk's duration is what to expect.",
+                "Time between dispatch and start. A few chunks per worker are dispatched ahead, so "
+                "about one chunk's duration is normal.",
                 SECONDS,
                 Line(q.quantile(0.5, metrics.CHUNK_QUEUE), "p50"),
                 Line(q.quantile(0.95, metrics.CHUNK_QUEUE), "p95"),
@@ -218,15 +219,15 @@ def function() -> Board:
             ),
             heat_map(
                 "Queue waits",
-                "How many chunks waited how long between dispatch and start.",
+                "Number of chunks by their wait between dispatch and start.",
                 _buckets(q, metrics.CHUNK_QUEUE),
                 SECONDS,
                 width=8,
             ),
             lines(
                 "Planning",
-                "Time spent on sampling and on choosing the plan, before an execution begins. "
-                "The sampled items are work that counts.",
+                "Time spent on sampling and on choosing the plan, before an execution begins. The "
+                "results of the sampled items are used.",
                 SECONDS,
                 Line(q.mean(metrics.PLANNING_DURATION), "mean"),
                 Line(q.quantile(0.95, metrics.PLANNING_DURATION), "p95"),

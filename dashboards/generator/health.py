@@ -77,16 +77,16 @@ def health() -> Board:
             ),
             single(
                 "Function names",
-                f"How many of the {LABEL_LIMITS['function']} names that a program's label can "
-                "have are taken, at most. Further functions are all called 'other'.",
+                f"Names of functions in the program that has the most. From "
+                f"{LABEL_LIMITS['function']} on, further functions are all called 'other'.",
                 or_zero(f"max({_names(q, 'function')})"),
                 COUNT,
                 steps=_limit("function"),
             ),
             single(
                 "Error types",
-                f"How many of the {LABEL_LIMITS['error_type']} names that a program's label can "
-                "have are taken, at most. Further types are all called 'other'.",
+                f"Names of exceptions in the program that has the most. From "
+                f"{LABEL_LIMITS['error_type']} on, further types are all called 'other'.",
                 or_zero(f"max({_names(q, 'error_type')})"),
                 COUNT,
                 steps=_limit("error_type"),
@@ -105,7 +105,7 @@ def health() -> Board:
         [
             lines(
                 "Hook errors by event",
-                "Hooks that raised, in each bar.",
+                "Hooks that raised in each bar.",
                 COUNT,
                 Line(q.in_each_bar(metrics.HOOK_ERRORS, "event"), "{{event}}"),
                 width=8,
@@ -113,7 +113,7 @@ def health() -> Board:
             ),
             lines(
                 "Exporter errors by exporter",
-                "Failed attempts to deliver, in each bar.",
+                "Failed attempts to deliver in each bar.",
                 COUNT,
                 Line(q.in_each_bar(metrics.EXPORTER_ERRORS, "exporter"), "{{exporter}}"),
                 width=8,
@@ -135,15 +135,15 @@ def health() -> Board:
         [
             lines(
                 "Time in hooks",
-                f"Seconds that hooks take, a second, those of exporters among them: the {TOP} that "
-                "take most. More than one where several executions run at once.",
+                f"Seconds per second that hooks take, including those of exporters: the {TOP} that "
+                "take most. It can be more than one if several executions run at once.",
                 SECONDS,
                 Line(top(TOP, q.rate(metrics.HOOK_BUSY, "hook")), "{{hook}}"),
                 width=8,
             ),
             lines(
                 "Calls of hooks",
-                "Calls in each bar, failed ones too.",
+                "Calls in each bar, including failed ones.",
                 COUNT,
                 Line(top(TOP, q.in_each_bar(metrics.HOOK_CALLS, "hook")), "{{hook}}"),
                 width=8,
@@ -151,7 +151,7 @@ def health() -> Board:
             ),
             lines(
                 "Longest call of a hook",
-                "The longest so far. Runs wait for it, unless the hook is in the background.",
+                "The longest so far. The run waits for it, unless the hook is in the background.",
                 SECONDS,
                 Line(
                     top(TOP, f"max by (hook) ({q.series(metrics.HOOK_LONGEST)})"),
@@ -166,7 +166,7 @@ def health() -> Board:
         [
             lines(
                 "Dropped user metrics by function",
-                "Calls of count(), observe() and set_gauge() that were dropped, in each bar.",
+                "Calls of count(), observe() and set_gauge() that were dropped in each bar.",
                 COUNT,
                 Line(
                     top(10, q.in_each_bar(metrics.USER_METRICS_DROPPED, "function", "executor")),
@@ -177,8 +177,8 @@ def health() -> Board:
             ),
             lines(
                 "Label values",
-                "How much of the names that a program's labels can have is taken, at most. At "
-                "100% further ones are all called 'other'.",
+                "Share of the names that a label can have, in the program that has the most. At "
+                "100% further names are all called 'other'.",
                 SHARE,
                 *(
                     Line(f"max({_names(q, label, None)}) / {limit}", label)
@@ -189,8 +189,7 @@ def health() -> Board:
             ),
             rows(
                 "Versions of programs",
-                "What the programs run: versions of amorsize and of Python, and how many "
-                "programs have them.",
+                "Versions of amorsize and of Python, and the number of programs that run them.",
                 {"job": "Job", "version": "amorsize", "python": "Python"},
                 Column(
                     "Programs",

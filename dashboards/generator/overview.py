@@ -38,7 +38,7 @@ def overview() -> Board:
     board = Board(
         "amorsize-overview",
         "amorsize / Overview",
-        "Is everything well? Executions, errors, items a second, what runs now, and which "
+        "Is everything well? Executions, errors, items per second, what runs now, and which "
         "functions to look at.",
         one_function=False,
     )
@@ -115,7 +115,7 @@ def overview() -> Board:
         [
             lines(
                 "Executions by how they ended",
-                "Executions that ended, in each bar.",
+                "Executions that ended in each bar, by status.",
                 COUNT,
                 Line(q.in_each_bar(metrics.EXECUTIONS, "status"), "{{status}}"),
                 width=8,
@@ -123,7 +123,7 @@ def overview() -> Board:
                 colors=STATUS_COLORS,
             ),
             lines(
-                "Items a second",
+                "Items per second",
                 f"Items of completed chunks, of the {TOP} busiest functions. Counted while "
                 "executions run.",
                 PER_SECOND,
@@ -146,9 +146,9 @@ def overview() -> Board:
         [
             rows(
                 "Executions in progress",
-                "Each function that runs now. Time left is for the present rate; inputs of "
-                "unknown length have neither progress nor time left. Silent is how long ago "
-                "anything happened: a chunk that runs for long is silent, too.",
+                "Every function that runs now. Time left assumes the present rate; inputs of "
+                "unknown length have neither progress nor time left. Silent is the time since "
+                "the last event: it grows during a long chunk, too.",
                 {"function": "Function", "executor": "Executor"},
                 Column(
                     "Progress",
@@ -164,7 +164,7 @@ def overview() -> Board:
                     COUNT,
                 ),
                 Column(
-                    "Items a second",
+                    "Rate",
                     _running(q.total(metrics.THROUGHPUT, "function", "executor"), q),
                     PER_SECOND,
                 ),
@@ -192,8 +192,8 @@ def overview() -> Board:
             ),
             lines(
                 "Progress",
-                "How much of their input the executions in progress have done, by function. "
-                "Inputs of unknown length have none.",
+                "Share of the input that the executions in progress have done, by function. It is "
+                "unknown for inputs of unknown length.",
                 SHARE,
                 Line(top(TOP, q.progress("function")), "{{function}}"),
                 width=8,
@@ -207,8 +207,8 @@ def overview() -> Board:
             lines(
                 "Duration of executions",
                 "Over all functions: half of the executions took less than p50, one in twenty "
-                "longer than p95, as exactly as the histogram's buckets show. Empty while "
-                "none ends. Points are traces.",
+                "longer than p95, within the limits of the buckets. Empty while no execution ends. "
+                "Points are traces.",
                 SECONDS,
                 Line(q.quantile(0.5, metrics.EXECUTION_DURATION), "p50"),
                 Line(q.quantile(0.95, metrics.EXECUTION_DURATION), "p95"),
@@ -216,8 +216,8 @@ def overview() -> Board:
             ),
             lines(
                 "Duration of the last execution",
-                f"Of the {TOP} functions whose last execution took longest. A step up is a run "
-                "that took longer than the one before.",
+                f"The {TOP} functions whose last execution took longest. A step up is a run that "
+                "took longer than the one before.",
                 SECONDS,
                 Line(top(TOP, q.last_at(metrics.LAST_DURATION, "function")), "{{function}}"),
             ),
@@ -228,8 +228,8 @@ def overview() -> Board:
         [
             rows(
                 "Functions",
-                "Each function, those with most failed executions in the time shown first. "
-                "A click opens it.",
+                "Every function; those with the most failed executions in the time shown come "
+                "first. A click opens the function.",
                 {"function": "Function"},
                 Column(
                     "Failed executions",
@@ -266,12 +266,12 @@ def overview() -> Board:
                     SECONDS,
                 ),
                 Column(
-                    "Items of the last",
+                    "Last items",
                     q.last(metrics.LAST_ITEMS, "function"),
                     COUNT,
                 ),
                 Column(
-                    "Failed in the last",
+                    "Last failed items",
                     q.last(metrics.LAST_FAILED_ITEMS, "function"),
                     COUNT,
                     steps=[(None, GREEN), (0.5, ORANGE)],

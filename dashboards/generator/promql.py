@@ -84,7 +84,7 @@ class Query:
         return f"{_sum(by)} ({self.series(metric, **matchers)})"
 
     def rate(self, metric: Metric, *by: str, part: str = "", **matchers: str) -> str:
-        """Growth a second."""
+        """Growth per second."""
         return f"{_sum(by)} (rate({self.series(metric, part, **matchers)}[{self.window}]))"
 
     def growth(

@@ -19,12 +19,12 @@ JAEGER_URL = "http://localhost:16686"
 """Where a browser finds Jaeger. Grafana's own link opens its Explore, which viewers cannot see."""
 
 TRACES_TO_METRICS = {
-    "Chunks a second": "sum by (function) (rate(amorsize_chunk_duration_seconds_count{%s}[5m]))",
+    "Chunks per second": "sum by (function) (rate(amorsize_chunk_duration_seconds_count{%s}[5m]))",
     "95th percentile of chunks": (
         "histogram_quantile(0.95, sum by (le, function) "
         "(rate(amorsize_chunk_duration_seconds_bucket{%s}[5m])))"
     ),
-    "Errors, a minute": "60 * sum by (function, error_type) (rate(amorsize_errors_total{%s}[5m]))",
+    "Errors per minute": "60 * sum by (function, error_type) (rate(amorsize_errors_total{%s}[5m]))",
 }
 """The links of a span, by title: queries about its function, which replaces ``%s``."""
 

@@ -43,8 +43,8 @@ def workers() -> Board:
             ),
             single(
                 "Busy now",
-                "How much of the workers' time is spent in the function, of the chunks that were "
-                "completed just now.",
+                "Share of the workers' time that is spent in the function, over the chunks that "
+                "were completed just now.",
                 q.busy_share(),
                 SHARE,
                 steps=[(None, RED), (0.5, ORANGE), (0.8, GREEN)],
@@ -68,16 +68,16 @@ def workers() -> Board:
             ),
             single(
                 "Wasted time",
-                "Time that workers took part, and were not in a function, in the time shown. "
-                "Which function wastes it stands below.",
+                "Time that workers took part but spent outside of the functions, in the time "
+                "shown. A panel below shows it by function.",
                 or_zero(q.wasted()),
                 SECONDS,
                 decimals=1,
             ),
             single(
-                "Of the estimated speedup",
-                "What executions reach of the speedup that their plans expected, on average over "
-                "the last one of each function that had expected any. 100% for more than that.",
+                "Speedup reached",
+                "Share of the estimated speedup that executions reach, on average over the last "
+                "execution of each function whose plan expected any. 100% for more than that.",
                 q.speedup_share(),
                 SHARE,
                 steps=[(None, RED), (0.5, ORANGE), (0.8, GREEN)],
@@ -105,15 +105,15 @@ def workers() -> Board:
         [
             lines(
                 "Workers by function",
-                f"Of the {TOP} functions with most workers.",
+                f"The {TOP} functions with the most workers.",
                 COUNT,
                 Line(top(TOP, q.total(metrics.WORKERS, "function")), "{{function}}"),
                 width=8,
             ),
             lines(
                 "Busy share",
-                "How much of the workers' time is spent in the function. A chunk's time counts, "
-                "busy and not, when it is complete; where none completes, nothing is known.",
+                "Share of the workers' time that is spent in the function. A chunk's time counts, "
+                "busy or not, when it is complete; while none completes, nothing is known.",
                 SHARE,
                 Line(top(TOP, q.busy_share("function")), "{{function}}"),
                 width=8,
@@ -121,7 +121,7 @@ def workers() -> Board:
             ),
             lines(
                 "Idle workers",
-                "How many workers' worth of time is not spent in the function: start-up, "
+                "The number of workers whose time is not spent in the function: start-up, "
                 "transport, waiting for input, and for the last chunk of a run.",
                 COUNT,
                 Line(top(TOP, q.idle_workers("function")), "{{function}}"),
@@ -134,7 +134,7 @@ def workers() -> Board:
         [
             lines(
                 "Worker deaths by function",
-                "Workers that were killed or crashed, in each bar.",
+                "Workers that were killed or crashed in each bar.",
                 COUNT,
                 Line(
                     top(TOP, q.in_each_bar(metrics.WORKER_DEATHS, "function", "executor")),
@@ -145,16 +145,17 @@ def workers() -> Board:
             ),
             lines(
                 "Queue wait by function, p95",
-                "One chunk in twenty waits longer between its dispatch and its start. Much more "
-                "than a chunk's duration: the program is held up between chunks, often by hooks.",
+                "One chunk in twenty waits longer between its dispatch and its start. If it is "
+                "much more than a chunk's duration, something delays the run between chunks, "
+                "often a hook.",
                 SECONDS,
                 Line(top(TOP, q.quantile(0.95, metrics.CHUNK_QUEUE, "function")), "{{function}}"),
                 width=8,
             ),
             lines(
                 "Imbalance",
-                "The slowest chunks (p99) over the typical ones (p50). From about 10 on, the "
-                "last chunk of a run holds up the others' workers: a smaller chunksize helps.",
+                "The slowest chunks (p99) divided by the typical ones (p50). From about 10 on, "
+                "most workers wait for the last chunk of a run: a smaller chunksize helps.",
                 "none",
                 Line(top(TOP, _imbalance(q)), "{{function}}"),
                 width=8,
@@ -166,7 +167,7 @@ def workers() -> Board:
         [
             bars(
                 "Wasted worker time by function",
-                "Time that workers took part, and were not in the function, in the time shown.",
+                "Time that workers took part but spent outside of the function, in the time shown.",
                 SECONDS,
                 Line(top(TOP, q.wasted("function")), "{{function}}"),
                 empty="No worker took part in the time shown.",
@@ -174,19 +175,19 @@ def workers() -> Board:
                 steps=[(None, ORANGE)],
             ),
             bars(
-                "Reached of the estimated speedup",
-                "The functions furthest below: the share of the estimated speedup that the last "
-                "execution reached, where both are known.",
+                "Speedup reached by function",
+                "Share of the estimated speedup that the last execution reached, where both are "
+                "known: the functions with the lowest.",
                 SHARE,
                 Line(f"bottomk({TOP}, {q.speedup_share('function')})", "{{function}}"),
-                empty="Of no execution are both known.",
+                empty="No execution has both.",
                 width=8,
                 steps=[(None, RED), (0.5, ORANGE), (0.8, GREEN)],
             ),
             bars(
                 "Share of planning",
-                "How much of the executions' time went into sampling and planning, in the time "
-                "shown. Much of it: the runs are short; pass n_jobs, chunksize and executor.",
+                "Share of the executions' time that went into sampling and planning, in the time "
+                "shown. If it is large, the runs are short: pass n_jobs, chunksize and executor.",
                 SHARE,
                 Line(
                     top(

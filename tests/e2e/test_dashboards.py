@@ -154,7 +154,7 @@ def test_every_query_of_a_dashboard_returns_data(seen: Seen, board: dict[str, An
 def test_the_dashboard_of_a_function_shows_each_function(seen: Seen) -> None:
     """Functions that run without workers, too; only what a function does not do may be empty."""
     board = json.loads((DASHBOARDS / "grafana" / "amorsize-function.json").read_text())
-    rates = [place for place in lint.queries(board) if "Items a second" in place.where]
+    rates = [place for place in lint.queries(board) if "Items per second" in place.where]
     assert rates
     for function in FUNCTIONS:
         all_answer(lambda name=function: seen.view(function=name), rates)
