@@ -140,7 +140,7 @@ class UnpicklableItemError(TransportError):
 
     def __init__(self, index: int, kind: str, cause: str) -> None:
         super().__init__(
-            f"item {index}, a {kind}, cannot be sent to a worker process: it does not pickle "
+            f"item {index}, a {kind}, cannot be sent to a worker process: it cannot be pickled "
             f"({cause}). Pass executor='thread', or an input of picklable items."
         )
         self.index = index

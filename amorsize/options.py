@@ -107,9 +107,9 @@ class Options(Record):
         engine = options.engine
         if item_timeout is not None and engine is not None and engine.external:
             raise _value_error(
-                "item_timeout needs workers that can be ended, which those of an executor that "
-                "was passed, and of Dask, cannot; give timeout= for the whole run, or "
-                "executor='process' (or 'thread')."
+                "item_timeout needs workers that can be ended; those of Dask, and of an executor "
+                "that you pass, cannot. Give timeout= for the whole run, or executor='process' "
+                "(or 'thread')."
             )
         return options
 
@@ -118,11 +118,11 @@ def _check_function(func: Any) -> None:
     if not callable(func):
         raise _type_error(
             f"func is {_shown(func)}, which cannot be called; "
-            "give a function that takes one item, and the data second."
+            "give a function that takes one item, then the data."
         )
     if _is_coroutine_function(func):
         raise _type_error(
-            f"func is {_shown(func)}, a coroutine function: its calls only make coroutines; "
+            f"func is {_shown(func)}, a coroutine function, whose calls only create coroutines; "
             "give a plain function, such as lambda item: asyncio.run(func(item))."
         )
 

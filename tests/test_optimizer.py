@@ -326,7 +326,7 @@ def test_explain_shows_the_arithmetic() -> None:
     for part in (
         "4 usable cores",
         "8.59 GB of 17.2 GB memory available",
-        "2 items, 10 ms a call",
+        "2 items, 10 ms per call",
         "998 items, 9.98 s one after the other",
         "start-up",
         "compute",

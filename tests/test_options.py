@@ -93,8 +93,8 @@ def test_wrong_type(given: dict[str, Any], message: str) -> None:
         ({"target_chunk_duration": math.nan}, "is nan; give a finite"),
         ({"target_chunk_duration": math.inf}, "is inf; give a finite"),
         ({"target_chunk_duration": 10**400}, "is inf; give a finite"),
-        ({"executor": "fork"}, "'fork', a name that is not known; give one of 'serial', 'thread'"),
-        ({"executor": ""}, "executor is '', a name that is not known"),
+        ({"executor": "fork"}, "'fork', which is not a known name; give one of 'serial', 'thread'"),
+        ({"executor": ""}, "executor is '', which is not a known name"),
     ],
 )
 def test_out_of_range(given: dict[str, Any], message: str) -> None:

@@ -296,8 +296,8 @@ def enable_once(
             ]
             if differing and not _enabled_stays.get():
                 raise ExporterError(
-                    f"{exporter!r} is enabled already, with another {' and '.join(differing)} "
-                    "than asked for now. Call its close() first to enable it again."
+                    f"{exporter!r} is enabled already, with another {' and '.join(differing)}. "
+                    "Call its close() first to enable it again."
                 )
         else:
             exporter = build()

@@ -153,7 +153,7 @@ def settings_of(manager: HookManager) -> tuple[dict[str, dict[str, Any]], list[H
         if settings is None or found is None:
             raise InvalidValueError(
                 f"{exporter!r} cannot be saved: only exporters that were enabled by "
-                "amorsize.enable(), or an enable_*() of theirs, can be enabled again"
+                "amorsize.enable(), or by their enable_*() function, can be enabled again"
             )
         parameters = inspect.signature(_load(name, found)).parameters
         defaults = {each.name: each.default for each in parameters.values()}

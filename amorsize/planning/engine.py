@@ -60,7 +60,7 @@ def resolve(executor: Any) -> Engine | None:
         if executor in NAMES:
             return Engine(executor)
         raise InvalidValueError(
-            f"executor is {executor!r}, a name that is not known; give one of {_known()}, a "
+            f"executor is {executor!r}, which is not a known name; give one of {_known()}, a "
             "concurrent.futures.Executor, a Dask client, or None to have it chosen."
         )
     if _is_dask_client(executor):
@@ -100,8 +100,8 @@ def _of_client(client: Any) -> Engine:
 
     if client.asynchronous:
         raise InvalidValueError(
-            "executor is a Dask client that is asynchronous, which execute() and stream() cannot "
-            f"wait for; give one that is not, and call from outside of its event loop. {_HOW}"
+            "executor is an asynchronous Dask client, for which execute() and stream() cannot "
+            f"wait; give a synchronous one, and call from outside of its event loop. {_HOW}"
         )
     if client.status != "running":
         raise InvalidValueError(

@@ -244,7 +244,7 @@ def say_reason(
     if chosen.engine == "serial":
         return f"Serial, because {_why_serial(comparison, workload)}."
     if chosen.engine == "process":
-        spent = f"{item} an item"
+        spent = f"{item} per item"
         if workload.waits:  # not enough for threads to gain: the computing decides
             spent = f"{format_seconds(workload.gil_seconds)} of a call's {item}"
         computes = "the function computes"
@@ -268,7 +268,7 @@ def say_reason(
         )
     if workload.releases_gil:
         return (
-            f"{lead} the function releases the GIL while it computes for {item} an item: "
+            f"{lead} the function releases the GIL while it computes for {item} per item: "
             f"{chosen.n_jobs} calls compute at the same time, and nothing is copied."
         )
     if begun:
@@ -449,8 +449,9 @@ def _sample_lines(details: Details) -> list[str]:
     spread = shortest if shortest == longest else f"{shortest} to {longest}"
     item = workload.item_seconds
     lines = [
-        f"{count_of(workload.sampled, 'item')}, {spread} a call; estimate {format_seconds(item)} a "
-        f"call, {format_seconds(workload.input_seconds)} to produce an item"
+        f"{count_of(workload.sampled, 'item')}, {spread} per call; "
+        f"estimate {format_seconds(item)} per call, "
+        f"{format_seconds(workload.input_seconds)} to produce an item"
     ]
     if item > 0 and details.system is not None:
         # The probe's own thread is in it as well, which is all that goes past 100 %.

@@ -48,8 +48,7 @@ def is_failure(message: Message) -> bool:
 def warn_of_failed_start(loss: WorkerLost) -> None:
     """Log that a worker ended before it took any work."""
     _warn(
-        "Worker process %s ended with exit code %s before it took any work; "
-        "another takes its place",
+        "Worker process %s ended with exit code %s before it took any work; another replaces it",
         loss.pid,
         loss.exit_code,
     )

@@ -245,8 +245,8 @@ def unreadable(chunk_id: int, start: int, size: int, error: Exception) -> ChunkO
     from amorsize.errors import TransportError
 
     failed = TransportError(
-        f"items {start} to {start + size - 1} (chunk {chunk_id}) do not unpickle in the worker: "
-        f"{type(error).__name__}: {error}"
+        f"items {start} to {start + size - 1} (chunk {chunk_id}) cannot be unpickled in the "
+        f"worker: {type(error).__name__}: {error}"
     )
     return ChunkOutcome(
         chunk_id=chunk_id,

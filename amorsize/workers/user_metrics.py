@@ -430,7 +430,7 @@ def _check_name(name: object, kind: Kind) -> None:
         raise InvalidValueError(
             f"{call}() got the name {name!r}, which ends in "
             f"{next(end for end in _RESERVED_ENDS if name.endswith(end))!r}: Prometheus appends "
-            f"such endings itself ({', '.join(_RESERVED_ENDS)}). Leave it out, or change its order."
+            f"such endings itself ({', '.join(_RESERVED_ENDS)}). Choose another ending."
         )
     known = _kinds.get(name, kind)
     if len(_kinds) < _KNOWN_LIMIT:

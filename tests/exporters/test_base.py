@@ -137,8 +137,8 @@ def test_enabling_with_other_settings_names_them_and_a_remedy():
     ):
         enable_once(Recorder, {"port": 2, "password": "hunter3", "addr": "a"}, Recorder)
     assert str(raised.value) == (
-        "<Recorder (open)> is enabled already, with another password and port than asked for "
-        "now. Call its close() first to enable it again."
+        "<Recorder (open)> is enabled already, with another password and port. "
+        "Call its close() first to enable it again."
     )
 
 

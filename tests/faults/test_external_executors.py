@@ -386,7 +386,7 @@ def test_what_does_not_come_back_is_a_clear_error(
 @elsewhere
 def test_an_item_that_does_not_unpickle_fails_its_chunk(external: Mode) -> None:
     """It is pickled apart from what carries it."""
-    with pytest.raises(TransportError, match="do not unpickle in the worker"):
+    with pytest.raises(TransportError, match="cannot be unpickled in the worker"):
         amorsize.execute(str, [FailsToLoad()], executor=external.executor)
 
 

@@ -165,7 +165,7 @@ def test_a_function_that_does_not_pickle_is_refused_with_its_reason(
 ) -> None:
     """Before any worker starts; the events are emitted."""
     lock = threading.Lock()
-    with pytest.raises(TransportError, match=r"does not pickle.*executor='thread'"):
+    with pytest.raises(TransportError, match=r"cannot be pickled.*executor='thread'"):
         process(lambda x: lock.locked(), range(3), hooks=hooks)
     assert_contract(recorder.contexts)
     assert HookEvent.ON_WORKER_START not in recorder.events
@@ -204,7 +204,7 @@ def test_an_item_that_does_not_unpickle_fails_its_chunk(
 ) -> None:
     """The error says which items; the worker lives on."""
     data = [1, 2, 3, 4, FailsToLoad(), 6, 7]
-    with pytest.raises(TransportError, match=r"items 3 to 5 \(chunk 1\) do not unpickle"):
+    with pytest.raises(TransportError, match=r"items 3 to 5 \(chunk 1\) cannot be unpickled"):
         process(str, data, hooks=hooks)
     assert_contract(recorder.contexts)
     results = process(str, data, return_exceptions=True, hooks=hooks)
@@ -238,7 +238,7 @@ def test_a_result_that_does_not_unpickle_fails_its_chunk(
     def answer(x: int) -> Any:
         return FailsToLoad() if x == 4 else x
 
-    with pytest.raises(TransportError, match=r"results of items 3 to 5 \(chunk 1\) do not"):
+    with pytest.raises(TransportError, match=r"results of items 3 to 5 \(chunk 1\) cannot be"):
         process(answer, range(9), hooks=hooks)
     assert_contract(recorder.contexts)
     results = process(answer, range(9), return_exceptions=True, hooks=hooks)

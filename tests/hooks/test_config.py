@@ -295,7 +295,7 @@ MISTAKES = {
     "exporter's value": ('\n[exporters.prometheus]\nport = 99999\n', 2,
                          "port must be from 0 to 65535, 0 for any free one; got 99999"),
     "exporter's contradiction": ('[exporters.datadog]\nhost = "a"\nsocket_path = "/b"\n', 1,
-                                 "pass socket_path, or host and port, not both"),
+                                 "pass either socket_path, or host and port"),
     "exporter's table": ('[exporters]\nprometheus = 9\n', 2, "an exporter's settings are a table"),
 }  # fmt: skip
 

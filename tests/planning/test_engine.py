@@ -63,7 +63,7 @@ def test_executors_say_how_many_workers_they_have() -> None:
 @pytest.mark.parametrize(
     ("executor", "kind", "message"),
     [
-        ("fork", InvalidValueError, "'fork', a name that is not known; .* 'dask', a concurrent"),
+        ("fork", InvalidValueError, "'fork', which is not a known name; .* 'dask', a concurrent"),
         (ThreadPoolExecutor, InvalidTypeError, r"class ThreadPoolExecutor \(make an instance"),
         (7, InvalidTypeError, r"7 \(int\), which cannot be used; give one of 'serial'"),
         (object(), InvalidTypeError, "an object of type object"),

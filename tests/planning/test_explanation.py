@@ -41,8 +41,8 @@ def said(
 @pytest.mark.parametrize(
     ("facts", "reason"),
     [
-        ({}, "Processes, because the function computes under the GIL for 20 ms an item, and 4 "),
-        ({"gil_known": False}, "Processes, because the function computes for 20 ms an item, and"),
+        ({}, "Processes, because the function computes under the GIL for 20 ms per item, and 4 "),
+        ({"gil_known": False}, "Processes, because the function computes for 20 ms per item, and"),
         ({"n_jobs": 3}, "Processes, 3 workers as asked for, because the function computes under"),
         ({"gil_seconds": 0.0}, "Threads, because the function releases the GIL while it computes"),
         (

@@ -359,7 +359,7 @@ def test_one_item_is_measured_beside_those_that_were_handed_out() -> None:
             EarlyWork("process", 2, 1),
             99,
             (1.5, 2.0),
-            "Processes, because the function computes for 20 ms an item, and 2 workers are",
+            "Processes, because the function computes for 20 ms per item, and 2 workers are",
         ),
         (
             workload(),

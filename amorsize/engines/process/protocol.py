@@ -73,7 +73,7 @@ def dump_function(
                 "multiprocessing itself has started."
             )
         raise TransportError(
-            f"the function {func!r} cannot be sent to worker processes: it does not pickle "
+            f"the function {func!r} cannot be sent to worker processes: it cannot be pickled "
             f"({type(error).__name__}: {error}). Pass executor='thread', or {advice}"
         ) from error
 
@@ -215,8 +215,8 @@ def unpack_outcome(
             results = loads(payload)
         except Exception as error:
             failed = TransportError(
-                f"the results of items {start} to {start + size - 1} (chunk {chunk_id}) do not "
-                f"unpickle: {type(error).__name__}: {error}"
+                f"the results of items {start} to {start + size - 1} (chunk {chunk_id}) cannot be "
+                f"unpickled: {type(error).__name__}: {error}"
             )
             failures = [Failure(start, failed, str(failed))]
         else:
@@ -259,7 +259,7 @@ def unpack_error(packed: bytes) -> BaseException:
         error = loads(packed)
     except Exception as unloadable:
         return RemoteError(
-            f"the function raised an exception that does not unpickle here "
+            f"the function raised an exception that cannot be unpickled here "
             f"({type(unloadable).__name__}: {unloadable})"
         )
     return error if isinstance(error, BaseException) else RemoteError(str(error))
@@ -291,7 +291,7 @@ def _pack_extra(value: Any) -> bytes:
 
 
 def _unpack_extras(packed: dict[str, bytes]) -> dict[str, Any]:
-    """Unpack what rides home beside the results; what does not unpickle here is left out."""
+    """Unpack the extras of an outcome; those that cannot be unpickled here are left out."""
     extras = {}
     for name, data in packed.items():
         try:
@@ -300,7 +300,7 @@ def _unpack_extras(packed: dict[str, bytes]) -> dict[str, Any]:
             import logging
 
             kind = type(error).__name__  # its text may quote what the function has returned
-            text = "%s of a chunk do not unpickle and are left out (%s)"
+            text = "%s of a chunk cannot be unpickled and are left out (%s)"
             logging.getLogger(__name__).warning(text, name, kind)
     return extras
 
@@ -373,7 +373,7 @@ def _replace_unpicklable(results: list[Any], outcome: ChunkOutcome) -> list[Any]
         except Exception as error:
             failed = TransportError(
                 f"the result of item {index}, a {type(result).__name__}, cannot be sent back: "
-                f"it does not pickle ({type(error).__name__}: {error})"
+                f"it cannot be pickled ({type(error).__name__}: {error})"
             )
             outcome.failures.append(Failure(index, failed, str(failed)))
             kept.append(None)

@@ -227,5 +227,6 @@ def _new_client(region: str | None) -> Any:
         return boto3.session.Session().client("cloudwatch", region_name=region, config=config)
     except NoRegionError:
         raise InvalidValueError(
-            "no AWS region is set; pass region='eu-central-1', say, or set AWS_DEFAULT_REGION"
+            "no AWS region is set; pass one, such as region='eu-central-1', or set "
+            "AWS_DEFAULT_REGION"
         ) from None

@@ -70,8 +70,8 @@ def _check_dimensions(dimensions: object) -> None:
     most = MAX_DIMENSIONS - _OWN_DIMENSIONS
     if len(dimensions) > most:
         raise InvalidValueError(
-            f"dimensions must be {most} at most, which with the metrics' own are "
-            f"{MAX_DIMENSIONS}; got {len(dimensions)}"
+            f"dimensions must have at most {most} names: with those of amorsize, that is "
+            f"CloudWatch's limit of {MAX_DIMENSIONS}; got {len(dimensions)}"
         )
     for name, value in dimensions.items():
         for text, what, most in (
@@ -90,7 +90,7 @@ def _check_dimensions(dimensions: object) -> None:
                 )
         if name in OWN_NAMES or name == "_aws":
             raise InvalidValueError(
-                f"dimensions must not hold {name!r}, which is a name of amorsize's own"
+                f"dimensions must not hold {name!r}, which amorsize itself uses"
             )
 
 
@@ -105,13 +105,13 @@ def _check_client(client: object, region: object) -> None:
             f"{type(client).__name__} without put_metric_data"
         )
     if region is not None:
-        raise InvalidValueError("pass region, or client, not both: a client has its region")
+        raise InvalidValueError("pass either region or client: a client has its region already")
 
 
 def _check_emf(emf: object, region: object, client: object) -> None:
     if region is not None or client is not None:
         raise InvalidValueError(
-            "emf writes to a stream and calls no API: leave region and client out, or emf"
+            "emf writes to a stream and calls no API: leave out either emf, or region and client"
         )
     is_stream = callable(getattr(emf, "write", None)) and callable(getattr(emf, "flush", None))
     if emf is not True and not is_stream:

@@ -133,8 +133,8 @@ class DatadogExporter(TotalsExporter):
             tags = add_environment_tags(tags, [], ["DD_TAGS", "DATADOG_TAGS"])
             if settings.api_key is None:
                 logger.warning(
-                    "DD_API_KEY is set, and no agent is configured: Datadog gets events and "
-                    "service checks, and no metrics. For metrics set DD_AGENT_HOST, or pass host="
+                    "DD_API_KEY is set, and no agent is configured: Datadog receives events and "
+                    "service checks, but no metrics. For metrics, set DD_AGENT_HOST or pass host="
                 )
         elif settings.client is None and not in_child_process():
             self._datagrams = Datagrams(**settings.agent)

@@ -99,7 +99,7 @@ class DatadogSettings:
 def checked_tags(tags: object) -> tuple[str, ...]:
     """Check tags; return them without the characters that Datadog does not accept."""
     if isinstance(tags, (str, Mapping)) or not isinstance(tags, Iterable):
-        raise InvalidTypeError(f"tags must be several strings like 'team:data'; got {tags!r}")
+        raise InvalidTypeError(f"tags must be a list of strings like 'team:data'; got {tags!r}")
     checked = tuple(tags)
     for tag in checked:
         if not isinstance(tag, str):
@@ -119,8 +119,8 @@ def add_environment_tags(
     size = sum(datagram_size(tag) + 1 for tag in [*tags, *constant])
     if size > CONSTANT_TAGS_BYTES:
         raise InvalidValueError(
-            f"tags, with those of the environment, have {size} bytes; at most "
-            f"{CONSTANT_TAGS_BYTES} leave room for metrics in a datagram"
+            f"tags have {size} bytes, together with those of the environment; more than "
+            f"{CONSTANT_TAGS_BYTES} leave no room for metrics in a datagram"
         )
     return tags
 
@@ -137,11 +137,11 @@ def _check_agent(host: object, port: object, socket_path: object, client: object
             )
         if given:
             raise InvalidValueError(
-                f"pass {' and '.join(given)}, or client, not both: it knows where its agent is"
+                f"pass either {' and '.join(given)}, or client, which has its agent's address"
             )
     if socket_path is not None:
         if len(given) > 1:
-            raise InvalidValueError("pass socket_path, or host and port, not both")
+            raise InvalidValueError("pass either socket_path, or host and port")
         if not isinstance(socket_path, str | os.PathLike):
             raise InvalidTypeError(f"socket_path must be a path, or None; got {socket_path!r}")
     if host is not None:
@@ -159,11 +159,11 @@ def _check_agent(host: object, port: object, socket_path: object, client: object
 def _checked_events(events: object) -> tuple[str, ...]:
     known = ", ".join(repr(kind) for kind in KINDS)
     if isinstance(events, str) or not isinstance(events, Iterable):
-        raise InvalidTypeError(f"events must be several of {known}; got {events!r}")
+        raise InvalidTypeError(f"events must be a list of names; known are {known}; got {events!r}")
     kinds = tuple(events)
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
-        raise InvalidValueError(f"events must be several of {known}; got {unknown[0]!r}")
+        raise InvalidValueError(f"events must be known names, {known}; got {unknown[0]!r}")
     return kinds
 
 

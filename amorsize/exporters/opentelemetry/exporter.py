@@ -192,7 +192,7 @@ class OpenTelemetryExporter(TotalsExporter):
                     resolve()
                 except Exception as error:  # a variable is wrong: the other signal goes on
                     text = str(error) if isinstance(error, AmorsizeError) else describe_error(error)
-                    logger.error("There are no %s of executions: %s", signal, text)
+                    logger.error("Executions have no %s: %s", signal, text)
                 except BaseException:  # Ctrl-C: the next execution looks again
                     self._resolved = False
                     raise

@@ -69,7 +69,9 @@ class ListenSettings:
     def __post_init__(self) -> None:
         check_optional_switch("listen", self.listen)
         if self.listen is False and self.port is not None:
-            raise InvalidValueError("port needs listen=True: with listen=False nothing listens")
+            raise InvalidValueError(
+                "port has no effect with listen=False; leave port out, or pass listen=True"
+            )
         if not self.listens:
             self._refuse_all()
             return
@@ -118,7 +120,8 @@ class ListenSettings:
         except OSError as error:  # ssl.SSLError is one
             raise InvalidValueError(
                 "certfile, keyfile and client_cafile must hold a certificate, its private key "
-                f"without a password, and certificates, in PEM format; they are refused: {error}"
+                "without a password, and certificates, in PEM format; they cannot be loaded: "
+                f"{error}"
             ) from None
         return context
 
@@ -150,8 +153,8 @@ class ListenSettings:
         given = [name for name, value in settings.items() if value is not None]
         if given:
             raise InvalidValueError(
-                f"{' and '.join(given)} would have no effect: nothing listens. Pass a port, or "
-                "listen=True, or leave them out."
+                f"{' and '.join(given)} would have no effect, because no port is opened. Pass a "
+                "port, or listen=True, or leave them out."
             )
 
 
@@ -186,8 +189,8 @@ class DeliverySettings:
             _check_gateway_url(self.pushgateway)
             if self.job is None:
                 raise InvalidValueError(
-                    "pushgateway needs job, the name under which it keeps the numbers; "
-                    'pass job="nightly", say'
+                    "pushgateway needs job, the name under which it keeps the metrics; "
+                    'pass one, such as job="nightly"'
                 )
             _ = self.gateway_authorization, self.gateway_tls  # each raises where it is wrong
         if not self.delivers:
@@ -251,7 +254,7 @@ class DeliverySettings:
         except OSError as error:
             raise InvalidValueError(
                 f"{' and '.join(files)} must hold certificates, and a private key without a "
-                f"password, in PEM format; they are refused: {error}"
+                f"password, in PEM format; they cannot be loaded: {error}"
             ) from None
         return context
 
@@ -263,8 +266,8 @@ class DeliverySettings:
         path = Path(check_path("textfile", "file", self.textfile)).absolute()
         if path.suffix != TEXTFILE_SUFFIX:
             raise InvalidValueError(
-                f"textfile must end in {TEXTFILE_SUFFIX}, the node exporter reads no other files; "
-                f"got '{self.textfile}'. Pass '{path.with_suffix(TEXTFILE_SUFFIX)}'?"
+                f"textfile must end in {TEXTFILE_SUFFIX}, because the node exporter reads only "
+                f"such files; got '{self.textfile}'. Pass '{path.with_suffix(TEXTFILE_SUFFIX)}'?"
             )
         _require_writable("textfile", path.parent)
         return path
@@ -380,9 +383,11 @@ def _require_writable(setting: str, directory: Path) -> None:
     """Refuse a directory that does not exist, or where this user may not write."""
     if not directory.is_dir():
         raise InvalidValueError(
-            f"{setting} must be in a directory that exists; '{directory}' is none. Create it first."
+            f"{setting} must be in an existing directory; '{directory}' is not one. Create it "
+            "first."
         )
     if not os.access(directory, os.W_OK | os.X_OK):
         raise InvalidValueError(
-            f"{setting} must be in a directory that this user may write to; '{directory}' is not."
+            f"{setting} must be in a directory that this user may write to; '{directory}' is not "
+            "writable."
         )

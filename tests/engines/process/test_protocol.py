@@ -167,7 +167,7 @@ def test_results_that_do_not_unpickle_fail_their_chunk() -> None:
     assert came.results is None
     assert [failure.index for failure in came.failures] == [10]
     assert isinstance(came.failures[0].error, TransportError)
-    assert "items 10 to 11 (chunk 4) do not unpickle: ValueError" in str(came.failures[0].error)
+    assert "items 10 to 11 (chunk 4) cannot be unpickled: ValueError" in str(came.failures[0].error)
 
 
 def test_exceptions_in_place_of_results_travel_once() -> None:
@@ -349,7 +349,7 @@ def test_an_exception_that_is_unknown_here_is_a_remote_error() -> None:
     """The worker may have modules that the parent has not."""
     came = protocol.unpack_error(b"cno_such_module\nMissing\n.")
     assert type(came) is RemoteError
-    assert "does not unpickle here (ModuleNotFoundError: No module named" in str(came)
+    assert "cannot be unpickled here (ModuleNotFoundError: No module named" in str(came)
 
 
 # --- classes of __main__ ----

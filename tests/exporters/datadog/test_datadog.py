@@ -790,7 +790,7 @@ def test_enabling_twice(agent: Agent) -> None:
     with enable_datadog(host="127.0.0.1", port=agent.port) as exporter:
         assert enable_datadog(host="127.0.0.1", port=agent.port) is exporter
         assert amorsize.enable("datadog", host="127.0.0.1", port=agent.port) is exporter
-        with pytest.raises(ExporterError, match="another events and tags than asked for now"):
+        with pytest.raises(ExporterError, match="another events and tags"):
             enable_datadog(host="127.0.0.1", port=agent.port, tags=["a"], events=["start"])
 
 
@@ -813,13 +813,17 @@ def test_without_datadog_the_error_names_the_remedy(
         ({"socket_path": 5}, InvalidTypeError, "socket_path must be a path, or None; got 5"),
         ({"socket_path": "a", "host": "b"}, InvalidValueError, "socket_path, or host and port"),
         ({"client": object()}, InvalidTypeError, "of type object without count, gauge"),
-        ({"client": datadog.statsd, "port": 1}, InvalidValueError, "pass port, or client"),
-        ({"events": "error"}, InvalidTypeError, "events must be several of 'error', 'worker_"),
+        ({"client": datadog.statsd, "port": 1}, InvalidValueError, "pass either port, or client"),
+        (
+            {"events": "error"},
+            InvalidTypeError,
+            "a list of names; known are 'error', 'worker_",
+        ),
         ({"events": ["death"]}, InvalidValueError, "got 'death'"),
-        ({"tags": "a:b"}, InvalidTypeError, "tags must be several strings like 'team:data'"),
+        ({"tags": "a:b"}, InvalidTypeError, "tags must be a list of strings like 'team:data'"),
         ({"tags": [1]}, InvalidTypeError, "got 1 among them"),
         ({"tags": [""]}, InvalidValueError, "tags must not be empty"),
-        ({"tags": ["a" * 300, "b" * 300]}, InvalidValueError, "have 602 bytes; at most 500"),
+        ({"tags": ["a" * 300, "b" * 300]}, InvalidValueError, "have 602 bytes, .* more than 500"),
         ({"api_host": "https://a.b"}, InvalidValueError, "it needs api_key, or DD_API_KEY"),
     ],
 )
@@ -866,5 +870,5 @@ def test_the_page_names_every_setting_and_every_kind_of_event() -> None:
 
 def test_tags_as_a_mapping_are_refused() -> None:
     """Its keys alone would be sent."""
-    with pytest.raises(InvalidTypeError, match="several strings like 'team:data'"):
+    with pytest.raises(InvalidTypeError, match="a list of strings like 'team:data'"):
         DatadogExporter(tags={"team": "data"})  # type: ignore[arg-type]

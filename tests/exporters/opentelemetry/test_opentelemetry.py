@@ -1251,7 +1251,7 @@ def test_a_broken_provider_fails_no_run(
     with OpenTelemetryExporter(tracer_provider=BrokenProvider(), metrics=False).attach(hooks):
         for _ in range(2):
             assert amorsize.execute(abs, [-1], executor="serial", hooks=hooks) == [1]
-    assert caplog.text.count("There are no traces of executions") == 1
+    assert caplog.text.count("Executions have no traces") == 1
     assert caplog.text.count("no tracer for you") == 1
 
 
@@ -1329,7 +1329,7 @@ def test_enabling_twice_gives_the_same_exporter() -> None:
     settings: dict[str, Any] = {"tracer_provider": provider, "metrics": False}
     with enable_opentelemetry(**settings) as exporter:
         assert enable_opentelemetry(**settings) is exporter
-        with pytest.raises(ExporterError, match="another max_chunk_spans than asked for now"):
+        with pytest.raises(ExporterError, match="another max_chunk_spans"):
             enable_opentelemetry(**settings, max_chunk_spans=7)
     with enable_opentelemetry(**settings, max_chunk_spans=7) as another:
         assert another is not exporter

@@ -186,8 +186,11 @@ def test_a_key_with_a_password_is_refused_without_a_prompt(
         ({"password": "hunter2"}, "user and password belong together; user is missing"),
         ({"user": "a:b", "password": "hunter2"}, "user must not contain a colon"),
         ({"user": "me", "password": ""}, "password must not be empty"),
-        ({"file_sd": "/nowhere"}, "file_sd must be in a directory that exists; '/nowhere' is none"),
-        ({"listen": False}, "port needs listen=True"),
+        (
+            {"file_sd": "/nowhere"},
+            "file_sd must be in an existing directory; '/nowhere' is not one",
+        ),
+        ({"listen": False}, "port has no effect with listen=False"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -346,7 +346,7 @@ GOOD = {"pushgateway": "http://127.0.0.1:9091", "job": "nightly"}
         ({**GOOD, "pushgateway_cafile": "/nowhere"}, "'/nowhere': No such file or directory"),
         (
             {**GOOD, "pushgateway": "https://host", "pushgateway_cafile": __file__},
-            "in PEM format; they are refused",
+            "in PEM format; they cannot be loaded",
         ),
         (
             {**GOOD, "pushgateway": "https://host", "pushgateway_keyfile": __file__},
@@ -356,8 +356,8 @@ GOOD = {"pushgateway": "http://127.0.0.1:9091", "job": "nightly"}
         ({"grouping_key": {"a": "b"}}, "grouping_key needs pushgateway or textfile"),
         ({"pushgateway_token": SECRET}, "pushgateway_token needs pushgateway"),
         ({"textfile": "x.txt"}, r"must end in \.prom"),
-        ({"textfile": "/nowhere/x.prom"}, "'/nowhere' is none. Create it first"),
-        ({**GOOD, "addr": "0.0.0.0"}, "addr would have no effect: nothing listens"),
+        ({"textfile": "/nowhere/x.prom"}, "'/nowhere' is not one. Create it first"),
+        ({**GOOD, "addr": "0.0.0.0"}, "addr would have no effect, because no port is opened"),
         ({**GOOD, "certfile": "x", "user": "x"}, "certfile and user would have no effect"),
     ],
 )
