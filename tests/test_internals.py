@@ -260,6 +260,64 @@ def test_a_spawned_child_that_imports_main_is_inheriting(tmp_path: Path) -> None
     assert not getattr(multiprocessing.current_process(), "_inheriting", False)
 
 
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_a_child_of_multiprocessing_finalizes_at_its_end(tmp_path: Path, method: str) -> None:
+    """What it registers after the fork, where it forgets the rest; a spawned one keeps all."""
+    script = tmp_path / "program.py"
+    script.write_text(
+        "import multiprocessing as mp, sys\n"
+        "from multiprocessing import util\n"
+        "def end(which):\n"
+        "    print(which, mp.parent_process() is not None, flush=True)\n"
+        "def renew(which):\n"
+        "    util.Finalize(None, end, ('renewed',), exitpriority=0)\n"
+        "util.register_after_fork(end, renew)\n"
+        "util.Finalize(None, end, ('registered',), exitpriority=0)\n"
+        "if __name__ == '__main__':\n"
+        "    child = mp.get_context(sys.argv[1]).Process(target=print)\n"
+        "    child.start()\n"
+        "    child.join()\n"
+    )
+    done = subprocess.run([sys.executable, script, method], capture_output=True, text=True)
+    own = "registered True" if method == "spawn" else "renewed True"
+    assert done.stdout.split("\n") == ["", own, "registered False", ""], done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="this system has no /proc")
+@pytest.mark.parametrize(
+    ("method", "mark"),
+    [("spawn", b"--multiprocessing-fork"), ("forkserver", b"multiprocessing.forkserver")],
+)
+def test_command_lines_show_the_children_of_multiprocessing(method: str, mark: bytes) -> None:
+    """That of a spawned child, and of the server that forks the others."""
+    out = run(
+        "import multiprocessing as mp, os\n"
+        "if __name__ == '__main__':\n"
+        f"    with mp.get_context({method!r}).Pool(1) as pool:\n"
+        f"        pid = pool.apply(os.getpid if {method!r} == 'spawn' else os.getppid)\n"
+        "        print(open(f'/proc/{pid}/cmdline', 'rb').read())\n"
+    )
+    assert mark.decode() in out
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="this system has no /proc")
+def test_the_kernel_knows_whether_a_process_has_executed_anything() -> None:
+    """A forked process has the flag, until it executes a program."""
+    show = "print(int(open('/proc/self/stat').read().rpartition(')')[2].split()[6]) & 0x40)"
+    out = run(
+        "import os, sys\n"
+        f"show = {show!r}\n"
+        "exec(show)\n"
+        "sys.stdout.flush()\n"
+        "if os.fork() == 0:\n"
+        "    exec(show)\n"
+        "    sys.stdout.flush()\n"
+        "    os.execv(sys.executable, [sys.executable, '-c', show])\n"
+        "os.wait()"
+    )
+    assert out.split() == ["0", "64", "0"]
+
+
 def test_handlers_of_a_fork_run_in_the_order_of_their_registration() -> None:
     """In the child; before the fork they run in reverse order."""
     out = run(

@@ -67,6 +67,7 @@ THIRD_PARTY = {
     "exporters.prometheus.page": "prometheus_client",
     "exporters.prometheus.settings": "prometheus_client",
     "exporters.prometheus.listening": "psutil",
+    "exporters.prometheus.processes": "psutil",
     "planning.engine": "distributed",
     "planning.machine": "psutil",
     "workers.by_value": "cloudpickle numpy",

@@ -6,6 +6,7 @@ import atexit
 import functools
 import logging
 import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,9 +14,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, ClassVar, Self, TypeVar
 
-from amorsize.errors import ExporterError
+from amorsize.errors import ExporterError, InvalidValueError
 from amorsize.exporters.sender import Sender
 from amorsize.hooks import Hook, HookContext, HookEvent, HookManager, get_default_manager
+from amorsize.hooks.entries import Registration
 from amorsize.hooks.interruption import protected
 from amorsize.hooks.termination import at_termination
 from amorsize.workers import in_forked_child
@@ -39,11 +41,16 @@ class Exporter:
     at once for several executions.
 
     An exporter is inert in child processes (forked, or started by ``multiprocessing``, or
-    amorsize's own workers): it receives nothing there and must open nothing, see :attr:`active`.
-    It is closed when the interpreter exits, unless it was before; all exporters together have
-    two seconds then.
+    amorsize's own workers): it receives nothing there and must open nothing, see :attr:`active`. A
+    warning says so where such a process runs an execution. :func:`enable_in_child_process` and
+    ``in_children`` make exceptions. It is closed when the interpreter exits, unless it was before;
+    all exporters together have two seconds then.
 
     Network traffic belongs on a background thread: see :meth:`new_sender`.
+
+    Args:
+        in_children: whether it is active in children that ``multiprocessing`` has started, and goes
+            on in forked ones: see :meth:`restart`. Never in workers.
 
     Example:
         >>> from amorsize import HookContext, HookEvent, HookManager
@@ -61,11 +68,19 @@ class Exporter:
     name: ClassVar[str] = "exporter"
     """Its name in messages and in the ``exporter`` label."""
 
-    def __init__(self) -> None:
+    remedy: ClassVar[str] = (
+        "Enable it in this process, after amorsize.exporters.enable_in_child_process()"
+    )
+    """What to do where it is inert in a process that runs executions."""
+
+    def __init__(self, *, in_children: bool = False) -> None:
         self._state_lock = threading.Lock()
-        self._active = not in_child_process()
+        self._in_children = in_children
+        self._active = not (is_worker() if in_children else in_child_process())
+        self._is_inert = not self._active
         self._closed = False
         self._managers: tuple[HookManager, ...] = ()
+        self._reporting: Registration | None = None
         self._last = threading.local()
         self._senders: tuple[Sender[Any], ...] = ()
         self._hooks = {
@@ -74,6 +89,8 @@ class Exporter:
             if getattr(type(self), event.value) is not getattr(Exporter, event.value)
         }
         _open_exporters.add(self)
+        if self._active:
+            _close_at_exit_of_children()
 
     @property
     def active(self) -> bool:
@@ -124,6 +141,7 @@ class Exporter:
             if self._closed:
                 raise ExporterError(f"{self!r} is closed and cannot be attached; make a new one")
             if not self._active:
+                self._report_later(manager)
                 return self
             if manager not in self._managers:
                 self._managers += (manager,)
@@ -181,6 +199,15 @@ class Exporter:
         Close inherited descriptors here, and send nothing on them: the parent goes on using
         them. No other thread of the parent exists in the child, and such a thread may hold locks.
         """
+
+    def restart(self) -> None:
+        """Begin again in a forked child, with nothing of the parent's. Override it.
+
+        Called after :meth:`abandon`, on an exporter that was made with ``in_children`` and is
+        attached to the default manager, which it is attached to again afterwards. Start no
+        thread, and send nothing: most children run no execution.
+        """
+        self._senders = ()
 
     def close(self) -> None:
         """Detach from all managers, flush within a second, and free the exporter's resources.
@@ -254,10 +281,29 @@ class Exporter:
         # Managers other than the default one keep their hooks in a forked child.
         @functools.wraps(method)
         def hook(context: HookContext) -> None:
-            if self._active and not (len(self._managers) > 1 and self._has_seen(context)):
+            if not self._active:
+                self._report_inert(context)
+            elif not (len(self._managers) > 1 and self._has_seen(context)):
                 method(context)
 
         return hook
+
+    def _report_later(self, manager: HookManager) -> None:
+        """Have the next execution that a manager observes report that the exporter is inert."""
+        if not is_worker():  # its parent reports its chunks
+            _inert_exporters.add(self)
+            self._reporting = manager.register(HookEvent.PRE_EXECUTE, self._report_inert)
+
+    def _report_inert(self, context: HookContext) -> None:
+        reporting, self._reporting = self._reporting, None
+        if reporting is not None:
+            reporting.close()
+        is_inert, self._is_inert = self._is_inert, False
+        # A process of an executor becomes a worker after it has imported the module that enables
+        # the exporter; and another exporter of the kind may have been enabled in a forked child.
+        _, enabled = _enabled.get(type(self), (None, self))
+        if is_inert and not is_worker() and not enabled.active:
+            warn_inert(f"The {self.name} exporter is", self.remedy)
 
     def _has_seen(self, context: HookContext) -> bool:
         """Whether another manager of the same execution has emitted this very event already."""
@@ -349,26 +395,59 @@ def attached_to(
     ]
 
 
+def enable_in_child_process() -> None:
+    """Let exporters be enabled in this process, although ``multiprocessing`` has started it.
+
+    Call it in a child that runs executions of its own, before ``enable_*()``: in the function that
+    the child runs, or in a module that the parent does not import. Exporters of the parent stay
+    the parent's. The environment variable ``AMORSIZE_EXPORTERS_IN_CHILDREN=1`` says the same of
+    all children. A worker of an execution never has exporters.
+
+    Example:
+        >>> import amorsize
+        >>> def serve(requests):  # in a multiprocessing.Process
+        ...     amorsize.exporters.enable_in_child_process()
+        ...     amorsize.enable_prometheus(port=0)
+        ...     for request in requests:
+        ...         amorsize.execute(abs, request)
+    """
+    global _enabled_in
+    _enabled_in = os.getpid()
+
+
 def in_child_process() -> bool:
-    """Return whether this process is a worker, or was started by ``multiprocessing``.
+    """Return whether exporters are inert: in a worker, or in a child of ``multiprocessing``.
 
     Such a child often imports the modules that enable exporters in its parent again.
+
+    Raises:
+        InvalidValueError: the environment variable about children is wrong.
     """
+    if is_worker():
+        return True
+    if _enabled_in == os.getpid() or children_have_exporters():
+        return False
     # While a child imports __main__ it has no parent_process() yet; multiprocessing knows it by
     # this attribute, from which it tells the user of the missing main guard.
     is_importing_main = getattr(multiprocessing.current_process(), "_inheriting", False)
-    return is_worker() or is_importing_main or multiprocessing.parent_process() is not None
+    return is_importing_main or multiprocessing.parent_process() is not None
 
 
-def apply_once(variable: str, apply: Callable[[], object]) -> None:
-    """Apply an environment variable: once per process, and in parents only.
+def apply_once(
+    variable: str, apply: Callable[[], object], *, ignored: Callable[[], object]
+) -> None:
+    """Apply an environment variable: once per process.
 
     Args:
         variable: its name.
         apply: applies its value. Where this raises, the next call tries it again.
+        ignored: called instead, at every call, in a child process that may not have exporters.
     """
     with _applying:
-        if variable in _applied or in_child_process():
+        if variable in _applied:
+            return
+        if in_child_process():
+            ignored()
             return
         _applied.add(variable)  # already now: what is applied may itself call execute()
         try:
@@ -380,7 +459,47 @@ def apply_once(variable: str, apply: Callable[[], object]) -> None:
 
 _applied: set[str] = set()
 _applying = threading.RLock()
+
+
+def children_have_exporters() -> bool:
+    """Return whether the environment lets children enable exporters.
+
+    Raises:
+        InvalidValueError: the variable is neither 1 nor 0.
+    """
+    value = os.environ.get(CHILDREN_VARIABLE, "").strip()
+    if value not in ("", "0", "1"):
+        raise InvalidValueError(
+            f"the environment variable {CHILDREN_VARIABLE} must be 1, to enable exporters in "
+            f"children of multiprocessing, or 0; it is {value!r}"
+        )
+    return value == "1"
+
+
+def warn_inert(what: str, remedy: str) -> None:
+    """Log that executions of this process are not observed.
+
+    Args:
+        what: the exporters that are inert, with their verb.
+        remedy: what to do.
+    """
+    parent = multiprocessing.parent_process()
+    logger.warning(
+        "%s inert in this process (%d, a child of %s), whose executions are not observed. %s.",
+        what,
+        os.getpid(),
+        os.getppid() if parent is None else parent.pid,
+        remedy,
+    )
+
+
+CHILDREN_VARIABLE = "AMORSIZE_EXPORTERS_IN_CHILDREN"
+
+_enabled_in: int | None = None
+"""The process in which exporters can be enabled although it is a child."""
+
 _open_exporters: set[Exporter] = set()
+_inert_exporters: set[Exporter] = set()
 _enabled: dict[type[Exporter], tuple[dict[str, Any], Exporter]] = {}
 _enable_lock = threading.RLock()
 _enabled_stays = ContextVar("enabled_stays", default=False)
@@ -434,6 +553,23 @@ def close_before_others_at_exit() -> None:
     atexit.register(close_all)
 
 
+def _close_at_exit_of_children() -> None:
+    """Have exporters close when a child of ``multiprocessing`` ends: it runs no exit functions."""
+    global _registered
+    from multiprocessing import util
+
+    if not _registered:
+        _registered = True  # and in children that are forked from here
+        util.register_after_fork(
+            close_all, lambda _: util.Finalize(None, close_all, exitpriority=0)
+        )
+        if multiprocessing.parent_process() is not None:  # this child has begun already
+            util.Finalize(None, close_all, exitpriority=0)
+
+
+_registered = False
+
+
 def _close(exporter: Exporter) -> None:
     try:
         exporter.close()
@@ -457,15 +593,41 @@ def _start(function: Callable[[Exporter], None], exporter: Exporter) -> threadin
 def _abandon_all_in_forked_child() -> None:
     global _applying, _enable_lock
     _applying, _enable_lock = threading.RLock(), threading.RLock()
-    _enabled.clear()
     exporters = list(_open_exporters)
-    _open_exporters.clear()
     for exporter in exporters:
         exporter._state_lock = threading.Lock()
         exporter._active = False
-        exporter._closed = True
-        exporter._managers = ()
         try:
             exporter.abandon()
         except Exception:
             logger.exception("%r failed to abandon its resources in a forked child", exporter)
+    default = get_default_manager()
+    reported = {each for each in exporters if default in each._managers} | _inert_exporters
+    going_on = {each for each in reported if each._in_children and not is_worker()}
+    for kind, (_, exporter) in list(_enabled.items()):
+        if exporter not in going_on:
+            del _enabled[kind]
+    _open_exporters.intersection_update(going_on)
+    for exporter in {*exporters, *reported}:
+        exporter._managers = ()
+        exporter._reporting = None
+        exporter._closed = exporter not in going_on
+        exporter._is_inert = exporter._closed
+    # The default manager is empty, and has a lock of its own: its handler was registered before.
+    for exporter in reported:
+        if exporter in going_on:
+            _go_on(exporter)
+        else:
+            exporter._report_later(default)
+    if _applied and children_have_exporters():
+        _applied.clear()
+
+
+def _go_on(exporter: Exporter) -> None:
+    try:
+        exporter.restart()
+    except Exception:
+        logger.exception("%r failed to begin again in a forked child", exporter)
+    else:
+        exporter._active = True
+        exporter.attach()

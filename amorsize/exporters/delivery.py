@@ -83,16 +83,17 @@ class Interval:
         self._seconds = seconds
         self._has_reason = has_reason
         self._act = act
-        self._reason = threading.Event()
-        self._closing = threading.Event()
-        self._lock = threading.RLock()  # a signal handler may wake it, too
+        self._changed = threading.Condition()  # reentrant: a signal handler may wake it, too
+        self._has_woken = False
+        self._is_closing = False
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
         """There is a reason now. Never waits."""
-        self._reason.set()
-        with self._lock:
-            if self._thread is None and not self._closing.is_set():
+        with self._changed:
+            self._has_woken = True
+            self._changed.notify()
+            if self._thread is None and not self._is_closing:
                 thread = threading.Thread(target=self._work, name="amorsize-interval", daemon=True)
                 try:
                     thread.start()
@@ -102,15 +103,18 @@ class Interval:
 
     def close(self) -> None:
         """End the thread, without waiting for it."""
-        self._closing.set()
-        self._reason.set()
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
 
     def _work(self) -> None:
         while True:
-            self._reason.wait()
-            if self._closing.wait(self._seconds):
-                return
-            self._reason.clear()
+            with self._changed:
+                self._changed.wait_for(lambda: self._has_woken or self._is_closing)
+                if self._changed.wait_for(lambda: self._is_closing, self._seconds):
+                    return
+                self._has_woken = False
             if self._has_reason():
-                self._reason.set()
+                with self._changed:
+                    self._has_woken = True
                 self._act()

@@ -21,16 +21,19 @@ from amorsize.errors import (
     MissingExtraError,
 )
 from amorsize.exporters.base import (
+    CHILDREN_VARIABLE,
     Exporter,
     apply_once,
     attached_to,
     enable_once,
     enabled_stays,
+    warn_inert,
 )
 from amorsize.exporters.sender import describe_error
 from amorsize.exporters.settings import settings_class
 from amorsize.hooks import Hook, HookManager
 from amorsize.hooks.config import ExporterTables, handle_exporters, is_plain
+from amorsize.workers.role import is_worker
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +77,7 @@ def enable(name: str, **settings: Any) -> Exporter:
 
 
 def enable_named(names: str, origin: str) -> None:
-    """Enable the exporters that an environment variable names: once, and in parents only.
+    """Enable the exporters that an environment variable names: once, and not in inert children.
 
     An exporter that is enabled already stays as it is. A mistake in the variable, or in one that
     an exporter reads, is raised; where an exporter fails for another reason, such as a port that
@@ -89,7 +92,17 @@ def enable_named(names: str, origin: str) -> None:
             next call raises it again.
         MissingExtraError: the package that an exporter needs is not installed.
     """
-    apply_once(origin, lambda: _enable_all(names, origin))
+    apply_once(
+        origin,
+        lambda: _enable_all(names, origin),
+        ignored=lambda: warn_ignored(f"The exporters that {origin} names are"),
+    )
+
+
+def warn_ignored(what: str) -> None:
+    """Log that an environment variable is ignored in a child, unless that is a worker."""
+    if not is_worker():
+        warn_inert(what, f"Set {CHILDREN_VARIABLE}=1 to enable them in it")
 
 
 def _enable_all(names: str, origin: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from bisect import bisect_left
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple, TypeAlias
 
@@ -46,10 +48,37 @@ class Histogram:
         copied.exemplars = None if self.exemplars is None else self.exemplars.copy()
         return copied
 
+    def add(self, other: Histogram) -> None:
+        """Add the observations of another one, with the same buckets; the last exemplars stay."""
+        self.counts = [one + two for one, two in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
+        if other.exemplars:
+            self.exemplars = self.exemplars or {}
+            for bucket, exemplar in other.exemplars.items():
+                mine = self.exemplars.get(bucket)
+                if mine is None or exemplar.timestamp >= mine.timestamp:
+                    self.exemplars[bucket] = exemplar
+
 
 Value: TypeAlias = float | Histogram
 
 Series: TypeAlias = dict[Metric, dict[Labels, Value]]
+
+SetTimes: TypeAlias = dict[Metric, dict[Labels, float]]
+"""When gauges were set last, in seconds since the epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one process adds to the totals of its program.
+
+    Attributes:
+        series: its values.
+        set_at: when its gauges were set; a gauge that no event sets is missing.
+    """
+
+    series: Series
+    set_at: SetTimes
 
 
 class Totals:
@@ -62,6 +91,7 @@ class Totals:
         self._histograms: dict[Metric, dict[Labels, Histogram]] = {
             metric: {} for metric in METRICS if metric.kind is Kind.HISTOGRAM
         }
+        self._set_at: dict[Metric, dict[Labels, float]] = {}
 
     def add(self, metric: Metric, labels: Labels, amount: float) -> None:
         """Add to a counter."""
@@ -72,8 +102,10 @@ class Totals:
         """Set a gauge; None removes it: what is not known is absent."""
         if value is None:
             self._plain[metric].pop(labels, None)
+            self._set_at.get(metric, {}).pop(labels, None)
         else:
             self._plain[metric][labels] = value
+            self._set_at.setdefault(metric, {})[labels] = time.time()
 
     def observe(
         self, metric: Metric, labels: Labels, value: float, exemplar: Exemplar | None = None
@@ -114,6 +146,10 @@ class Totals:
         for metric, histograms in self._histograms.items():
             series[metric] = {labels: each.copy() for labels, each in histograms.items()}
         return series
+
+    def set_times(self) -> SetTimes:
+        """Copy when each gauge was set last."""
+        return {metric: dict(times) for metric, times in self._set_at.items()}
 
 
 def number(value: object) -> float | None:

@@ -13,7 +13,7 @@ from amorsize.exporters.base import Exporter, exporter_stats
 from amorsize.exporters.exemplars import exemplar_of
 from amorsize.exporters.hook_totals import HookTotals
 from amorsize.exporters.metrics import BoundedLabel, Metric, closed_label
-from amorsize.exporters.series import Histogram, Labels, Series, Totals, number
+from amorsize.exporters.series import Histogram, Labels, Series, Share, Totals, number
 from amorsize.exporters.user_totals import UserTotals
 from amorsize.hooks import HookContext, HookManager
 from amorsize.hooks.executions import managers_of
@@ -75,7 +75,15 @@ class TotalsExporter(Exporter):
     execution that ended badly leaves none behind.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, in_children: bool = False) -> None:
+        self._begin_at_zero()
+        super().__init__(in_children=in_children)
+
+    def restart(self) -> None:
+        super().restart()
+        self._begin_at_zero()
+
+    def _begin_at_zero(self) -> None:
         self._lock = threading.RLock()  # a signal handler may end a stream over its holder
         self._totals = Totals()
         self._user_totals = UserTotals()
@@ -83,7 +91,6 @@ class TotalsExporter(Exporter):
         self._function_label = BoundedLabel(metrics.LABEL_LIMITS["function"])
         self._error_label = BoundedLabel(metrics.LABEL_LIMITS["error_type"])
         self._hook_totals = HookTotals()
-        super().__init__()
 
     def attach(self, manager: HookManager | None = None) -> Self:
         super().attach(manager)
@@ -243,6 +250,12 @@ class TotalsExporter(Exporter):
         self._totals.add(metrics.WORKER_BUSY, run.labels, busy_seconds)
         self._totals.add(metrics.WORKER_CPU, run.labels, cpu_seconds)
         self._totals.add(metrics.WORKER_AVAILABLE, run.labels, available)
+
+    def share(self) -> Share:
+        """Read what this process adds to the totals of its program."""
+        with self._lock:
+            set_at = self._totals.set_times() | self._user_totals.set_times()
+        return Share(self.snapshot(), set_at)
 
     def _add_user_totals(self, labels: Labels, context: HookContext) -> None:
         self._user_totals.add(labels, context.metadata)

@@ -10,8 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from amorsize.exporters.metrics import Kind, Metric
-from amorsize.exporters.series import Histogram, Labels, Series, Value
-from amorsize.workers.user_metrics import BUCKETS, UserMetric, UserMetrics, empty_metric, merge
+from amorsize.exporters.series import Histogram, Labels, Series, SetTimes, Value
+from amorsize.workers.user_metrics import (
+    BUCKETS,
+    GAUGE,
+    UserMetric,
+    UserMetrics,
+    empty_metric,
+    merge,
+)
 
 NAMESPACE = "amorsize_user_"
 DOTTED_NAMESPACE = "amorsize.user."
@@ -63,6 +70,15 @@ class UserTotals:
         """Copy all series, by their rows."""
         return {
             self._rows[name]: {labels: _value(total) for labels, total in totals.items()}
+            for name, totals in self._totals.items()
+        }
+
+    def set_times(self) -> SetTimes:
+        """Copy when each gauge was set last, by the clock of its worker."""
+        return {
+            self._rows[name]: {
+                labels: total["time"] for labels, total in totals.items() if total["kind"] == GAUGE
+            }
             for name, totals in self._totals.items()
         }
 

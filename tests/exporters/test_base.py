@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from waiting import PATIENCE
 
 import amorsize
-from amorsize.errors import ExporterError
+from amorsize.errors import ExporterError, InvalidValueError
 from amorsize.exporters import Exporter
 from amorsize.exporters.base import enable_once, in_child_process
 from amorsize.hooks import HookContext, HookEvent, HookManager, get_default_manager
@@ -200,6 +204,218 @@ def test_it_is_inert_in_amorsizes_own_workers(manager, monkeypatch):
         assert not recorder.active
         assert not manager.has_hooks()
         assert repr(recorder) == "<Recorder (inert in a child process)>"
+
+
+# --- children that run executions ----
+
+CHILD = """
+import amorsize, logging, multiprocessing, os, sys
+from amorsize.exporters import Exporter
+from amorsize.exporters.base import enable_once
+
+logging.basicConfig(format="%(levelname)s %(name)s %(message)s", stream=sys.stdout)
+
+class Printer(Exporter):
+    name = "printer"
+    def post_execute(self, context):
+        print("observed", context.items_completed, flush=True)
+    def flush(self, timeout=1.0):
+        print("flushed", flush=True)
+        return True
+
+def enable():
+    return enable_once(Printer, {}, Printer)
+
+def execute(count=1):
+    for _ in range(count):
+        amorsize.execute(abs, [1, 2], executor="serial")
+
+def fork(function):
+    sys.stdout.flush()
+    if os.fork() == 0:
+        function()
+        sys.stdout.flush()
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
+
+INERT = (
+    "WARNING amorsize.exporters.base The printer exporter is inert in this process (CHILD, a "
+    "child of PARENT), whose executions are not observed. Enable it in this process, after "
+    "amorsize.exporters.enable_in_child_process()."
+)
+
+
+def run(body: str, directory: Path, *arguments: str, **variables: str) -> list[str]:
+    """Run a program; return the lines that it prints, with names in place of process ids."""
+    script = directory / "program.py"
+    script.write_text(CHILD + textwrap.dedent(body))
+    ran = subprocess.Popen(
+        [sys.executable, str(script), *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **variables},
+    )
+    printed, _ = ran.communicate(timeout=PATIENCE)
+    assert ran.returncode == 0
+    printed = printed.replace(f"a child of {ran.pid})", "a child of PARENT)")
+    return re.sub(r"process \(\d+,", "process (CHILD,", printed).splitlines()
+
+
+def test_the_first_execution_of_a_forked_child_reports_that_the_exporter_is_inert(tmp_path):
+    """Once; and none of the parent, nor of a child in which it was enabled again."""
+    printed = run(
+        """
+        enable()
+        execute()
+        fork(lambda: execute(3))
+        fork(lambda: [enable(), execute()])
+        """,
+        tmp_path,
+    )
+    assert printed == ["observed 2", INERT, "observed 2", "flushed"]
+
+
+def test_an_exporter_of_a_manager_of_ones_own_is_reported_as_well(tmp_path):
+    """It keeps its hooks in a forked child."""
+    printed = run(
+        """
+        hooks = amorsize.HookManager()
+        exporter = Printer().attach(hooks)
+        fork(lambda: [amorsize.execute(abs, [1], hooks=hooks) for _ in range(3)])
+        exporter.close()
+        fork(lambda: amorsize.execute(abs, [1], hooks=hooks))
+        """,
+        tmp_path,
+    )
+    assert printed == [INERT, "flushed"]
+
+
+def test_a_child_of_an_inert_child_is_reported_too(tmp_path):
+    """Also where the first one has run nothing."""
+    printed = run("enable(); fork(lambda: [fork(execute), execute()])", tmp_path)
+    reported = [line.partition(",")[0] for line in printed]
+    assert reported == [INERT.partition(",")[0]] * 2 + ["flushed"]
+
+
+ENABLED_IN_MAIN = """
+    enable()
+    if __name__ == "__main__":
+        child = multiprocessing.get_context(sys.argv[1]).Process(target=execute, args=(2,))
+        child.start()
+        child.join()
+"""
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_a_child_of_multiprocessing_reports_that_the_exporter_is_inert(tmp_path, method):
+    """However it was started; nobody is silent."""
+    assert run(ENABLED_IN_MAIN, tmp_path, method) == [INERT, "flushed"]
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_an_exporter_works_in_a_child_where_it_is_asked_for(tmp_path, method):
+    """It is closed when the child ends, although that runs no exit functions."""
+    body = """
+    def serve():
+        amorsize.exporters.enable_in_child_process()
+        enable()
+        execute(2)
+
+    if __name__ == "__main__":
+        enable()
+        child = multiprocessing.get_context(sys.argv[1]).Process(target=serve)
+        child.start()
+        child.join()
+        execute()
+    """
+    assert run(body, tmp_path, method) == [
+        *["observed 2"] * 2,
+        "flushed",  # by the child
+        "observed 2",
+        "flushed",
+    ]
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_an_exporter_works_in_all_children_where_the_environment_says_so(tmp_path, method):
+    """Where they import the module that enables it; a forked one enables it itself."""
+    body = ENABLED_IN_MAIN.replace("target=execute, args=(2,)", "target=serve").replace(
+        "    enable()\n", "    enable()\n    def serve(): enable(); execute()\n", 1
+    )
+    printed = run(body, tmp_path, method, AMORSIZE_EXPORTERS_IN_CHILDREN="1")
+    assert printed == ["observed 2", "flushed", "flushed"]
+
+
+def test_a_worker_never_has_exporters(tmp_path):
+    """Whatever is asked for: its parent reports its chunks."""
+    body = """
+    def work(item):
+        amorsize.exporters.enable_in_child_process()
+        exporter = enable()
+        amorsize.execute(abs, [item], executor="serial")
+        return exporter.active, os.getpid()
+
+    amorsize.exporters.enable_in_child_process()
+    outcomes = amorsize.execute(work, range(8), executor="process", n_jobs=2, chunksize=1)
+    print({active for active, pid in outcomes if pid != os.getpid()})
+    """
+    printed = run(body, tmp_path, AMORSIZE_EXPORTERS_IN_CHILDREN="1")
+    assert "{False}" in printed
+    assert not any("inert" in line for line in printed)
+
+
+def test_a_process_of_a_pool_that_becomes_a_worker_reports_nothing(tmp_path):
+    """It has imported the module that enables the exporter before."""
+    body = """
+    from concurrent.futures import ProcessPoolExecutor
+
+    enable()
+    def nested(item):
+        return amorsize.execute(abs, [item], executor="serial")
+
+    if __name__ == "__main__":
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            amorsize.execute(nested, range(4), executor=pool)
+    """
+    assert run(body, tmp_path) == ["observed 4", "flushed"]
+
+
+def test_asking_in_one_process_does_not_ask_for_its_children(tmp_path):
+    """A child that is forked from it is another process."""
+    body = """
+    amorsize.exporters.enable_in_child_process()
+    enable()
+    if __name__ == "__main__":
+        child = multiprocessing.get_context("fork").Process(target=execute)
+        child.start()
+        child.join()
+    """
+    assert run(body, tmp_path) == [INERT, "flushed"]
+
+
+@pytest.mark.parametrize("value", ["yes", "2", "true"])
+def test_a_wrong_value_of_the_variable_is_an_error(monkeypatch, value):
+    """Otherwise nobody would see that it has no effect."""
+    monkeypatch.setenv("AMORSIZE_EXPORTERS_IN_CHILDREN", value)
+    with pytest.raises(InvalidValueError, match=r"must be 1, to enable .*, or 0; it is '"):
+        Recorder()
+
+
+def test_an_exporter_that_fails_to_begin_again_is_inert(tmp_path):
+    """The child goes on; the log has the reason."""
+    body = """
+    class Failing(Printer):
+        def restart(self):
+            raise OSError("no room")
+
+    Failing(in_children=True).attach()
+    fork(execute)
+    """
+    printed = run(body, tmp_path)
+    assert printed[0].startswith("ERROR amorsize.exporters.base <Failing (")
+    assert printed[-2:] == ["OSError: no room", "flushed"]
 
 
 def test_one_that_is_attached_to_both_managers_of_a_run_hears_each_event_once(mode: str) -> None:

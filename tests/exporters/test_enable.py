@@ -416,6 +416,58 @@ def test_a_forked_child_does_not_enable_it_again(monkeypatch):
     assert os.waitpid(child, 0)[1] == 0
 
 
+CHILD = """
+    import amorsize, logging, multiprocessing, os, sys
+    logging.basicConfig(format="%(levelname)s %(message)s", stream=sys.stdout)
+    manager = amorsize.get_default_manager()
+    def run():
+        amorsize.execute(abs, [1], executor="serial")
+        print(manager.has_hooks(amorsize.HookEvent.POST_EXECUTE), flush=True)
+    def start(method):
+        child = multiprocessing.get_context(method).Process(target=run)
+        child.start()
+        child.join()
+"""
+
+
+@pytest.mark.parametrize("asked", ["", "1"])
+def test_a_child_that_ignores_the_environment_says_so(asked, tmp_path):
+    """With what to do; and with that it enables the exporters, those of the file as well."""
+    (tmp_path / "amorsize.toml").write_text("[exporters.datadog]\n")
+    variables = {
+        "AMORSIZE_EXPORTERS": "prometheus",
+        "AMORSIZE_CONFIG": str(tmp_path / "amorsize.toml"),
+        "AMORSIZE_EXPORTERS_IN_CHILDREN": asked,
+    }
+    printed = python(CHILD + "    start('fork')", **variables)
+    if asked:
+        assert printed.startswith("True\n")
+        assert "inert" not in printed
+        return
+    file, names, observed = printed.splitlines()
+    assert file.startswith("WARNING The exporters and hooks of the file that AMORSIZE_CONFIG names")
+    assert names.startswith("WARNING The exporters that AMORSIZE_EXPORTERS names are inert in this")
+    assert names.endswith(". Set AMORSIZE_EXPORTERS_IN_CHILDREN=1 to enable them in it.")
+    assert observed == "False"
+
+
+def test_a_forked_child_enables_them_again_where_it_is_asked_for():
+    """Those of the parent have stayed with the parent; nothing says that they are inert."""
+    script = (
+        CHILD
+        + """
+    run()
+    pid = os.fork()
+    if pid == 0:
+        run()
+        os._exit(0)
+    os.wait()
+    """
+    )
+    variables = {"AMORSIZE_EXPORTERS": "prometheus", "AMORSIZE_EXPORTERS_IN_CHILDREN": "1"}
+    assert python(script, **variables) == "True\nTrue\n"
+
+
 # --- the package of docs/writing-an-exporter.md ----
 
 

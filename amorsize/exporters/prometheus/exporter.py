@@ -12,6 +12,7 @@ application runs prometheus_client in its multiprocess mode.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from amorsize.errors import ExporterError, MissingExtraError
@@ -20,17 +21,29 @@ from amorsize.exporters.delivery import CANCELLED_SECONDS, Delivery, Interval
 from amorsize.exporters.prometheus.endpoint import METRICS_PATH, Endpoint, Receive, Scope, Send
 from amorsize.exporters.prometheus.listening import Listener
 from amorsize.exporters.prometheus.page import Page
+from amorsize.exporters.prometheus.program_files import ProgramFiles
 from amorsize.exporters.prometheus.pushgateway import Pushgateway
 from amorsize.exporters.prometheus.settings import PrometheusSettings
+from amorsize.exporters.prometheus.standby import Standby
 from amorsize.exporters.prometheus.textfile import TextFile
+from amorsize.exporters.series import Series, Share
 from amorsize.exporters.settings import by_keywords, constructor, enable_with
 from amorsize.exporters.totals import TotalsExporter, status_of
 from amorsize.hooks import HookContext
+from amorsize.workers.role import is_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from _typeshed.wsgi import WSGIApplication
+
+logger = logging.getLogger(__name__)
+
+WRITE_SECONDS = 0.5
+"""Between two writes of a process's share, while it runs something."""
+
+SECONDS_PER_SECOND_OF_WRITING = 20
+"""A run that takes as many times as long as a write is written at its end, before it returns."""
 
 
 @by_keywords(PrometheusSettings)
@@ -72,6 +85,13 @@ def enable_prometheus(settings: PrometheusSettings) -> PrometheusExporter:
         pushgateway_keyfile: its private key; None when it is in ``pushgateway_certfile``.
         textfile: a file for the node exporter's textfile collector, ending in ``.prom``, written
             whenever the metrics would be pushed.
+        multiprocess: True to show, in each process of a program, the metrics of all of them: of
+            the workers of a web server, the pool of a task queue, children of ``multiprocessing``.
+            Then one of them listens. None for that where ``listen=False`` leaves the page to a
+            server of the application's, and where ``multiprocess_dir`` is named.
+        multiprocess_dir: the directory below which the processes keep their metrics; it has to
+            exist. None for that of the environment variable
+            ``AMORSIZE_PROMETHEUS_MULTIPROCESS_DIR``, or else that of temporary files.
 
     Returns:
         The exporter, with its ``port`` and ``url``; its ``close()`` ends it. Called again with
@@ -104,6 +124,10 @@ class PrometheusExporter(TotalsExporter):
     """
 
     name = "prometheus"
+    remedy = (
+        "Enable it with multiprocess=True, for one page of all processes; or enable another one in "
+        "this process, after amorsize.exporters.enable_in_child_process()"
+    )
 
     @constructor(PrometheusSettings)
     def __init__(self, settings: PrometheusSettings) -> None:
@@ -113,19 +137,47 @@ class PrometheusExporter(TotalsExporter):
             raise MissingExtraError(
                 "The Prometheus exporter", "prometheus-client", "prometheus"
             ) from None
-        self._failed_scrapes = 0
-        self._page = Page(settings.registry, self.snapshot, settings.group)
+        self._settings = settings
+        self._page = Page(settings.registry, self._shown, settings.group)
+        self._is_open = False
         self._listener: Listener | None = None
-        self._interval: Interval | None = None
-        self._deliveries: list[Delivery] = []
         self.port = 0
         self.url = ""
-        self._is_open = False
-        if not in_child_process():
-            self._open(settings)
-        super().__init__()
-        if not self.active:
-            return
+        self._prepare()
+        is_multiprocess = settings.is_multiprocess
+        if not (is_worker() if is_multiprocess else in_child_process()):
+            self._open()
+        super().__init__(in_children=is_multiprocess)
+        if self.active:
+            self._prepare_deliveries()
+
+    def _prepare(self, exporter: int | None = None) -> None:
+        """Set up what each process has of its own.
+
+        Args:
+            exporter: its number in the program's files; None for another one.
+        """
+        settings = self._settings
+        self._failures = 0
+        self._has_observed = False
+        self._is_behind = False
+        self._is_failing = False
+        self._interval: Interval | None = None
+        self._deliveries: list[Delivery] = []
+        self._files: ProgramFiles | None = None
+        self._writes: Interval | None = None
+        self._standby: Standby | None = None
+        if settings.is_multiprocess:
+            files = ProgramFiles(settings.multiprocess_base, self._own_share, exporter)
+            self._files = files
+            self._writes = Interval(
+                WRITE_SECONDS, lambda: bool(self._runs) or self._is_behind, self._write
+            )
+            if settings.listens:
+                self._standby = Standby(lambda: files.directory, self._listen)
+
+    def _prepare_deliveries(self) -> None:
+        settings = self._settings
         if settings.pushgateway is not None:
             gateway = Pushgateway(settings)
             self._deliveries.append(
@@ -141,29 +193,38 @@ class PrometheusExporter(TotalsExporter):
                 settings.push_interval, lambda: bool(self._runs), self._request_deliveries
             )
 
-    def _open(self, settings: PrometheusSettings) -> None:
-        if settings.listens:
-            endpoint = Endpoint(
-                self._page.render, self._scrape_failed, credentials=settings.credentials
-            )
-            self._listener = Listener(settings, endpoint.wsgi)
+    def _open(self) -> None:
         try:
             self._page.open()
         except ValueError as duplicate:
-            if self._listener is not None:
-                self._listener.close()
+            self._forget_files()
             raise ExporterError(
                 f"the registry already holds metrics of these names ({duplicate}). Pass "
                 "another registry, or close the exporter that uses this one."
             ) from None
-        if self._listener is not None:
-            try:
-                self._listener.start()
-            except BaseException:
-                self._page.close()
-                raise
-            self.port, self.url = self._listener.port, self._listener.url
+        try:
+            if self._standby is not None:
+                if not self._standby.try_to_listen():
+                    self._standby.stand_by()
+            elif self._settings.listens:
+                self._listen()
+        except BaseException as error:
+            self._page.close()
+            self._forget_files()
+            if isinstance(error, OSError) and not isinstance(error, ExporterError):
+                raise ExporterError(f"the processes have no directory: {error}") from error
+            raise
         self._is_open = True
+
+    def _listen(self) -> Listener:
+        endpoint = Endpoint(
+            self._render, self._scrape_failed, credentials=self._settings.credentials
+        )
+        listener = Listener(self._settings, endpoint.wsgi)
+        listener.start()
+        self._listener = listener
+        self.port, self.url = listener.port, listener.url
+        return listener
 
     def wsgi_app(self) -> WSGIApplication:
         """Make a WSGI application that answers ``/metrics``, ``/`` and ``/-/healthy``.
@@ -179,7 +240,10 @@ class PrometheusExporter(TotalsExporter):
 
     def _mounted(self) -> Endpoint:
         paths = (METRICS_PATH, f"{METRICS_PATH}/", "/", "")
-        return Endpoint(self._page.render, self._scrape_failed, paths=paths)
+        return Endpoint(self._render, self._scrape_failed, paths=paths)
+
+    def _render(self, accept: str, names: Sequence[str]) -> tuple[str, bytes]:
+        return self._page.render(accept, names)
 
     def flush(self, timeout: float = 1.0) -> bool:
         """Push and write the present numbers, waiting at most ``timeout`` seconds.
@@ -187,36 +251,114 @@ class PrometheusExporter(TotalsExporter):
         Returns:
             Whether they arrived.
         """
-        self._request_deliveries()
+        if self._has_observed or self._files is None:  # most forked children run nothing
+            self._write()
+            self._request_deliveries()
         return super().flush(timeout)
 
     def counts(self) -> tuple[int, int]:
         dropped, errors = super().counts()
-        return dropped, errors + self._failed_scrapes
+        return dropped, errors + self._failures
 
     def pre_execute(self, context: HookContext) -> None:
         super().pre_execute(context)
-        if self._interval is not None:
-            self._interval.wake()
+        self._has_observed = True
+        for interval in (self._interval, self._writes):
+            if interval is not None:
+                interval.wake()
+        if self._standby is not None:
+            self._standby.stand_by()
 
     def post_execute(self, context: HookContext) -> None:
         super().post_execute(context)
+        self._write_at_end(context.elapsed_time)
         if status_of(context) == "cancelled":
             self.flush(CANCELLED_SECONDS)
         else:
             self._request_deliveries()
 
+    def restart(self) -> None:
+        super().restart()
+        self._prepare(None if self._files is None else self._files.exporter)
+        self._listener, self.port, self.url = None, 0, ""
+        if self._settings.registry is None:  # a thread that is not here may hold its lock
+            self._page = Page(None, self._shown, self._settings.group)
+            self._page.open()
+        self._prepare_deliveries()
+
     def release(self) -> None:
-        if self._interval is not None:
-            self._interval.close()
+        for interval in (self._interval, self._writes):
+            if interval is not None:
+                interval.close()
         if self._is_open:
             self._page.close()
-        if self._listener is not None:
+        if self._standby is not None:
+            self._standby.close()
+        elif self._listener is not None:
             self._listener.close()
+        if self._files is not None:
+            self._files.close()
 
     def abandon(self) -> None:
-        if self._listener is not None:
+        if self._standby is not None:
+            self._standby.abandon()
+        elif self._listener is not None:
             self._listener.abandon()
+        self._forget_files()
+
+    # --- the processes of the program ----
+
+    def _shown(self) -> Series:
+        """Read the metrics of the program: of all its processes, where they are added up."""
+        if self._files is None or not self.active:
+            return self.snapshot()
+        try:
+            return self._files.merge()
+        except OSError as error:
+            if self._settings.multiprocess_base or self._settings.multiprocess:
+                raise
+            if self._files.are_used:
+                raise
+            # Nobody has asked for it: a program of one process, in a container without such files.
+            self._files = None
+            logger.warning(
+                "Each process of this program shows its own metrics alone, because they cannot "
+                "keep them together: %s. Name a directory with multiprocess_dir=, or pass "
+                "multiprocess=False.",
+                error,
+            )
+            return self.snapshot()
+
+    def _own_share(self) -> Share | None:
+        return self.share() if self.active else None
+
+    def _write_at_end(self, seconds: float) -> None:
+        """Write at the end of a run: at once, unless that takes long beside the run."""
+        if self._files is None or self._writes is None:
+            return
+        if seconds >= SECONDS_PER_SECOND_OF_WRITING * self._files.seconds_to_write:
+            self._write()
+        else:
+            self._is_behind = True
+            self._writes.wake()
+
+    def _write(self) -> None:
+        if self._files is None:
+            return
+        self._is_behind = False
+        try:
+            self._files.write()
+        except OSError as error:
+            self._failures += 1
+            if not self._is_failing:
+                logger.warning("The metrics of this process cannot be written: %s", error)
+            self._is_failing = True
+        else:
+            self._is_failing = False
+
+    def _forget_files(self) -> None:
+        if self._files is not None:
+            self._files.forget()
 
     def _request_deliveries(self) -> None:
         for delivery in self._deliveries:
@@ -228,7 +370,7 @@ class PrometheusExporter(TotalsExporter):
             destination(page)
 
     def _scrape_failed(self) -> None:
-        self._failed_scrapes += 1
+        self._failures += 1
 
     def _state(self) -> str:
         return self.url or "delivering" if self.active else super()._state()

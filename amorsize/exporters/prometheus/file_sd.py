@@ -15,11 +15,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import sys
 from pathlib import Path
 from typing import Any
 
+from amorsize.exporters.prometheus.processes import host, host_name
 from amorsize.exporters.prometheus.textfile import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -47,13 +47,13 @@ class Entry:
     def __init__(self, directory: Path, target: str, scheme: str) -> None:
         remove_stale(directory)
         port = target.rpartition(":")[2]
-        self.path = directory / f"{PREFIX}{_host_name()}-{os.getpid()}-{port}.json"
+        self.path = directory / f"{PREFIX}{host_name()}-{os.getpid()}-{port}.json"
         labels = {
             "__scheme__": scheme,
             # Prometheus drops such labels unless they are relabelled.
             _PID: str(os.getpid()),
             _STARTED: f"{_started(os.getpid()) or 0.0:.2f}",
-            _HOST: _host(),
+            _HOST: host(),
             _PROGRAM: Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "",
         }
         content = json.dumps([{"targets": [target], "labels": labels}], indent=1) + "\n"
@@ -76,7 +76,7 @@ def remove_stale(directory: Path) -> None:
 
 def _is_stale(content: Any) -> bool:
     labels = content[0]["labels"]
-    if labels[_HOST] != _host():
+    if labels[_HOST] != host():
         return False
     started = _started(int(labels[_PID]))
     return started is None or abs(started - float(labels[_STARTED])) > _CLOCK_SECONDS
@@ -93,15 +93,3 @@ def _started(pid: int) -> float | None:
         return None
     except (psutil.Error, OSError):
         return 0.0 if psutil.pid_exists(pid) else None
-
-
-def _host() -> str:
-    """Name the space in which a process id is unique: a host, or a container on it."""
-    try:
-        return f"{_host_name()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return _host_name()
-
-
-def _host_name() -> str:
-    return "".join(c if c.isalnum() or c in ".-_" else "_" for c in socket.gethostname())

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.exporters.metrics import METRICS
+from amorsize.exporters.prometheus.file_lock import HAS_FILE_LOCKS
 from amorsize.exporters.settings import (
     check_credentials,
     check_file,
@@ -39,6 +40,8 @@ DEFAULT_PORT = 9464
 """The port that OpenTelemetry's Prometheus exporters use too."""
 
 PORT_VARIABLE = "AMORSIZE_PROMETHEUS_PORT"
+
+DIRECTORY_VARIABLE = "AMORSIZE_PROMETHEUS_MULTIPROCESS_DIR"
 
 PUSH_SECONDS = 15.0
 """Between two pushes: the interval at which Prometheus is mostly configured to scrape."""
@@ -273,8 +276,37 @@ class DeliverySettings:
         return path
 
 
+@dataclass(frozen=True, kw_only=True)
+class MultiprocessSettings:
+    """Whether, and where, the processes of a program add up their metrics."""
+
+    multiprocess: bool | None = None
+    multiprocess_dir: AnyPath | None = None
+
+    def __post_init__(self) -> None:
+        check_optional_switch("multiprocess", self.multiprocess)
+        if self.multiprocess is False and self.multiprocess_dir is not None:
+            raise InvalidValueError("multiprocess_dir would have no effect with multiprocess=False")
+        if self.multiprocess and not HAS_FILE_LOCKS:
+            raise InvalidValueError("multiprocess needs the fcntl module, which this system lacks")
+        _ = self.multiprocess_base  # raises where it is wrong
+
+    @cached_property
+    def multiprocess_base(self) -> Path | None:
+        """The directory that is named, by the setting or by the environment."""
+        directory, named = self.multiprocess_dir, "multiprocess_dir"
+        if directory is None and self.multiprocess is not False:
+            directory = os.environ.get(DIRECTORY_VARIABLE) or None
+            named = f"the environment variable {DIRECTORY_VARIABLE}"
+        if directory is None:
+            return None
+        path = Path(check_path(named, "directory", directory)).absolute()
+        _require_writable(named, path)
+        return path
+
+
 @dataclass(frozen=True)
-class PrometheusSettings(DeliverySettings, ListenSettings):
+class PrometheusSettings(MultiprocessSettings, DeliverySettings, ListenSettings):
     """All that :func:`~amorsize.exporters.prometheus.enable_prometheus` takes."""
 
     registry: CollectorRegistry | None = None
@@ -287,6 +319,20 @@ class PrometheusSettings(DeliverySettings, ListenSettings):
             )
         ListenSettings.__post_init__(self)
         DeliverySettings.__post_init__(self)
+        MultiprocessSettings.__post_init__(self)
+
+    @property
+    def is_multiprocess(self) -> bool:
+        """Whether the metrics are those of all processes of the program.
+
+        By default where the directory is named, and where a server of the application's has the
+        page, because it may have several processes.
+        """
+        if self.multiprocess is None:
+            is_mounted = not self.listens and not self.delivers
+            is_wanted = self.multiprocess_base is not None or is_mounted
+            return is_wanted and HAS_FILE_LOCKS
+        return self.multiprocess
 
     @property
     def listens(self) -> bool:

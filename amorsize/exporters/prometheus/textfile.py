@@ -44,17 +44,22 @@ class TextFile:
         write_atomically(self._path, page)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Replace a file, so that a reader sees the old one or the new one, whole.
 
     The new file is made beside it under a hidden name without the suffix, which readers ignore.
-    Everybody can read it: the node exporter and Prometheus are other users.
+
+    Args:
+        path: of the file.
+        content: all of it.
+        mode: its permissions. Everybody can read it by default: the node exporter and Prometheus
+            are other users.
     """
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix="~", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -568,12 +568,13 @@ def test_a_child_that_imports_main_again_opens_no_port(tmp_path, method):
             f"""
             import multiprocessing
             from amorsize.exporters.prometheus.exporter import enable_prometheus
-            from amorsize.hooks import get_default_manager
+            from amorsize.hooks import HookEvent, get_default_manager
 
             exporter = enable_prometheus(port=0)
 
             def report():
-                print(exporter.active, exporter.port, get_default_manager().has_hooks())
+                has_hooks = get_default_manager().has_hooks(HookEvent.POST_EXECUTE)
+                print(exporter.active, exporter.port, has_hooks)
 
             if __name__ == "__main__":
                 print(exporter.active, exporter.port > 0, flush=True)

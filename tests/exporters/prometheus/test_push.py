@@ -271,7 +271,7 @@ def test_the_interval_calls_only_while_there_is_a_reason() -> None:
     reason = False
     thread = interval._thread
     assert thread is not None
-    while interval._reason.is_set():
+    while interval._has_woken:
         assert asked.acquire(timeout=PATIENCE)
     reason = True
     interval.wake()

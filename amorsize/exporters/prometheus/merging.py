@@ -1,0 +1,120 @@
+"""Totals of several processes as those of one program.
+
+A counter is the sum over all processes, and so is a bucket of a histogram: also of those that have
+ended, because a sum that falls is a restart to Prometheus, and counts as growth. Gauges differ:
+
+=====================================  ==========================================================
+gauge                                  the program's value
+=====================================  ==========================================================
+sums over the executions in progress   the sum over the processes that run; the dead add 0
+set by an event, or by the function    the value that was set last, in whichever process: that
+                                       the last execution succeeded stays true when its process
+                                       ends
+anything else (the longest hook)       the largest
+information                            of the processes that run
+=====================================  ==========================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from amorsize.exporters.metrics import LABEL_LIMITS, METRICS, BoundedLabel, Kind, Metric
+from amorsize.exporters.series import Histogram, Labels, Share, Value
+from amorsize.exporters.totals import LIVE_GAUGES
+from amorsize.workers.user_metrics import MAX_NAMES
+
+_TABLE = {metric.prometheus for metric in METRICS}
+
+
+class Merger:
+    """Adds up shares.
+
+    Labels and names of the user's stay within the limits of one process: those that are added
+    first keep their names.
+
+    Example:
+        >>> from amorsize.exporters.metrics import WORKER_DEATHS
+        >>> merger = Merger()
+        >>> for deaths in (2, 3):
+        ...     merger.add(Share({WORKER_DEATHS: {("parse", "process"): deaths}}, {}))
+        >>> merger.share().series[WORKER_DEATHS]
+        {('parse', 'process'): 5}
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[str, Metric] = {}  # by name: each process has rows of its user's own
+        self._values: dict[str, dict[Labels, Value]] = {}
+        self._set_at: dict[str, dict[Labels, float]] = {}
+        self._bounded = {label: BoundedLabel(limit) for label, limit in LABEL_LIMITS.items()}
+
+    def add(self, share: Share, *, is_running: bool = True) -> None:
+        """Add a share.
+
+        Args:
+            share: is not changed.
+            is_running: whether its process has not ended.
+        """
+        for metric, series in share.series.items():
+            if not self._takes(metric) or (metric.kind is Kind.INFO and not is_running):
+                continue
+            name = metric.prometheus
+            set_at = share.set_at.get(metric, {})
+            for labels, value in series.items():
+                known = self._bound(metric.labels, labels)
+                if metric in LIVE_GAUGES:
+                    self._sum(name, known, value if is_running else 0)
+                elif metric.kind is Kind.GAUGE:
+                    self._replace(name, known, value, set_at.get(labels))
+                elif metric.kind is Kind.INFO:
+                    self._values[name][known] = value
+                else:
+                    self._sum(name, known, value)
+
+    def share(self) -> Share:
+        """Return the sum."""
+        return Share(
+            {self._rows[name]: values for name, values in self._values.items()},
+            {self._rows[name]: times for name, times in self._set_at.items()},
+        )
+
+    def _takes(self, metric: Metric) -> bool:
+        name = metric.prometheus
+        row = self._rows.get(name)
+        if row is None:
+            if name not in _TABLE and len(self._rows.keys() - _TABLE) >= MAX_NAMES:
+                return False
+            self._rows[name], self._values[name], self._set_at[name] = metric, {}, {}
+            return True
+        # A user's own name may have another kind in another process.
+        return (row.kind, row.labels, row.buckets) == (metric.kind, metric.labels, metric.buckets)
+
+    def _bound(self, names: Iterable[str], values: Labels) -> Labels:
+        return tuple(
+            self._bounded[name](value) if name in self._bounded else value
+            for name, value in zip(names, values, strict=True)
+        )
+
+    def _sum(self, name: str, labels: Labels, value: Value) -> None:
+        values = self._values[name]
+        before = values.get(labels)
+        if isinstance(value, Histogram):
+            if before is None:
+                values[labels] = value.copy()
+            else:
+                assert isinstance(before, Histogram)
+                before.add(value)
+        else:
+            assert not isinstance(before, Histogram)
+            values[labels] = value + (before or 0)
+
+    def _replace(self, name: str, labels: Labels, value: Value, set_at: float | None) -> None:
+        values, times = self._values[name], self._set_at[name]
+        before = values.get(labels)
+        assert not isinstance(value, Histogram)
+        assert not isinstance(before, Histogram)
+        if set_at is not None:
+            if before is None or set_at >= times.get(labels, 0.0):
+                values[labels], times[labels] = value, set_at
+        elif before is None or value > before:
+            values[labels] = value
