@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from amorsize.errors import AmorsizeError as AmorsizeError
     from amorsize.executor import execute as execute
     from amorsize.executor import shutdown as shutdown
+    from amorsize.exporters.base import enable_in_child_process as enable_in_child_process
     from amorsize.exporters.cloudwatch.exporter import enable_cloudwatch as enable_cloudwatch
     from amorsize.exporters.datadog.exporter import enable_datadog as enable_datadog
     from amorsize.exporters.opentelemetry.exporter import (
@@ -66,6 +67,7 @@ _HOMES = {
     "enable": "amorsize.exporters.registry",
     "enable_cloudwatch": "amorsize.exporters.cloudwatch",
     "enable_datadog": "amorsize.exporters.datadog",
+    "enable_in_child_process": "amorsize.exporters.base",
     "enable_opentelemetry": "amorsize.exporters.opentelemetry",
     "enable_prometheus": "amorsize.exporters.prometheus",
     "every": "amorsize.hooks",

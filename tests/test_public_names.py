@@ -67,6 +67,7 @@ def test_the_names_of_the_package() -> None:
         "enable",
         "enable_cloudwatch",
         "enable_datadog",
+        "enable_in_child_process",
         "enable_opentelemetry",
         "enable_prometheus",
         "every",

@@ -11,7 +11,6 @@ from amorsize.public_names import lazy_names as _lazy_names
 
 if TYPE_CHECKING:
     from amorsize.exporters.base import Exporter as Exporter
-    from amorsize.exporters.base import enable_in_child_process as enable_in_child_process
     from amorsize.exporters.base import enable_once as enable_once
     from amorsize.exporters.sender import RefusedError as RefusedError
     from amorsize.exporters.sender import Sender as Sender
@@ -22,7 +21,6 @@ _HOMES = {
     "RefusedError": "amorsize.exporters.sender",
     "Sender": "amorsize.exporters.sender",
     "SenderStats": "amorsize.exporters.sender",
-    "enable_in_child_process": "amorsize.exporters.base",
     "enable_once": "amorsize.exporters.base",
 }
 

@@ -7,6 +7,7 @@ import functools
 import logging
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,9 +69,7 @@ class Exporter:
     name: ClassVar[str] = "exporter"
     """Its name in messages and in the ``exporter`` label."""
 
-    remedy: ClassVar[str] = (
-        "Enable it in this process, after amorsize.exporters.enable_in_child_process()"
-    )
+    remedy: ClassVar[str] = "Enable it in this process, after amorsize.enable_in_child_process()"
     """What to do where it is inert in a process that runs executions."""
 
     def __init__(self, *, in_children: bool = False) -> None:
@@ -90,7 +89,7 @@ class Exporter:
         }
         _open_exporters.add(self)
         if self._active:
-            _close_at_exit_of_children()
+            close_at_exit_of_children()
 
     @property
     def active(self) -> bool:
@@ -406,7 +405,7 @@ def enable_in_child_process() -> None:
     Example:
         >>> import amorsize
         >>> def serve(requests):  # in a multiprocessing.Process
-        ...     amorsize.exporters.enable_in_child_process()
+        ...     amorsize.enable_in_child_process()
         ...     amorsize.enable_prometheus(port=0)
         ...     for request in requests:
         ...         amorsize.execute(abs, request)
@@ -553,11 +552,18 @@ def close_before_others_at_exit() -> None:
     atexit.register(close_all)
 
 
-def _close_at_exit_of_children() -> None:
-    """Have exporters close when a child of ``multiprocessing`` ends: it runs no exit functions."""
-    global _registered
+def close_at_exit_of_children() -> None:
+    """Have exporters close when a child ends that runs no exit functions.
+
+    Such are forked children of ``multiprocessing``, and the processes of celery's pool.
+    """
+    global _registered, _registered_at_celery
     from multiprocessing import util
 
+    signals = sys.modules.get("celery.signals")
+    if signals is not None and not _registered_at_celery:
+        _registered_at_celery = True
+        signals.worker_process_shutdown.connect(_close_in_pool_of_celery, weak=False)
     if not _registered:
         _registered = True  # and in children that are forked from here
         util.register_after_fork(
@@ -568,6 +574,11 @@ def _close_at_exit_of_children() -> None:
 
 
 _registered = False
+_registered_at_celery = False
+
+
+def _close_in_pool_of_celery(**_: object) -> None:
+    close_all()
 
 
 def _close(exporter: Exporter) -> None:

@@ -242,7 +242,7 @@ def fork(function):
 INERT = (
     "WARNING amorsize.exporters.base The printer exporter is inert in this process (CHILD, a "
     "child of PARENT), whose executions are not observed. Enable it in this process, after "
-    "amorsize.exporters.enable_in_child_process()."
+    "amorsize.enable_in_child_process()."
 )
 
 
@@ -318,7 +318,7 @@ def test_an_exporter_works_in_a_child_where_it_is_asked_for(tmp_path, method):
     """It is closed when the child ends, although that runs no exit functions."""
     body = """
     def serve():
-        amorsize.exporters.enable_in_child_process()
+        amorsize.enable_in_child_process()
         enable()
         execute(2)
 
@@ -351,12 +351,12 @@ def test_a_worker_never_has_exporters(tmp_path):
     """Whatever is asked for: its parent reports its chunks."""
     body = """
     def work(item):
-        amorsize.exporters.enable_in_child_process()
+        amorsize.enable_in_child_process()
         exporter = enable()
         amorsize.execute(abs, [item], executor="serial")
         return exporter.active, os.getpid()
 
-    amorsize.exporters.enable_in_child_process()
+    amorsize.enable_in_child_process()
     outcomes = amorsize.execute(work, range(8), executor="process", n_jobs=2, chunksize=1)
     print({active for active, pid in outcomes if pid != os.getpid()})
     """
@@ -385,7 +385,7 @@ def test_a_process_of_a_pool_that_becomes_a_worker_reports_nothing(tmp_path):
 def test_asking_in_one_process_does_not_ask_for_its_children(tmp_path):
     """A child that is forked from it is another process."""
     body = """
-    amorsize.exporters.enable_in_child_process()
+    amorsize.enable_in_child_process()
     enable()
     if __name__ == "__main__":
         child = multiprocessing.get_context("fork").Process(target=execute)

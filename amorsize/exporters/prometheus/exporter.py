@@ -16,7 +16,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from amorsize.errors import ExporterError, MissingExtraError
-from amorsize.exporters.base import in_child_process
+from amorsize.exporters.base import close_at_exit_of_children, in_child_process
 from amorsize.exporters.delivery import CANCELLED_SECONDS, Delivery, Interval
 from amorsize.exporters.prometheus.endpoint import METRICS_PATH, Endpoint, Receive, Scope, Send
 from amorsize.exporters.prometheus.listening import Listener
@@ -41,9 +41,6 @@ logger = logging.getLogger(__name__)
 
 WRITE_SECONDS = 0.5
 """Between two writes of a process's share, while it runs something."""
-
-SECONDS_PER_SECOND_OF_WRITING = 20
-"""A run that takes as many times as long as a write is written at its end, before it returns."""
 
 
 @by_keywords(PrometheusSettings)
@@ -126,7 +123,7 @@ class PrometheusExporter(TotalsExporter):
     name = "prometheus"
     remedy = (
         "Enable it with multiprocess=True, for one page of all processes; or enable another one in "
-        "this process, after amorsize.exporters.enable_in_child_process()"
+        "this process, after amorsize.enable_in_child_process()"
     )
 
     @constructor(PrometheusSettings)
@@ -236,7 +233,12 @@ class PrometheusExporter(TotalsExporter):
 
     def asgi_app(self) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
         """Make an ASGI 3 application; see :meth:`wsgi_app`."""
-        return self._mounted().asgi
+        endpoint = self._mounted()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await endpoint.asgi(scope, receive, send)
+
+        return app  # a function: uvicorn takes a bound method for ASGI 2
 
     def _mounted(self) -> Endpoint:
         paths = (METRICS_PATH, f"{METRICS_PATH}/", "/", "")
@@ -262,7 +264,9 @@ class PrometheusExporter(TotalsExporter):
 
     def pre_execute(self, context: HookContext) -> None:
         super().pre_execute(context)
-        self._has_observed = True
+        if not self._has_observed:
+            self._has_observed = True
+            close_at_exit_of_children()  # this may be one of them, by now
         for interval in (self._interval, self._writes):
             if interval is not None:
                 interval.wake()
@@ -271,7 +275,7 @@ class PrometheusExporter(TotalsExporter):
 
     def post_execute(self, context: HookContext) -> None:
         super().post_execute(context)
-        self._write_at_end(context.elapsed_time)
+        self._write_at_end()
         if status_of(context) == "cancelled":
             self.flush(CANCELLED_SECONDS)
         else:
@@ -332,11 +336,11 @@ class PrometheusExporter(TotalsExporter):
     def _own_share(self) -> Share | None:
         return self.share() if self.active else None
 
-    def _write_at_end(self, seconds: float) -> None:
-        """Write at the end of a run: at once, unless that takes long beside the run."""
+    def _write_at_end(self) -> None:
+        """Write at the end of a run: before it returns, unless runs end in quick succession."""
         if self._files is None or self._writes is None:
             return
-        if seconds >= SECONDS_PER_SECOND_OF_WRITING * self._files.seconds_to_write:
+        if self._files.may_write_at_once():
             self._write()
         else:
             self._is_behind = True

@@ -55,6 +55,9 @@ logger = logging.getLogger(__name__)
 _ATTEMPTS = 20
 """To read files that others replace meanwhile. Each attempt fails by a process that ended then."""
 
+SECONDS_PER_SECOND_OF_WRITING = 20
+"""Writes at the ends of runs take this part of the time, at most."""
+
 ENDED = "ended.json"
 
 _PROGRAM = re.compile(r"(?P<host>.+)-(?P<pid>\d+)-(?P<started>\d+)-(?P<exporter>\d+)")
@@ -103,7 +106,8 @@ class ProgramFiles:
         self._own: Path | None = None
         self._is_closed = False
         self._read_before: dict[str, _File] = {}
-        self.seconds_to_write = 0.0
+        self._written_at = 0.0
+        self._seconds_to_write = 0.0
 
     @property
     def are_used(self) -> bool:
@@ -126,6 +130,11 @@ class ProgramFiles:
             OSError: it cannot be written.
         """
         self._write()
+
+    def may_write_at_once(self) -> bool:
+        """Return whether the last write is long ago, beside the time that it took."""
+        seconds = time.monotonic() - self._written_at
+        return seconds >= SECONDS_PER_SECOND_OF_WRITING * self._seconds_to_write
 
     def merge(self) -> Series:
         """Write the share of this process, and add up those of all.
@@ -186,7 +195,7 @@ class ProgramFiles:
             return None
 
     def _replace(self, share: Share, *, is_closing: bool = False) -> None:
-        began = time.perf_counter()
+        began = time.monotonic()
         content = encode(share, closed=is_closing)
         try:
             write_atomically(self._own_path(), content, mode=0o600)
@@ -194,7 +203,8 @@ class ProgramFiles:
             self._own = None
             write_atomically(self._own_path(), content, mode=0o600)
         self._last = share
-        self.seconds_to_write = time.perf_counter() - began
+        self._written_at = time.monotonic()
+        self._seconds_to_write = self._written_at - began
 
     def _own_path(self) -> Path:
         if self._own is None:
