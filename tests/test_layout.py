@@ -91,6 +91,7 @@ LOOKED_UP_AMONG_LOADED_MODULES = {
     "engines.process.pool": "where modules were found that each worker is to import",
     "engines.process.program_state": "settings of modules; one that is not loaded has its defaults",
     "engines.process.template": "the path is not changed for a module that is there already",
+    "exporters.base": "celery's signals: a process of its pool runs no exit functions",
     "workers.by_value": "modules that no worker can import; what numpy and cloudpickle hold",
     "workers.log_capture": "whether the function loaded logging, whose records are then captured",
     "workers.observers": "the level of the log: where logging is not loaded, none was set",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,7 +92,7 @@ def test_when_processes_are_added_up(
         (
             {"multiprocess_dir": "none"},
             InvalidValueError,
-            "multiprocess_dir must be in a directory",
+            "multiprocess_dir must be in an existing directory",
         ),
         (
             {"multiprocess": False, "multiprocess_dir": "."},
@@ -654,6 +656,55 @@ print(re.findall("^amorsize_items_processed_total.* (.*)", open(sys.argv[1]).rea
 """
     printed = python(script, directory, str(directory / "web.prom"))
     assert printed == "['110']\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_workers_of_another_user_have_files_of_their_own(directory: Path) -> None:
+    """As those of a server that root has started: nobody can enter the directory of root."""
+    script = f"""{FORKED}
+exporter = amorsize.enable_prometheus(listen=False)
+amorsize.execute(work, range(1), executor="serial")
+items()
+os.chmod(sys.argv[1], 0o1777)
+for size in (10, 100):
+    if os.fork() == 0:
+        os.setuid(65534)
+        amorsize.execute(work, range(size), executor="serial")
+        print(items(), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
+print(items())
+"""
+    shared = Path(tempfile.mkdtemp(dir="/tmp"))
+    try:
+        printed = python(script, directory, str(shared), TMPDIR=str(shared))
+        assert printed.split() == ["10.0", "110.0", "1.0"]
+        modes = {path.name: path.stat().st_mode & 0o777 for path in shared.iterdir()}
+        assert modes == {"amorsize-0": 0o700, "amorsize-65534": 0o700}
+    finally:
+        shutil.rmtree(shared)
+
+
+SNIPPETS = re.findall(
+    r"^```python\n(.*?)^```",
+    (Path(__file__).parents[3] / "docs" / "web-servers.md").read_text(encoding="utf-8"),
+    re.DOTALL | re.MULTILINE,
+)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_the_snippets_of_the_page_on_web_servers_run(snippet: str, directory: Path) -> None:
+    """Each as the module of an application; that of WSGI answers, that of celery is called."""
+    calls = """
+if "metrics" in globals():
+    get = lambda path: b"".join(app({"PATH_INFO": path, "REQUEST_METHOD": "GET"}, print))
+    assert get("/") == b"A B"
+    assert b"amorsize_executions_total{" in get("/metrics")
+if "shout" in globals():
+    assert shout(["a"]) == ["A"]
+"""
+    variables = {"AMORSIZE_PROMETHEUS_PORT": "0"}
+    python(snippet + calls, directory, stderr=None, **variables)
 
 
 @pytest.fixture(autouse=True)
