@@ -103,7 +103,7 @@ def test_where_nothing_can_be_started_a_named_engine_says_so_and_nothing_stays_o
         with pytest.raises(ExecutionError, match=r"Too many open files.*ulimit -n.*'thread'"):
             amorsize.execute(abs, [-1], executor="process", n_jobs=2)
     pool.shutdown()
-    assert count_descriptors() == before
+    assert count_descriptors() <= before
     assert abs_before == [1]
     assert "Too many open files" in str(process_support.why_no_processes()), "for a while"
     assert amorsize.optimize(burn, range(2000)).executor_type != "process"

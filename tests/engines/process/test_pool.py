@@ -210,7 +210,8 @@ def test_nothing_is_left_after_shutdown() -> None:
     """Neither processes nor descriptors, however many runs there were."""
     me = psutil.Process()
     amorsize.shutdown()
-    others = me.children(recursive=True)  # of the engines that other tests use
+    # Of the engines that other tests use, some of which may just be ending.
+    others = set(me.children(recursive=True))
 
     def use() -> None:
         pids_of(n_jobs=2, items=8)
@@ -221,15 +222,16 @@ def test_nothing_is_left_after_shutdown() -> None:
     before = me.num_fds()
     for _ in range(3):
         use()
-    assert me.num_fds() == before
-    assert me.children(recursive=True) == others
+    assert me.num_fds() <= before
+    assert set(me.children(recursive=True)) <= others
 
 
 def test_a_death_leaves_no_descriptor_behind() -> None:
     """A worker that was killed is released like one that ended."""
     me = psutil.Process()
     amorsize.shutdown()
-    others = me.children(recursive=True)  # of the engines that other tests use
+    # Of the engines that other tests use, some of which may just be ending.
+    others = set(me.children(recursive=True))
 
     def die() -> None:
         with pytest.raises(amorsize.AmorsizeError, match="SIGKILL"):
@@ -241,8 +243,8 @@ def test_a_death_leaves_no_descriptor_behind() -> None:
     before = me.num_fds()
     for _ in range(3):
         die()
-    assert me.num_fds() == before
-    assert me.children(recursive=True) == others
+    assert me.num_fds() <= before
+    assert set(me.children(recursive=True)) <= others
 
 
 def test_workers_end_with_their_program() -> None:
@@ -424,7 +426,7 @@ def test_a_worker_that_cannot_be_started_leaks_nothing(monkeypatch: pytest.Monke
     with pytest.raises(ExecutionError, match=r"No such file or directory.*executor='thread'"):
         pids_of()
     gc.collect()
-    assert me.num_fds() == before
+    assert me.num_fds() <= before
 
 
 # --- the state of the program ----
