@@ -49,6 +49,7 @@ class MotoServer:
             aws_access_key_id="reader",
             aws_secret_access_key="reader",
         )
+        self.client.list_metrics()  # its first answer takes long
 
     @property
     def environment(self) -> dict[str, str]:

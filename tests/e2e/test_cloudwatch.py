@@ -16,6 +16,7 @@ from waiting import PATIENCE, poll, slowness
 
 import amorsize
 from amorsize import HookEvent, HookManager
+from amorsize.exporters.cloudwatch import exporter as cloudwatch
 from amorsize.exporters.cloudwatch.exporter import CloudWatchExporter
 from amorsize.testing import RecordingHook
 
@@ -180,6 +181,8 @@ def test_a_server_that_comes_back_misses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Undelivered data is sent again, and nothing twice."""
+    # What a new server has taken, but takes long to answer, would be sent twice.
+    monkeypatch.setattr(cloudwatch, "READ_SECONDS", PATIENCE)
     port = free_port()
     environment = {**CREDENTIALS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
     environment |= {"AWS_DEFAULT_REGION": "eu-central-1", "AWS_MAX_ATTEMPTS": "1"}
