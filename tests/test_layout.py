@@ -60,6 +60,8 @@ THIRD_PARTY = {
     "exporters.opentelemetry.exporter": "opentelemetry",
     "exporters.opentelemetry.instruments": "opentelemetry",
     "exporters.opentelemetry.otlp": "opentelemetry",
+    "exporters.opentelemetry.provisional": "opentelemetry",
+    "exporters.opentelemetry.single_attempt": "google grpc requests",
     "exporters.opentelemetry.span_writer": "opentelemetry",
     "exporters.progress": "tqdm",
     "exporters.prometheus.exporter": "prometheus_client",
@@ -79,6 +81,7 @@ IMPORTED_AFTER_ITS_PACKAGE = {
     "exporters.opentelemetry.execution_traces",
     "exporters.opentelemetry.instruments",
     "exporters.opentelemetry.otlp",
+    "exporters.opentelemetry.provisional",
     "exporters.opentelemetry.span_writer",
     "workers.otel_context",
 }

@@ -485,13 +485,22 @@ def describe_error(error: BaseException) -> str:
         text = str(error).strip()
     except Exception:
         text = ""
-    words = text.partition("\n")[0].split(" ")
-    line = " ".join(_without_user_information(word) for word in words)
+    line = blank_credentials(text.partition("\n")[0])
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
+def blank_credentials(line: str) -> str:
+    """Blank what may be a secret in a line that others have written, and shorten it.
+
+    >>> blank_credentials("POST /v1?token=hunter2 failed")
+    'POST /v1?token=*** failed'
+    """
+    line = " ".join(_without_user_information(word) for word in line.split(" "))
     for secret, replacement in _SECRETS:
         line = secret.sub(replacement, line)
     if len(line) > _ERROR_CHARACTERS:
         line = line[:_ERROR_CHARACTERS] + "…"
-    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+    return line
 
 
 def _without_user_information(word: str) -> str:

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar, Token
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -166,7 +166,7 @@ class WorkerProvider(trace.TracerProvider):
     ) -> trace.Tracer:
         if trace._TRACER_PROVIDER is self:
             self.sdk()  # mostly while the function is loaded, and not in the middle of a chunk
-        return _WorkerTracer(
+        return YieldingTracer(
             self,
             (instrumenting_module_name, instrumenting_library_version, schema_url, attributes),
         )
@@ -230,10 +230,16 @@ class WorkerProvider(trace.TracerProvider):
         return self._sdk
 
 
-class _WorkerTracer(trace.Tracer):
+class SdkProvider(Protocol):
+    """A provider whose spans one of the SDK's makes."""
+
+    def sdk(self) -> trace.TracerProvider: ...
+
+
+class YieldingTracer(trace.Tracer):
     """Gives way to the provider that the user's code sets, whenever it does."""
 
-    def __init__(self, provider: WorkerProvider, scope: tuple[Any, ...]) -> None:
+    def __init__(self, provider: SdkProvider, scope: tuple[Any, ...]) -> None:
         self._provider = provider
         self._scope = scope
         self._by: tuple[Any, trace.Tracer] | None = None
@@ -248,7 +254,7 @@ class _WorkerTracer(trace.Tracer):
         return self._tracer().start_as_current_span(*args, **kwargs)
 
     def _tracer(self) -> trace.Tracer:
-        provider = trace.get_tracer_provider()
+        provider: Any = trace.get_tracer_provider()
         if provider is self._provider:
             provider = self._provider.sdk()
         if self._by is None or self._by[0] is not provider:

@@ -160,7 +160,7 @@ if __name__ == "__main__":
     )
     environment = otlp_receiver.environment(protocol) | {"OTEL_SERVICE_NAME": "nightly"}
     ran = run_program(tmp_path / "program.py", source, "", environment=environment)
-    assert ran.log == ""
+    assert all(" failed with ValueError" in line for line in ran.log.splitlines()), ran.log
     points, spans = otlp_receiver.points(), otlp_receiver.spans()
     (user,) = [point for point in points if point.name.startswith("amorsize.user.")]
     assert (user.name, user.kind) == ("amorsize.user.rows_read", "sum")
@@ -371,7 +371,7 @@ if __name__ == "__main__":
     )
     environment = otlp_receiver.environment()
     ran = run_program(tmp_path / "program.py", source, "", mode, environment=environment)
-    assert ran.log == ""
+    assert all(" failed with ValueError" in line for line in ran.log.splitlines()), ran.log
     spans = otlp_receiver.spans()
     root = assert_is_one_trace(spans)
     chunks = chunks_of(spans)

@@ -36,12 +36,15 @@ if TYPE_CHECKING:
     from amorsize.exporters.opentelemetry.execution_traces import ExecutionTraces
     from amorsize.exporters.opentelemetry.instruments import Instruments
     from amorsize.exporters.opentelemetry.otlp import OwnMetrics, OwnTracing
+    from amorsize.exporters.opentelemetry.provisional import ProvisionalProvider
 
 logger = logging.getLogger(__name__)
 
 SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
 """Of the semantic conventions that name attributes."""
 
+
+_CONFIG_FILE = "OTEL_CONFIG_FILE"
 
 _SCOPE = ("amorsize", __version__, SCHEMA_URL, None)
 
@@ -51,8 +54,9 @@ def enable_opentelemetry(settings: OpenTelemetrySettings) -> OpenTelemetryExport
     """Trace every ``execute()``, and measure it, with OpenTelemetry.
 
     The providers that the application has set are used as they are, also when it sets them after
-    this call: they are looked up at the first execution. A missing provider is then made and set
-    for the whole program; it sends OTLP as the ``OTEL_*`` variables configure.
+    this call, up to the first execution. Missing ones are then made and set for the whole program;
+    they send OTLP as the ``OTEL_*`` variables configure, or are those of the file that
+    ``OTEL_CONFIG_FILE`` names. The program's own spans leave from this call on.
 
     Args:
         tracer_provider: makes spans; None for the program's.
@@ -85,7 +89,9 @@ def enable_opentelemetry(settings: OpenTelemetrySettings) -> OpenTelemetryExport
         >>> [span.name for span in spans.get_finished_spans()]
         ['plan', 'chunk', 'chunk', 'execute builtins.abs']
     """
-    return enable_with(OpenTelemetryExporter, settings)
+    exporter = enable_with(OpenTelemetryExporter, settings)
+    exporter.trace_program()
+    return exporter
 
 
 class OpenTelemetryExporter(TotalsExporter):
@@ -102,11 +108,13 @@ class OpenTelemetryExporter(TotalsExporter):
         _require_package()
         self._settings = settings
         self._application_has_any = False
+        self._file_decides = False
         self._resolving = threading.Lock()
         self._resolved = False
         self._executions: ExecutionTraces | None = None
         self._instruments: Instruments | None = None
         self._own_tracing: OwnTracing | None = None
+        self._provisional: ProvisionalProvider | None = None
         self._own_metrics: OwnMetrics | None = None
         super().__init__()
         if not self.active:
@@ -172,6 +180,40 @@ class OpenTelemetryExporter(TotalsExporter):
 
     # --- providers ----
 
+    def trace_program(self) -> None:
+        """Have the program's own spans leave, if it has no provider, until an execution decides."""
+        from opentelemetry import trace
+
+        with self._resolving:
+            if self._resolved or self._own_tracing is not None or not self.active:
+                return
+            self._look_at_application()
+            provider = self._settings.tracer_provider or trace.get_tracer_provider()
+            is_missing = isinstance(provider, trace.ProxyTracerProvider)
+            if not (is_missing and self._settings.traces and self._may_make("TRACES")):
+                return
+            from amorsize.exporters.opentelemetry.otlp import OwnTracing
+            from amorsize.exporters.opentelemetry.provisional import ProvisionalProvider
+
+            try:
+                self._own_tracing = OwnTracing(self.new_sender)
+            except AmorsizeError:
+                return  # a variable is wrong: the first execution says so
+            self._provisional = ProvisionalProvider(self._own_tracing.provider)
+            self._provisional.install()
+            close_before_others_at_exit()
+
+    def _look_at_application(self) -> None:
+        """See which providers the application has; have its configuration file applied, once."""
+        settings = self._settings
+        self._application_has_any = _application_has_any(
+            settings.tracer_provider, settings.meter_provider
+        )
+        if os.environ.get(_CONFIG_FILE) and not self._file_decides:
+            self._file_decides = True
+            if not self._application_has_any:
+                _configure_by_file()
+
     def _resolve(self) -> None:
         """Find the application's providers, or make some: once, at the first execution."""
         with self._resolving:
@@ -179,9 +221,7 @@ class OpenTelemetryExporter(TotalsExporter):
                 return
             self._resolved = True  # also when it fails: the next execution would fail, too
             settings = self._settings
-            self._application_has_any = _application_has_any(
-                settings.tracer_provider, settings.meter_provider
-            )
+            self._look_at_application()
             for signal, wanted, resolve in (
                 ("traces", settings.traces, self._trace),
                 ("metrics", settings.metrics, self._measure),
@@ -206,14 +246,17 @@ class OpenTelemetryExporter(TotalsExporter):
         from amorsize.workers.otel_context import make_tracers_picklable
 
         provider: Any = self._settings.tracer_provider or trace.get_tracer_provider()
-        is_missing = isinstance(provider, trace.ProxyTracerProvider)
+        is_missing = _is_missing(provider)
         if _is_closed(provider) or (is_missing and self._may_make("TRACES")):
-            from amorsize.exporters.opentelemetry.otlp import OwnTracing
+            if self._own_tracing is None:
+                from amorsize.exporters.opentelemetry.otlp import OwnTracing
 
-            self._own_tracing = OwnTracing(self.new_sender, provider)
+                self._own_tracing = OwnTracing(self.new_sender, provider)
             provider = self._own_tracing.provider
             if is_missing:
                 trace.set_tracer_provider(provider)
+        else:
+            self._give_way()
         make_tracers_picklable()
         self._executions = ExecutionTraces(
             SpanWriter(provider, _SCOPE),
@@ -221,6 +264,14 @@ class OpenTelemetryExporter(TotalsExporter):
             capture=self._settings.instrument_workers,
             new_sender=self.new_sender,
         )
+
+    def _give_way(self) -> None:
+        """Leave the program's spans to its own provider; those that have begun here end here."""
+        if self._provisional is not None:
+            self._provisional.withdraw()
+        if self._own_tracing is not None and not self._own_tracing.has_begun:
+            self._own_tracing.close()
+            self._own_tracing = None
 
     def _measure(self) -> None:
         from opentelemetry import metrics as otel_metrics
@@ -241,8 +292,11 @@ class OpenTelemetryExporter(TotalsExporter):
     def _may_make(self, signal: str) -> bool:
         """Whether a provider may be made for a signal.
 
-        An application that has set up one signal has to ask for the other by a variable.
+        An application that has set up one signal has to ask for the other by a variable. Where
+        there is a configuration file, a signal that it leaves out is not sent.
         """
+        if self._file_decides:
+            return False
         return not self._application_has_any or _asks_for_otlp(signal)
 
     def flush(self, timeout: float = 1.0) -> bool:
@@ -263,16 +317,47 @@ class OpenTelemetryExporter(TotalsExporter):
         super().close()
 
     def release(self) -> None:
+        if self._provisional is not None:
+            self._provisional.withdraw()
         for own in (self._own_tracing, self._own_metrics):
             if own is not None:
                 own.close()
 
     def abandon(self) -> None:
         trace_link.remove_source(self)
+        if self._provisional is not None:
+            self._provisional.withdraw()
         for own in (self._own_tracing, self._own_metrics):
             if own is not None:
                 own.abandon()
         self._executions = None
+
+
+def _configure_by_file() -> None:
+    """Have the SDK set the providers of the configuration file; log why that cannot be.
+
+    The other variables do not apply then, as the specification says: without the file's providers
+    there are none.
+    """
+    try:
+        from opentelemetry.configuration import configure_sdk, load_config_file
+    except ImportError:
+        logger.error(
+            "There are no traces and no metrics of executions: %s is set, which needs the package "
+            "'opentelemetry-configuration'. Install it with: pip install --pre "
+            "opentelemetry-configuration",
+            _CONFIG_FILE,
+        )
+        return
+    try:
+        configure_sdk(load_config_file(os.environ[_CONFIG_FILE]))
+    except Exception as error:
+        logger.error(
+            "There are no traces and no metrics of executions: the file of %s cannot be applied: "
+            "%s",
+            _CONFIG_FILE,
+            describe_error(error),
+        )
 
 
 def _require_package() -> None:
@@ -289,8 +374,16 @@ def _application_has_any(tracer_provider: Any, meter_provider: Any) -> bool:
 
     tracer_provider = tracer_provider or trace.get_tracer_provider()
     meter_provider = meter_provider or metrics.get_meter_provider()
-    traces = isinstance(tracer_provider, trace.ProxyTracerProvider) or _is_closed(tracer_provider)
+    traces = _is_missing(tracer_provider) or _is_closed(tracer_provider)
     return not (traces and (_is_meter_proxy(meter_provider) or _is_closed(meter_provider)))
+
+
+def _is_missing(provider: Any) -> bool:
+    """Whether the program has set no tracer provider: it has none, or a provisional one."""
+    from opentelemetry import trace
+
+    is_provisional = getattr(provider, "amorsize_provisional", False) is True
+    return is_provisional or isinstance(provider, trace.ProxyTracerProvider)
 
 
 def _is_closed(provider: Any) -> bool:

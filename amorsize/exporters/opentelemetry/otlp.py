@@ -11,7 +11,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -24,17 +26,24 @@ from opentelemetry.sdk.metrics.export import (
     PeriodicExportingMetricReader,
 )
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExportResult
 
 from amorsize.errors import ExporterError, InvalidValueError
-from amorsize.exporters.sender import Sender
+from amorsize.exporters.opentelemetry.single_attempt import SingleAttempt
+from amorsize.exporters.sender import RefusedError, Sender, blank_credentials, describe_error
+
+logger = logging.getLogger(__name__)
 
 NewSender = Callable[..., Sender[Any]]
 
 _PROTOCOLS = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 _DEFAULTS = {"OTEL_BSP_MAX_QUEUE_SIZE": 2048, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": 512}
 _MAX_WAITING_READINGS = 10
+
+PATIENCE: dict[str, Any] = {"attempts": 1000, "retry_seconds": 300.0}
+"""How long a batch is repeated. The queue bounds what waits meanwhile: a collector that is started
+again within five minutes gets all that the queue had room for."""
 
 
 def resource() -> Resource:
@@ -56,6 +65,9 @@ class OwnTracing:
         found: the program's provider. One that was made here, and closed since or forked, serves
             again: no other can be set.
 
+    Attributes:
+        provider: the provider.
+
     Raises:
         InvalidValueError: one of the variables is wrong.
         ExporterError: an exporter that they name cannot be made.
@@ -69,12 +81,19 @@ class OwnTracing:
                 capacity=_bound("OTEL_BSP_MAX_QUEUE_SIZE"),
                 batch_items=_bound("OTEL_BSP_MAX_EXPORT_BATCH_SIZE"),
                 linger_seconds=_milliseconds("OTEL_BSP_SCHEDULE_DELAY", 5000),
+                **PATIENCE,
             )
             for exporter in exporters
         )
         self._exporters = exporters
         self.provider = found if isinstance(found, _OwnTracerProvider) else _OwnTracerProvider()
+        self.provider.to_senders.has_begun = False
         self.provider.to_senders.senders = senders
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a span was begun."""
+        return self.provider.to_senders.has_begun
 
     def close(self) -> None:
         """Stop the exporters; a batch that is being sent is cut off."""
@@ -99,6 +118,7 @@ class OwnMetrics:
                 _ExportEach(exporter),
                 capacity=_MAX_WAITING_READINGS,
                 batch_items=1,
+                **PATIENCE,
             )
             readers.append(PeriodicExportingMetricReader(_MetricsToSender(exporter, sender)))
         self.provider = _OwnMeterProvider(
@@ -132,13 +152,30 @@ class _Export:
         # Instrumented HTTP clients make no spans of the sending of spans.
         suppressed = otel_context.set_value(otel_context._SUPPRESS_INSTRUMENTATION_KEY, True)
         token = otel_context.attach(suppressed)
-        _first_logged.text = ""
+        exporter = self._exporter
         try:
-            result = self._exporter.export(batch)
+            with _library_logs.kept() as logged:
+                result = exporter.export(batch)
         finally:
             otel_context.detach(token)
-        if result is not self._success:
-            raise ConnectionError(_first_logged.text or "the exporter reported a failure")
+        if result is self._success:
+            return
+        text = blank_credentials(logged[0]) if logged else "the exporter reported a failure"
+        if isinstance(exporter, _Otlp):
+            # Without a request, the batch itself is at fault: too large, or not to be encoded.
+            raise exporter.attempt.failure or RefusedError(text)
+        raise ConnectionError(text)
+
+
+class _Otlp:
+    """An OTLP exporter of the SDK's, one attempt per export."""
+
+    def __init__(self, attempt: SingleAttempt) -> None:
+        self.attempt = attempt
+        self.export = attempt.export
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.attempt.exporter, name)
 
 
 class _ExportEach(_Export):
@@ -156,6 +193,10 @@ class _ToSenders(SpanProcessor):
     """Passes spans that end to senders; None once they are closed."""
 
     senders: tuple[Sender[ReadableSpan], ...] | None = None
+    has_begun = False
+
+    def on_start(self, span: Span, parent_context: otel_context.Context | None = None) -> None:
+        self.has_begun = True
 
     def on_end(self, span: ReadableSpan) -> None:
         if span.context is not None and span.context.trace_flags.sampled:
@@ -225,14 +266,32 @@ def _make_exporters(signal: str) -> Sequence[Any]:
                 f"opentelemetry_{signal}_exporter add."
             )
         try:
-            made.append(found.load()())
+            with _library_logs.kept() as logged:
+                kind = found.load()
+                if key in _PROTOCOLS.values():
+                    made.append(_Otlp(SingleAttempt(kind, signal, grpc=key == _PROTOCOLS["grpc"])))
+                else:
+                    made.append(kind())
         except Exception as error:
             raise ExporterError(
-                f"the exporter {name!r} of {variable} cannot be made: {type(error).__name__}: "
-                f"{error}"
-            ) from error
-    _listen_to_libraries()
+                f"the exporter {name!r} of {variable} cannot be made: {describe_error(error)}"
+            ) from None
+        for text in logged:
+            if "Header format invalid" in text:
+                own = f"OTEL_EXPORTER_OTLP_{signal.upper()}_HEADERS"
+                _warn_of_headers(own if os.environ.get(own) else "OTEL_EXPORTER_OTLP_HEADERS")
+            else:
+                logger.warning("The exporter %r of %s: %s", name, variable, blank_credentials(text))
     return made
+
+
+@cache
+def _warn_of_headers(variable: str) -> None:
+    logger.warning(
+        "%s has an entry that is not name=value; it is ignored. Its text is not logged: it may be "
+        "a secret.",
+        variable,
+    )
 
 
 def _otlp_key(signal: str) -> str:
@@ -263,24 +322,43 @@ def _milliseconds(variable: str, default: int) -> float:
     return int(given or default) / 1000
 
 
-_first_logged = threading.local()
-"""The first log record of an exporter's library on this thread: the cause, before retries."""
+class _LibraryLogs(logging.Filter):
+    """Keeps the SDK from logging what a thread does here: the failure of each attempt, and secrets.
 
+    A sender logs an outage once, without credentials. Other threads are the application's.
+    """
 
-class _OwnThreads(logging.Filter):
-    """Keeps libraries from logging each attempt of a sender, which logs the failure once."""
+    def __init__(self) -> None:
+        super().__init__()
+        self._of_thread = threading.local()
+
+    @contextmanager
+    def kept(self) -> Iterator[list[str]]:
+        """Keep the texts of this thread's records instead of having them handled."""
+        self._listen()
+        texts: list[str] = []
+        before = getattr(self._of_thread, "texts", None)
+        self._of_thread.texts = texts
+        try:
+            yield texts
+        finally:
+            self._of_thread.texts = before
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if not threading.current_thread().name.startswith("amorsize-"):
+        texts = getattr(self._of_thread, "texts", None)
+        if texts is None:
             return True
-        _first_logged.text = getattr(_first_logged, "text", "") or record.getMessage()
+        texts.append(record.getMessage())
         return False
 
+    def _listen(self) -> None:
+        loggers = logging.root.manager.loggerDict
+        for name in (_HEADERS_LOGGER, *loggers):
+            if name == _HEADERS_LOGGER or name.startswith("opentelemetry.exporter."):
+                logger = logging.getLogger(name)
+                if self not in logger.filters:
+                    logger.filters.insert(0, self)  # before one that drops what was logged before
 
-_own_threads = _OwnThreads()
 
-
-def _listen_to_libraries() -> None:
-    for name, logger in list(logging.root.manager.loggerDict.items()):
-        if name.startswith("opentelemetry.exporter.") and isinstance(logger, logging.Logger):
-            logger.addFilter(_own_threads)
+_HEADERS_LOGGER = "opentelemetry.util.re"
+_library_logs = _LibraryLogs()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -1422,6 +1424,135 @@ def test_a_provider_that_is_set_later_is_used_and_stays() -> None:
         """
     )
     assert said.split("\n") == ["3", "True None None", "_ProxyMeterProvider"]
+
+
+def test_where_there_is_no_provider_spans_leave_at_once() -> None:
+    """Those of tracers made before and after; the first execution sets the provider for good."""
+    said = run_program(
+        """
+        import amorsize
+        from opentelemetry import trace
+
+        before = trace.get_tracer("before")
+        exporter = amorsize.enable_opentelemetry()
+        after = trace.get_tracer("after")
+        for tracer in (before, after):
+            with tracer.start_as_current_span("early") as span:
+                print(span.is_recording())
+        assert amorsize.enable_opentelemetry() is exporter
+        amorsize.execute(abs, [-1], executor="serial")
+        print(trace.get_tracer_provider() is exporter._own_tracing.provider)
+        print(after.start_span("late").is_recording())
+        """,
+        OTEL_TRACES_EXPORTER="none",
+        OTEL_METRICS_EXPORTER="none",
+    )
+    assert said.split("\n") == ["True"] * 4
+
+
+def test_tracers_of_before_give_way_to_a_provider_that_is_set_later() -> None:
+    """What has begun before it leaves by ours; everything later by the program's."""
+    said = run_program(
+        """
+        import amorsize
+        from opentelemetry import trace
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+        exporter = amorsize.enable_opentelemetry()
+        tracer = trace.get_tracer("module")
+        early = tracer.start_span("early")
+        spans, provider = InMemorySpanExporter(), TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(spans))
+        trace.set_tracer_provider(provider)
+        tracer.start_span("late").end()
+        amorsize.execute(abs, [-1], executor="serial")
+        early.end()
+        assert trace.get_tracer_provider() is provider
+        print([span.name.split(" ")[0] for span in spans.get_finished_spans()])
+        """,
+        OTEL_TRACES_EXPORTER="console",
+        OTEL_METRICS_EXPORTER="none",
+    )
+    assert re.findall(r'^    "name": "(\w+)', said, re.M) == ["early"]
+    assert "['late', 'plan', 'chunk', 'execute']" in said
+
+
+def test_an_exporter_that_closes_before_the_first_execution_leaves_no_provider() -> None:
+    """A program can still set its own."""
+    said = run_program(
+        """
+        import amorsize
+        from opentelemetry import trace
+        amorsize.enable_opentelemetry().close()
+        print(type(trace.get_tracer_provider()).__name__)
+        """,
+        OTEL_TRACES_EXPORTER="none",
+    )
+    assert said == "ProxyTracerProvider"
+
+
+CONFIGURATION = """
+file_format: "1.0"
+tracer_provider:
+  processors:
+    - simple:
+        exporter:
+          console: {}
+"""
+
+CONFIGURED = """
+import amorsize
+from opentelemetry import metrics, trace
+
+exporter = amorsize.enable_opentelemetry()
+trace.get_tracer("user").start_span("before").end()
+amorsize.execute(abs, [-1], executor="serial")
+print("own:", exporter._own_tracing, exporter._own_metrics)
+print("meters:", type(metrics.get_meter_provider()).__name__)
+"""
+
+
+def test_a_configuration_file_is_honoured(tmp_path: Path) -> None:
+    """Its providers are used; a signal that it leaves out is not sent, whatever variables say."""
+    (tmp_path / "otel.yaml").write_text(CONFIGURATION)
+    said = run_program(
+        CONFIGURED,
+        OTEL_CONFIG_FILE=str(tmp_path / "otel.yaml"),
+        OTEL_TRACES_EXPORTER="none",
+        OTEL_METRICS_EXPORTER="console",
+    )
+    assert re.findall(r'^    "name": "(\w+)', said, re.M) == ["before", "plan", "chunk", "execute"]
+    assert said.endswith("own: None None\nmeters: _ProxyMeterProvider")
+    assert "amorsize.items.processed" not in said
+
+
+@pytest.mark.parametrize(
+    ("before", "says"),
+    [
+        ("", r"the file of OTEL_CONFIG_FILE cannot be applied: \w+: .*nowhere\.yaml"),
+        (
+            "import sys; sys.modules['opentelemetry.configuration'] = None\n",
+            r"OTEL_CONFIG_FILE is set, which needs the package 'opentelemetry-configuration'\. "
+            r"Install it with: pip install",
+        ),
+    ],
+    ids=["no file", "no package"],
+)
+def test_a_configuration_file_that_cannot_be_honoured_is_said(before: str, says: str) -> None:
+    """Nothing is sent to where other variables point: the file says otherwise."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    done = subprocess.run(
+        [sys.executable, "-c", before + CONFIGURED],
+        capture_output=True,
+        text=True,
+        env={**clean, "OTEL_CONFIG_FILE": "/nowhere.yaml", "OTEL_TRACES_EXPORTER": "console"},
+    )
+    assert (done.returncode, done.stdout) == (0, "own: None None\nmeters: _ProxyMeterProvider\n")
+    ours = [line for line in done.stderr.splitlines() if "of executions" in line]
+    assert len(ours) == 1
+    assert re.match(f"There are no traces and no metrics of executions: {says}", ours[0])
 
 
 def test_the_sdk_can_be_disabled() -> None:

@@ -49,7 +49,7 @@ class Spans(SpanExporter):
 
     made: ClassVar[list[Spans]] = []
 
-    def __init__(self) -> None:
+    def __init__(self, session: Any = None) -> None:
         self.batches: list[list[str]] = []
         self.results: list[Any] = []
         self.suppressed: list[Any] = []
@@ -75,7 +75,7 @@ class Metrics(MetricExporter):
 
     made: ClassVar[list[Metrics]] = []
 
-    def __init__(self) -> None:
+    def __init__(self, session: Any = None) -> None:
         super().__init__()
         self.readings = 0
         self.closed = 0
@@ -244,7 +244,7 @@ def test_the_variables_of_the_batch_processor_are_bounds(
 ) -> None:
     """Queue, batch and delay, with the specification's defaults."""
     defaults = {"capacity": 2048, "batch_items": 512, "linger_seconds": 5.0}
-    assert bounds(monkeypatch) == defaults
+    assert bounds(monkeypatch) == defaults | otlp.PATIENCE
     set_to = {
         "OTEL_BSP_MAX_QUEUE_SIZE": "100",
         "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": " 10 ",
@@ -254,6 +254,7 @@ def test_the_variables_of_the_batch_processor_are_bounds(
         "capacity": 100,
         "batch_items": 10,
         "linger_seconds": 0.25,
+        **otlp.PATIENCE,
     }
 
 
@@ -355,6 +356,7 @@ def test_a_failure_is_tried_again_counted_and_logged_once(
 ) -> None:
     """With the library's message, which is not logged by itself."""
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "0")
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "mine")
     own = OwnTracing(exporter.new_sender)
     (kept,) = Spans.made
     kept.results = ["Failed to export span batch: 503", SpanExportResult.FAILURE]
@@ -484,6 +486,49 @@ def test_one_line_is_enough(receiver: Receiver) -> None:
         assert (described["service.name"], described["team"]) == ("nightly", "data")
     assert "amorsize.items.processed" in {metric.name for metric in receiver.metrics}
     assert {headers["api-key"] for headers in receiver.headers} == {"secret"}
+
+
+def test_spans_of_the_caller_before_the_first_execution_arrive(receiver: Receiver) -> None:
+    """And those around it: one trace from a program of one line."""
+    done = run_program(
+        """
+        import amorsize
+        from opentelemetry import trace
+        tracer = trace.get_tracer("user")
+        amorsize.enable_opentelemetry()
+        with tracer.start_as_current_span("job"):
+            with tracer.start_as_current_span("load"):
+                data = range(4)
+            amorsize.execute(abs, data, executor="serial")
+        """,
+        OTEL_EXPORTER_OTLP_ENDPOINT=receiver.url,
+    )
+    assert done.stderr == ""
+    assert {"job", "load", "plan"} < {span.name for span in receiver.spans}
+    assert len({span.trace_id for span in receiver.spans}) == 1
+
+
+SECRET = "hunter2"
+
+
+@pytest.mark.parametrize("protocol", ["http/protobuf", "grpc"])
+@pytest.mark.parametrize("headers", [f"api-key {SECRET}", f"good=1,Bearer {SECRET}"])
+def test_malformed_headers_are_not_logged(headers: str, protocol: str) -> None:
+    """The SDK logs them in full; the log names the variable, once."""
+    done = run_program(
+        """
+        import logging
+        logging.basicConfig(level="DEBUG")
+        import amorsize
+        amorsize.enable_opentelemetry()
+        assert amorsize.execute(abs, [-1], executor="serial") == [1]
+        """,
+        OTEL_EXPORTER_OTLP_HEADERS=headers,
+        OTEL_EXPORTER_OTLP_PROTOCOL=protocol,
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1",
+    )
+    assert SECRET not in done.stdout + done.stderr
+    assert done.stderr.count("OTEL_EXPORTER_OTLP_HEADERS has an entry that is not name=value") == 1
 
 
 def test_a_wrong_variable_is_logged_once_and_the_run_goes_on() -> None:
