@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import has_ended, still_running
 from scripts import run_program
-from waiting import wait_until
 
 import amorsize
 from amorsize.engines import warm_pool
@@ -27,14 +27,6 @@ def _cold(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     amorsize.shutdown()
 
 
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 def started_early() -> int:
     """Return the process id of the template that was started early."""
     assert warm_pool.early is not None
@@ -47,10 +39,10 @@ def test_a_template_that_no_run_has_taken_ends_at_shutdown() -> None:
     with pytest.raises(InvalidValueError):
         amorsize.execute(abs, [1], executor="process", n_jobs=-1)
     pid = started_early()
-    assert is_running(pid)
+    assert not has_ended(pid)
     amorsize.shutdown()
     assert warm_pool.early is None
-    assert not is_running(pid)
+    assert has_ended(pid)
 
 
 def test_the_next_run_takes_it() -> None:
@@ -74,7 +66,7 @@ def test_one_that_is_not_what_the_program_is_now_is_replaced(
     monkeypatch.setattr(launcher, "read_identity", lambda: (*identity, "changed"))
     template = template_client.start_template()
     assert template._pid != pid
-    assert not is_running(pid)
+    assert has_ended(pid)
     template.close()
 
 
@@ -100,7 +92,7 @@ def test_it_ends_with_a_program_that_has_no_use_for_it(tmp_path: Path) -> None:
         print(json.dumps(warm_pool.early.pids))
     """
     [pid] = run_program(program, tmp_path, flags=["-X", "dev"])
-    wait_until(lambda: not is_running(pid), "the end of the template")
+    assert not still_running([pid])
 
 
 @pytest.mark.parametrize("place", launcher._CONTROL_FDS)
