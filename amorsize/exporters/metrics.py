@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from amorsize.hooks.events import HookEvent
+from amorsize.workers.chunk import encodable
 
 
 class Kind(StrEnum):
@@ -439,8 +440,7 @@ class BoundedLabel:
             if name not in self._known and len(self._known) >= self._limit:
                 return OTHER
             # A lone surrogate in one name would make the whole exposition unencodable.
-            label = name.encode("utf-8", "backslashreplace").decode()
-            return self._known.setdefault(name, label)
+            return self._known.setdefault(name, encodable(name))
 
 
 def closed_label(label: str, value: object) -> str:

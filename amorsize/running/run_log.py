@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from amorsize.errors import ExecutionCancelledError, ItemTimeoutError, describe_exit
 from amorsize.running import signals
 from amorsize.workers import trace_link
+from amorsize.workers.chunk import encodable
 from amorsize.workers.observers import RUNS
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class RunLog:
     """
 
     def __init__(self, function: str) -> None:
-        self._function = function
+        self._function = encodable(function)
         self._counts = {"items_failed": 0, "worker_died": 0, "item_timeout": 0}
         self._failed_items = 0
         self._has_kept_back = False

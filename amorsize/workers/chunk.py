@@ -270,6 +270,11 @@ def text_of(error: BaseException) -> str:
         return f"<its text cannot be shown: {type(failed).__name__}>"
 
 
+def encodable(text: str) -> str:
+    """Escape lone surrogates, as in names of files: neither a backend nor a log can encode them."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
+
+
 def add_note(error: BaseException, note: str) -> None:
     """Add a note to an exception, where its class lets us (a frozen dataclass does not)."""
     try:

@@ -196,6 +196,14 @@ def test_an_item_that_ends_the_run_is_warned_of_once(executor: str | None, log: 
     assert log.end["failed_items"] == 1
 
 
+def test_a_name_that_cannot_be_encoded_is_escaped(log: Log) -> None:
+    """A handler could not write it to a file."""
+    amorsize.execute(int, ["x"], name="job \udcff", return_exceptions=True)
+    assert len(log.lines) == 2
+    assert all("job \\udcff" in line for line in log.lines)
+    assert {record["function"] for record in log.records} == {"job \\udcff"}
+
+
 def test_many_failures_are_thinned_and_their_sum_is_named(log: Log) -> None:
     """A million of them are 12 lines."""
     amorsize.execute(int, ["secret"] * 1200, executor="serial", chunksize=1, return_exceptions=True)

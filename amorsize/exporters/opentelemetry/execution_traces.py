@@ -28,7 +28,6 @@ from amorsize.exporters.metrics import ATTRIBUTES
 from amorsize.exporters.opentelemetry.span_budget import ChunkRecord, SpanBudget
 from amorsize.exporters.opentelemetry.span_writer import (
     SpanWriter,
-    encodable,
     exception_event,
     for_each,
 )
@@ -36,6 +35,7 @@ from amorsize.exporters.sender import Sender
 from amorsize.exporters.series import number
 from amorsize.hooks import HookContext
 from amorsize.workers import trace_link
+from amorsize.workers.chunk import encodable
 from amorsize.workers.trace_link import TraceLink
 
 MAX_USER_SPANS = 256

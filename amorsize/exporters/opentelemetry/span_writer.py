@@ -24,6 +24,7 @@ from opentelemetry.trace import (
 )
 
 from amorsize.exporters.opentelemetry.span_budget import ChunkRecord
+from amorsize.workers.chunk import encodable
 from amorsize.workers.trace_link import chunk_span_id
 
 CHUNK_NAME = "chunk"
@@ -214,11 +215,6 @@ def for_each(items: Iterable[ItemT], write: Callable[[ItemT], object]) -> None:
             failure = failure or error
     if failure is not None:
         raise failure
-
-
-def encodable(text: str) -> str:
-    """Escape lone surrogates, as in names of files: OTLP cannot encode a batch that has one."""
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def exception_event(kind: str, message: str, text: str, timestamp: int) -> Event:
