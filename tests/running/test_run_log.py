@@ -316,8 +316,15 @@ SIGNALLED = """
     logging.basicConfig(level="INFO", format="%(levelname)s %(message)s")
     import amorsize
 
+    counted = threading.Event()
+
+    @amorsize.on(amorsize.HookEvent.ON_PROGRESS)
+    def note(context):
+        if context.items_completed == 5:
+            counted.set()
+
     def interrupt():
-        time.sleep(0.2)
+        counted.wait()
         os.kill(os.getpid(), signal.{signal})
 
     def work(item):
