@@ -300,6 +300,8 @@ def _tracker_pid() -> int:
 def modules_to_share(state: State) -> list[str]:
     """List modules that workers need in this state: the template imports them once for all."""
     names = [name for name in _OFTEN_NEEDED if _is_standard(sys.modules.get(name))]
+    if "logging" in names:
+        names.append("amorsize.workers.log_records")
     shared = state["multiprocessing"]
     if shared is not None:
         names.append("multiprocessing.process")

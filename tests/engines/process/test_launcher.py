@@ -159,6 +159,22 @@ def test_modules_that_the_program_has_loaded_are_loaded_once_for_all_workers(
     assert run_program(program, tmp_path) == [False]
 
 
+def test_a_program_that_logs_has_the_capture_of_records_loaded_once_for_all_workers(
+    tmp_path: Path,
+) -> None:
+    """As it has logging itself."""
+    program = """
+        import json, logging, sys, amorsize
+        from amorsize.engines.process import program_state
+        from amorsize.engines.process.pool import find_modules
+        amorsize.execute(abs, [1], executor="process", n_jobs=1)
+        state = program_state.read_state(1)
+        shared = find_modules(program_state.modules_to_share(state))
+        print(json.dumps([name for name, _ in shared if "log" in name]))
+    """
+    assert run_program(program, tmp_path) == ["logging", "amorsize.workers.log_records"]
+
+
 def test_a_file_of_the_program_s_that_is_named_like_one_of_those_is_not_loaded_there(
     tmp_path: Path,
 ) -> None:
