@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import decimal
+import locale
 import os
 import socket
 import sys
@@ -66,6 +67,11 @@ def read_umask() -> int:
     return mask
 
 
+def toggle_bytecode() -> None:
+    sys.dont_write_bytecode = not sys.dont_write_bytecode
+    sys.pycache_prefix = "/nowhere"
+
+
 def warn() -> str:
     """Say what becomes of a warning."""
     try:
@@ -85,6 +91,16 @@ CHANGES: dict[str, tuple[Callable[[], object], Callable[[], Any]]] = {
     "numpy errors": (lambda: numpy.seterr(all="raise"), divide_by_zero),
     "warning filters": (lambda: warnings.simplefilter("ignore", BytesWarning), warn),
     "arguments": (lambda: sys.argv.append("--more"), lambda: sys.argv[-1]),
+    "path": (lambda: sys.path.append("/nowhere"), lambda: list(sys.path)),
+    "bytecode": (toggle_bytecode, lambda: (sys.dont_write_bytecode, sys.pycache_prefix)),
+    "locale": (
+        lambda: locale.setlocale(locale.LC_NUMERIC, "C.UTF-8"),
+        lambda: locale.setlocale(locale.LC_ALL, None),
+    ),
+    "affinity": (
+        lambda: os.sched_setaffinity(0, {max(os.sched_getaffinity(0))}),
+        lambda: sorted(os.sched_getaffinity(0)),
+    ),
 }
 
 
@@ -100,6 +116,10 @@ def _put_back() -> Iterator[None]:
         dict(numpy.geterr()),
         list(warnings.filters),
         list(sys.argv),
+        list(sys.path),
+        (sys.dont_write_bytecode, sys.pycache_prefix),
+        locale.setlocale(locale.LC_ALL, None),
+        os.sched_getaffinity(0),
     )
     yield
     sys.setrecursionlimit(before[0])
@@ -111,6 +131,10 @@ def _put_back() -> Iterator[None]:
     numpy.seterr(**before[6])
     set_warnings(before[7])
     sys.argv[:] = before[8]
+    sys.path[:] = before[9]
+    sys.dont_write_bytecode, sys.pycache_prefix = before[10]
+    locale.setlocale(locale.LC_ALL, before[11])
+    os.sched_setaffinity(0, before[12])
 
 
 @pytest.mark.usefixtures("_put_back")
@@ -313,3 +337,41 @@ def test_workers_print_where_the_program_prints_now(tmp_path: Path) -> None:
             os.close(before)
     assert log.read_text() == "redirected\n"
     assert len(pool.pids()) == 1
+
+
+def test_a_worker_has_the_flags_of_its_program(tmp_path: Path) -> None:
+    """Those that change what code does: -O, -X utf8, -W, -b."""
+    program = """
+        import json, sys, amorsize
+        def look(_):
+            flags = sys.flags
+            said = [flags.optimize, flags.utf8_mode, flags.bytes_warning, sys.warnoptions]
+            return [*said, __debug__]
+        here = look(None)
+        print(json.dumps([here, *amorsize.execute(look, [0], executor="process", n_jobs=1)]))
+    """
+    flags = ["-O", "-X", "utf8", "-b", "-W", "ignore::ImportWarning"]
+    here, there = run_program(program, tmp_path, flags=flags)
+    assert there == here
+    assert here[:3] == [1, 1, 1]
+
+
+def test_limits_and_priority_are_those_of_the_start_of_the_template(tmp_path: Path) -> None:
+    """As docs/workers.md says; the next template has those of the program."""
+    program = """
+        import json, os, resource, amorsize
+        def look(_):
+            return [resource.getrlimit(resource.RLIMIT_CORE)[0], os.nice(0)]
+        run = lambda: amorsize.execute(look, [0], executor="process", n_jobs=1)[0]
+        before = look(None)
+        first = run()
+        resource.setrlimit(resource.RLIMIT_CORE, (0, before[0]) if before[0] else (0, 0))
+        os.nice(2)
+        warm = run()
+        amorsize.shutdown()
+        print(json.dumps([before, first, warm, look(None), run()]))
+    """
+    before, first, warm, here, again = run_program(program, tmp_path)
+    assert before == first == warm
+    assert again == here
+    assert here[1] == before[1] + 2

@@ -238,7 +238,7 @@ def read_state(inner_threads: int) -> State:
     return state | {
         "path": [str(entry) for entry in sys.path],
         "argv": list(map(str, sys.argv)),
-        "bytecode": sys.dont_write_bytecode,
+        "bytecode": (sys.dont_write_bytecode, sys.pycache_prefix),
         "environment": environment,
         "zone": (time.timezone, time.altzone, time.tzname),
         "directory": _identify("."),
@@ -407,7 +407,7 @@ class AppliedState:
         state = self._state
         sys.path[:] = state["path"]
         sys.argv[:] = state["argv"]
-        sys.dont_write_bytecode = state["bytecode"]
+        sys.dont_write_bytecode, sys.pycache_prefix = state["bytecode"]
         directory = state["directory"]
         if directory is not None and _identify(".") != directory and self._directory is not None:
             try:
