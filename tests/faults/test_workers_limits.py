@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -216,3 +217,50 @@ def test_workers_do_not_keep_the_rights_that_their_program_has_given_up(tmp_path
         print(json.dumps([before, run()]))
     """
     assert run_program(program, tmp_path) == [os.getegid(), 65534]
+
+
+@pytest.mark.parametrize(
+    ("processes", "workers"),
+    [(1, 0), (2, 0), (3, 1), (5, 3)],
+    ids=["no template", "no worker", "one worker", "three workers"],
+)
+def test_a_real_limit_on_processes(tmp_path: Path, processes: int, workers: int) -> None:
+    """ulimit -u, which does not bind root: the program has a user of its own, and reads as root.
+
+    A run goes on with the workers that there are; without any, the error says why. Nothing stays
+    open.
+    """
+    if os.getuid() != 0:
+        pytest.skip("only root can be a user of whom there are no other processes")
+    program = """
+        import gc, json, os, resource, sys, time, amorsize
+        limit = int(sys.argv[1])
+        resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
+        def work(x):
+            time.sleep(0.02)
+            return x, os.getpid()
+        before = len(os.listdir("/proc/self/fd"))
+        try:
+            done = amorsize.execute(work, range(20), executor="process", n_jobs=4, chunksize=1)
+            assert [x for x, _ in done] == list(range(20))
+            said = len({pid for _, pid in done} - {os.getpid()})
+        except amorsize.AmorsizeError as error:
+            said = str(error)
+        amorsize.shutdown()
+        gc.collect()
+        print(json.dumps([said, len(os.listdir("/proc/self/fd")) - before]))
+    """
+    (tmp_path / "program.py").write_text(textwrap.dedent(program))
+    user = str(60_000 + os.getpid() % 5_000)
+    rights = "-all,+dac_override"
+    command = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups"]
+    command += [f"--inh-caps={rights}", f"--ambient-caps={rights}", sys.executable]
+    command += [str(tmp_path / "program.py"), str(processes)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    said, left_open = json.loads(done.stdout)
+    assert left_open == 0
+    if workers:
+        assert said == workers
+    else:
+        assert "no worker process can be started: [Errno 11]" in said
+        assert "ulimit -n, -u, -f" in said
