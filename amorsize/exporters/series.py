@@ -50,6 +50,8 @@ class Histogram:
 
     def add(self, other: Histogram) -> None:
         """Add the observations of another one, with the same buckets; the last exemplars stay."""
+        if not any(other.counts):  # most have none
+            return
         self.counts = [one + two for one, two in zip(self.counts, other.counts, strict=True)]
         self.total += other.total
         if other.exemplars:

@@ -424,12 +424,14 @@ def test_an_exporter_works_in_workers_where_it_is_asked_for(
     )
     for _ in range(16):
         server.get("/run")
-    ports = [
-        re.findall(r'"127.0.0.1:(\d+)"', path.read_text()) for path in tmp_path.glob("amorsize-*")
-    ]
-    assert len(ports) == 3
+
+    def entries() -> list[str]:
+        found = [path.read_text() for path in tmp_path.glob("amorsize-*.json")]
+        return re.findall(r'"127.0.0.1:(\d+)"', " ".join(found))
+
+    ports = poll(entries, lambda found: len(found) == 3, "the entries of all workers")
     total = 0.0
-    for (port,) in filter(None, ports):
+    for port in ports:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE) as answer:
             total += sums(answer.read().decode())(ITEMS)
     assert total == 160

@@ -46,7 +46,9 @@ class Merger:
         self._rows: dict[str, Metric] = {}  # by name: each process has rows of its user's own
         self._values: dict[str, dict[Labels, Value]] = {}
         self._set_at: dict[str, dict[Labels, float]] = {}
-        self._bounded = {label: BoundedLabel(limit) for label, limit in LABEL_LIMITS.items()}
+        self._limits = {label: BoundedLabel(limit) for label, limit in LABEL_LIMITS.items()}
+        # By the names of the labels, then by their values: most rows have the same ones.
+        self._bounded: dict[Labels, dict[Labels, Labels]] = {}
 
     def add(self, share: Share, *, is_running: bool = True) -> None:
         """Add a share.
@@ -60,8 +62,11 @@ class Merger:
                 continue
             name = metric.prometheus
             set_at = share.set_at.get(metric, {})
+            bounded = self._bounded.setdefault(metric.labels, {})
             for labels, value in series.items():
-                known = self._bound(metric.labels, labels)
+                known = bounded.get(labels)
+                if known is None:
+                    known = bounded[labels] = self._bound(metric.labels, labels)
                 if metric in LIVE_GAUGES:
                     self._sum(name, known, value if is_running else 0)
                 elif metric.kind is Kind.GAUGE:
@@ -91,7 +96,7 @@ class Merger:
 
     def _bound(self, names: Iterable[str], values: Labels) -> Labels:
         return tuple(
-            self._bounded[name](value) if name in self._bounded else value
+            self._limits[name](value) if name in self._limits else value
             for name, value in zip(names, values, strict=True)
         )
 
