@@ -103,8 +103,8 @@ def execute(
             item that was in a dead worker's chunk may then run once more.
         timeout: seconds for the whole run, from this call; None for no limit.
         item_timeout: seconds for each item; None for no limit. A worker process is ended and
-            replaced; a thread cannot be stopped and is left behind. Not with Dask or an executor
-            of yours.
+            replaced; a thread cannot be stopped and is abandoned. Not with Dask or a
+            caller-owned executor.
         name: what the events call the function; None for its qualified name.
         verbose: explain the choice on stderr.
         return_optimization_result: return ``(results, OptimizationResult)``.

@@ -168,7 +168,7 @@ def test_unpicklable_function_is_never_for_processes() -> None:
 
 
 def test_unpicklable_result_is_never_for_processes() -> None:
-    """Only the sample can tell."""
+    """Only the sample shows it."""
     clocks, compute = ticking(0.01)
     result, _ = chosen(lambda x: (compute(x), threading.Lock()), range(999), 999, clocks=clocks)
     assert result.executor_type == "serial"
@@ -244,7 +244,7 @@ def test_given_numbers_are_honoured() -> None:
 
 @pytest.mark.parametrize("total", [3, None])
 def test_a_failure_ends_the_choice(total: int | None) -> None:
-    """The caller learns what was sampled, and tells it in its own way."""
+    """The caller learns what was sampled, and reports it in its own way."""
     result, sample = chosen(lambda x: 1 // (1 - x), range(3), total)
     assert (sample.items, sample.results, len(sample.failures)) == ([0, 1], [1], 1)
     assert result.executor_type == "serial"

@@ -67,6 +67,18 @@ def test_a_page_names_its_subjects(page: Path) -> None:
     assert not found
 
 
+def test_the_package_uses_the_fields_words() -> None:
+    """Names, docstrings, comments and messages; a file, or a thread, may be left behind."""
+    banned = "|".join(each for each in BANNED if not each.startswith("behind"))
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {match.group()!r}"
+        for path in sorted((ROOT / "amorsize").rglob("*.py"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        for match in re.finditer(rf"(?:\b|_)(?:{banned})(?:\b|_)", line, re.IGNORECASE)
+    ]
+    assert not found
+
+
 def terms() -> list[str]:
     """Return the glossary's terms: what stands in bold."""
     return re.findall(r"\*\*([^*]+)\*\*", GLOSSARY.read_text(encoding="utf-8"))

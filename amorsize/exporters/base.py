@@ -427,7 +427,7 @@ def in_child_process() -> bool:
     if _enabled_in == os.getpid() or children_have_exporters():
         return False
     # While a child imports __main__ it has no parent_process() yet; multiprocessing knows it by
-    # this attribute, from which it tells the user of the missing main guard.
+    # this attribute, by which it notices a missing main guard.
     is_importing_main = getattr(multiprocessing.current_process(), "_inheriting", False)
     return is_importing_main or multiprocessing.parent_process() is not None
 

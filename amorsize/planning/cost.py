@@ -146,7 +146,7 @@ def choose_chunksize(
 
 
 def queued_seconds(n_jobs: int, held: float, waited: float) -> float:
-    """Seconds an item where threads wait, each for itself, and queue up for the GIL in between.
+    """Seconds per item where threads wait, each for itself, and queue up for the GIL in between.
 
     The mean value analysis of a closed queue (Reiser and Lavenberg 1980): just as many threads as
     would keep the GIL busy, if they came in turns, do not, because they come as they please.

@@ -167,7 +167,7 @@ class Measurement:
             self._look_at_items(plan)
 
     def look_at_machine(self, plan: LookFurther) -> None:
-        """Read what the machine may use; once a run: beside busy threads each file takes long."""
+        """Read what the machine may use; once per run: beside busy threads each file takes long."""
         from amorsize.engines import warm_pool
         from amorsize.planning.machine import engines_here, read_system
 

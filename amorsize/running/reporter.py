@@ -230,7 +230,7 @@ class Reporter:
         self._emit(HookEvent.ON_WORKER_END, metadata=metadata, worker_id=record.id)
 
     def add_unfinished(self, unfinished: Unfinished) -> None:
-        """Take time into account that calls took which no chunk brings home."""
+        """Take time into account that calls took whose chunk was not returned."""
         self._spent.add(unfinished.seconds, unfinished.cpu_seconds)
         self._serial_time.add_unfinished(unfinished.seconds)
 
@@ -261,7 +261,7 @@ class Reporter:
 
         ``alone`` says that no other worker was at work meanwhile.
         """
-        carried = self._take_carried(outcome)
+        extras = self._take_extras(outcome)
         cpu = _take_cpu_time(outcome)
         # From here to the hooks no signal comes between: see hooks/interruption.py.
         self.items_completed += outcome.size
@@ -272,7 +272,7 @@ class Reporter:
             record.items += outcome.size
         if not self.has_hooks(HookEvent.ON_CHUNK_COMPLETE):
             return
-        metadata = self._chunk_metadata(chunk, outcome) | carried
+        metadata = self._chunk_metadata(chunk, outcome) | extras
         if cpu is not None:
             metadata["cpu_seconds"] = cpu.seconds
         if sampled:
@@ -311,14 +311,14 @@ class Reporter:
         metadata: dict[str, Any] | None = None,
     ) -> None:
         """Report a failure."""
-        carried: dict[str, Any] = {}
+        extras: dict[str, Any] = {}
         if outcome is not None and outcome.results is None:
             # No ON_CHUNK_COMPLETE will come to account for these.
             cpu = _take_cpu_time(outcome)
             self._add_returned(worker, outcome, cpu)
-            carried = self._take_carried(outcome)
+            extras = self._take_extras(outcome)
             if cpu is not None:
-                carried["cpu_seconds"] = cpu.seconds
+                extras["cpu_seconds"] = cpu.seconds
         if not self.has_hooks(HookEvent.ON_ERROR):
             return
         details = {"failed_items": failed_items}
@@ -333,7 +333,7 @@ class Reporter:
             fields["chunk_time"] = outcome.duration
         self._emit(
             HookEvent.ON_ERROR,
-            metadata=details | (metadata or {}) | carried,
+            metadata=details | (metadata or {}) | extras,
             **_error_fields(error, traceback_text),
             **fields,
         )
@@ -446,22 +446,22 @@ class Reporter:
     def _reports_user_metrics(self) -> bool:
         return self.has_hooks(HookEvent.ON_CHUNK_COMPLETE) or self.has_hooks(HookEvent.ON_ERROR)
 
-    def _take_carried(self, outcome: ChunkOutcome) -> dict[str, Any]:
-        """Return the metadata with what came home beside the results, once a chunk."""
-        carried = self._take_user_metrics(outcome)
+    def _take_extras(self, outcome: ChunkOutcome) -> dict[str, Any]:
+        """Return the metadata that was returned with the results; once per chunk."""
+        extras = self._take_user_metrics(outcome)
         if (trace := outcome.extras.pop("trace", None)) is not None:
-            carried["trace"] = trace
-        return carried
+            extras["trace"] = trace
+        return extras
 
     def _take_user_metrics(self, outcome: ChunkOutcome) -> dict[str, Any]:
-        carried = outcome.extras.pop("user_metrics", None)
-        if carried is None:
+        extras = outcome.extras.pop("user_metrics", None)
+        if extras is None:
             return {}
         if self._reports_user_metrics():
-            return admit(carried)
+            return admit(extras)
         enclosing = current_collector()
         if enclosing is not None:
-            enclosing.absorb(carried)
+            enclosing.absorb(extras)
         return {}
 
     def _elapsed(self) -> float:

@@ -43,7 +43,7 @@ class CpuTime(Record):
 
 
 class Unfinished(Record):
-    """Time in the function that no chunk brings home: its worker died, or was stopped.
+    """Time in the function of a chunk that was not returned: its worker died, or was stopped.
 
     Attributes:
         seconds: since the calls of its chunk began.
@@ -97,7 +97,7 @@ class CpuTimeCollector:
 
 
 def unfinished(item_slots: ItemSlots, pid: int, thread_id: int) -> Unfinished | None:
-    """Read what a worker has spent on a chunk that it did not bring home.
+    """Read what a worker has spent on a chunk that it did not return.
 
     Args:
         item_slots: those of the worker.

@@ -3,7 +3,7 @@
 Weights steer how many items and results are held at once, so they are to be right, within a factor
 of two or so, for what is heavy: text, bytes, arrays, tables, and what holds those. Containers and
 objects are looked into; of many parts, some stand for all. An object that two items share counts
-for both. What tells nothing of its size (an image of Pillow's) counts as small.
+for both. An object that does not show its size (an image of Pillow's) counts as small.
 
 Rejected: pickling (takes as long as copying), ``tracemalloc`` (slows down every allocation), the
 growth of the process (other threads allocate as well, and freed memory is used again).

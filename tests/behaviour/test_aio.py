@@ -182,7 +182,7 @@ def test_hooks_see_the_callers_context_variables(hooks: HookManager) -> None:
     hooks.register(HookEvent.PRE_EXECUTE, lambda _: seen.append(variable.get()))
 
     @hooks.on(HookEvent.POST_EXECUTE)
-    async def tell(context: object) -> None:
+    async def note(context: object) -> None:
         seen.append(variable.get())
 
     async def main() -> None:
@@ -354,7 +354,7 @@ def test_a_signal_reports_the_end_of_the_run(signum: signal.Signals) -> None:
         hooks = amorsize.HookManager()
 
         @hooks.on(amorsize.HookEvent.POST_EXECUTE)
-        def tell(context):
+        def note(context):
             os.write(1, f"{context.metadata['status']}\\n".encode())
 
         @hooks.on(amorsize.HookEvent.ON_PROGRESS, when=amorsize.every(items=5))

@@ -63,7 +63,7 @@ def test_the_function_runs_in_the_caller_s_thread(backend: SerialBackend) -> Non
     assert done.outcome.results == [threading.get_ident()]
 
 
-def test_without_a_chunk_there_is_no_news(backend: SerialBackend) -> None:
+def test_without_a_chunk_there_is_no_message(backend: SerialBackend) -> None:
     """wait() never sleeps: there is nobody else who could wake it."""
     backend.open(Task(abs))
     assert list(backend.wait(None)) == []

@@ -39,18 +39,18 @@ def open_backend(func: Callable[[Any], Any], n_jobs: int = 1, **settings: Any) -
     return backend
 
 
-def news_until_done(backend: ThreadBackend, chunks: int) -> list[Message]:
+def messages_until_done(backend: ThreadBackend, chunks: int) -> list[Message]:
     """Collect messages until so many chunks are done."""
-    news: list[Message] = []
-    while sum(isinstance(message, ChunkDone) for message in news) < chunks:
+    messages: list[Message] = []
+    while sum(isinstance(message, ChunkDone) for message in messages) < chunks:
         came = backend.wait(WAIT)
-        assert came, "no news"
-        news += came
-    return news
+        assert came, "no messages"
+        messages += came
+    return messages
 
 
-def results(news: list[Message]) -> list[Any]:
-    done = [message.outcome for message in news if isinstance(message, ChunkDone)]
+def results(messages: list[Message]) -> list[Any]:
+    done = [message.outcome for message in messages if isinstance(message, ChunkDone)]
     return [each.results for each in sorted(done, key=lambda outcome: outcome.chunk_id)]
 
 
@@ -58,7 +58,7 @@ def test_a_worker_reports_its_start_and_then_its_chunks() -> None:
     """The start names the thread; process and host are ours."""
     backend = open_backend(abs)
     backend.submit(Chunk(0, 0, [-1, -2]))
-    started, done = news_until_done(backend, 1)
+    started, done = messages_until_done(backend, 1)
     assert isinstance(started, WorkerStarted)
     assert isinstance(done, ChunkDone)
     assert (started.pid, started.hostname) == (os.getpid(), HOSTNAME)
@@ -74,7 +74,7 @@ def test_a_start_is_reported_while_the_first_chunk_runs(release: threading.Event
     backend.submit(Chunk(0, 0, [None]))
     assert [type(message) for message in backend.wait(WAIT)] == [WorkerStarted]
     release.set()
-    assert results(news_until_done(backend, 1)) == [[True]]
+    assert results(messages_until_done(backend, 1)) == [[True]]
     backend.close(cancel=False)
 
 
@@ -82,7 +82,7 @@ def test_workers_are_daemon_threads_beside_the_caller_s() -> None:
     """An abandoned thread does not delay the interpreter's exit."""
     backend = open_backend(lambda _: (threading.get_ident(), threading.current_thread().daemon))
     backend.submit(Chunk(0, 0, [None]))
-    [[(ident, daemon)]] = results(news_until_done(backend, 1))
+    [[(ident, daemon)]] = results(messages_until_done(backend, 1))
     assert daemon
     assert ident != threading.get_ident()
     backend.close(cancel=False)
@@ -121,7 +121,7 @@ def test_the_function_sees_the_caller_s_context_variables_and_changes_a_copy() -
         backend = open_backend(func, n_jobs=2)
         backend.submit(Chunk(0, 0, [0]))
         backend.submit(Chunk(1, 1, [1]))
-        seen = results(news_until_done(backend, 2))
+        seen = results(messages_until_done(backend, 2))
         backend.close(cancel=False)
         assert seen == [[("caller", "worker 0")], [("caller", "worker 1")]]
         assert variable.get() == "caller"
@@ -138,8 +138,8 @@ def test_chunks_run_at_the_same_time_on_as_many_threads_as_asked_for() -> None:
         assert backend.can_hold()
         backend.submit(Chunk(number, number, [None]))
     assert not backend.can_hold()
-    news = news_until_done(backend, 8)
-    assert len({m.worker for m in news if isinstance(m, WorkerStarted)}) == 4
+    messages = messages_until_done(backend, 8)
+    assert len({m.worker for m in messages if isinstance(m, WorkerStarted)}) == 4
     backend.close(cancel=False)
 
 
@@ -147,7 +147,7 @@ def test_no_more_threads_start_than_there_are_chunks() -> None:
     """64 threads for one chunk would be a waste."""
     backend = open_backend(abs, n_jobs=64)
     backend.submit(Chunk(0, 0, [1]))
-    news_until_done(backend, 1)
+    messages_until_done(backend, 1)
     assert len(backend.close(cancel=False)) == 1
 
 
@@ -160,14 +160,14 @@ def test_a_failing_item_is_an_outcome_not_the_end_of_its_thread() -> None:
     backend = open_backend(func)
     for number in range(2):
         backend.submit(Chunk(number, number, [number]))
-        done = news_until_done(backend, 1)[-1]
+        done = messages_until_done(backend, 1)[-1]
         assert isinstance(done, ChunkDone)
         assert done.outcome.failures[0].index == number
     assert len(backend.close(cancel=False)) == 1
 
 
 def test_wake_ends_a_wait() -> None:
-    """From any thread, before or during the wait; it is no news."""
+    """From any thread, before or during the wait; it makes no message."""
     backend = open_backend(abs)
     backend.wake()
     assert list(backend.wait(None)) == []
@@ -230,7 +230,7 @@ def test_a_thread_that_is_done_is_finished_even_if_it_has_not_ended_yet(
     try:
         backend = open_backend(abs)
         backend.submit(Chunk(0, 0, [1]))
-        news_until_done(backend, 1)
+        messages_until_done(backend, 1)
         assert [each.exit_reason for each in backend.close(cancel=False)] == ["finished"]  # type: ignore[union-attr]
     finally:
         sys.setswitchinterval(interval)
@@ -241,7 +241,7 @@ def test_threads_are_gone_after_the_end() -> None:
     backend = open_backend(abs, n_jobs=4)
     for number in range(4):
         backend.submit(Chunk(number, number, [number]))
-    news_until_done(backend, 4)
+    messages_until_done(backend, 4)
     ours = [worker.thread for worker in backend._workers.values()]
     backend.close(cancel=False)
     assert ours
@@ -273,10 +273,10 @@ def test_an_overdue_item_is_seen_and_its_worker_replaced(release: threading.Even
     assert loss.started
     assert "cannot be stopped and is abandoned" in loss.detail
     backend.submit(Chunk(8, 3, [3]))
-    news = news_until_done(backend, 1)
-    assert results(news) == [[3]]
+    messages = messages_until_done(backend, 1)
+    assert results(messages) == [[3]]
     assert isinstance(started, WorkerStarted)
-    assert started.worker not in {m.worker for m in news if isinstance(m, WorkerStarted)}
+    assert started.worker not in {m.worker for m in messages if isinstance(m, WorkerStarted)}
     assert len(backend.close(cancel=False)) == 1
 
 
@@ -313,6 +313,6 @@ def test_a_worker_whose_item_ended_meanwhile_is_not_dismissed() -> None:
     assert entered.wait(WAIT)
     [late] = backend.overdue(0.0)
     go.set()
-    news_until_done(backend, 1)
+    messages_until_done(backend, 1)
     assert backend.end_worker(late) is None
     assert len(backend.close(cancel=False)) == 1

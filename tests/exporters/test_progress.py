@@ -51,7 +51,7 @@ def emit(
     )
 
 
-def tell_run(hooks: HookManager, *, total: int | None = 10, status: str = "ok") -> None:
+def emit_run(hooks: HookManager, *, total: int | None = 10, status: str = "ok") -> None:
     emit(hooks, HookEvent.PRE_EXECUTE, total=total)
     for done in range(1, 11):
         emit(hooks, HookEvent.ON_CHUNK_COMPLETE, done, total=total)
@@ -74,7 +74,7 @@ def test_a_terminal_shows_one_bar_that_ends_at_all_items(hooks):
     """The last state stays, on one line, with function, engine and workers."""
     file = Terminal()
     with ProgressBar(file=file).attach(hooks):
-        tell_run(hooks)
+        emit_run(hooks)
     assert file.getvalue().count("\n") == 1
     last = file.getvalue().rstrip("\n").split("\r")[-1]
     assert last.startswith("work (process x2): 100%")
@@ -88,7 +88,7 @@ def test_a_bar_fits_a_real_terminal(hooks, size):
     termios.tcsetwinsize(writer, size)
     with open(reader, "rb"), open(writer, "w") as file:
         with ProgressBar(file=file).attach(hooks):
-            tell_run(hooks)
+            emit_run(hooks)
         drawn = b""
         while not drawn.endswith(b"\n"):
             drawn += os.read(reader, 100_000)
@@ -131,7 +131,7 @@ def test_an_unknown_total_is_counted(hooks, make_file):
     """A generator has no length: there is a count, and no percentage."""
     file = make_file()
     with ProgressBar(file=file).attach(hooks):
-        tell_run(hooks, total=None)
+        emit_run(hooks, total=None)
     assert "10item [" in file.getvalue()
     assert "%" not in file.getvalue()
 
@@ -140,7 +140,7 @@ def test_no_terminal_gets_a_line_at_the_end(hooks):
     """A log file is spared the refreshes, and carriage returns."""
     file = io.StringIO()
     with ProgressBar(file=file).attach(hooks):
-        tell_run(hooks)
+        emit_run(hooks)
     [line] = file.getvalue().splitlines()
     assert line.startswith("work (process x2): 100%|####")
     assert "10/10 [00:01<00:00, 10.00item/s]" in line
@@ -238,7 +238,7 @@ def test_no_thread_is_started(hooks):
 def test_the_default_is_stderr_as_it_is_at_the_start_of_a_run(hooks, capsys):
     """Who replaces sys.stderr gets the bar too; who has none gets no bar."""
     with ProgressBar().attach(hooks):
-        tell_run(hooks)
+        emit_run(hooks)
     assert "10/10" in capsys.readouterr().err
 
 
@@ -246,7 +246,7 @@ def test_without_stderr_nothing_is_shown(hooks, monkeypatch):
     """As under pythonw."""
     monkeypatch.setattr(sys, "stderr", None)
     with ProgressBar().attach(hooks):
-        tell_run(hooks)
+        emit_run(hooks)
     assert hooks.get_stats()["error_counts"] == {}
 
 

@@ -284,9 +284,9 @@ class Counting(ThreadPoolExecutor):
         return super().submit(counted)
 
 
-@pytest.mark.parametrize(("n_jobs", "told", "out"), [(None, 3, 6), (2, 2, 2), (8, 3, 6)])
+@pytest.mark.parametrize(("n_jobs", "workers", "out"), [(None, 3, 6), (2, 2, 2), (8, 3, 6)])
 def test_chunks_in_flight_are_bounded(
-    n_jobs: int | None, told: int, out: int, hooks: HookManager, recorder: RecordingHook
+    n_jobs: int | None, workers: int, out: int, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """By the executor's workers, twice that for short chunks, or by a smaller ``n_jobs``."""
     with Counting(3) as executor:
@@ -301,8 +301,8 @@ def test_chunks_in_flight_are_bounded(
         )
         assert results == list(range(300))
         assert executor.most_out <= out
-        assert executor.most_at_work <= told
-    assert recorder.contexts[0].n_jobs == told
+        assert executor.most_at_work <= workers
+    assert recorder.contexts[0].n_jobs == workers
     assert bool(plan.warnings) == (n_jobs == 8)
 
 
@@ -321,7 +321,7 @@ def test_threads_call_the_function_itself() -> None:
     assert sorted(seen) == list(range(20))
 
 
-# --- what travels, and what does not ---------------------------------------------------------
+# --- what can be sent, and what cannot ---------------------------------------------------------
 
 
 @elsewhere

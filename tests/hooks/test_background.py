@@ -56,13 +56,13 @@ def test_every_asynchronous_hook_of_a_run_is_done_when_execute_returns(
     called: list[tuple[str, int]] = []
     threads: set[str] = set()
 
-    async def tell(context: HookContext) -> None:
+    async def note(context: HookContext) -> None:
         await asyncio.sleep(0)
         threads.add(threading.current_thread().name)
         called.append((context.event.value, context.items_completed))
 
     for event in HookEvent:
-        hooks.register(event, tell)
+        hooks.register(event, note)
     amorsize.execute(abs, range(6), executor=mode, n_jobs=1, chunksize=2, hooks=hooks)
     events = [event for event, _ in called]
     assert events[0] == "pre_execute"
@@ -327,11 +327,11 @@ def test_the_hooks_of_a_run_that_fails_are_drained_too(hooks: HookManager) -> No
     """The last message is the one that matters."""
     seen: list[Any] = []
 
-    async def tell(context: HookContext) -> None:
+    async def note(context: HookContext) -> None:
         await asyncio.sleep(0.01)
         seen.append(context.metadata["status"])
 
-    hooks.register(POST, tell)
+    hooks.register(POST, note)
     with pytest.raises(TypeError):
         amorsize.execute(abs, ["x"], executor="serial", hooks=hooks)
     assert seen == ["error"]
@@ -367,11 +367,11 @@ def test_hooks_run_on_a_loop_that_is_given() -> None:
     async def main() -> list[object]:
         loops: list[object] = []
 
-        async def tell(context: HookContext) -> None:
+        async def note(context: HookContext) -> None:
             loops.append(asyncio.get_running_loop())
 
         hooks = HookManager(loop=asyncio.get_running_loop(), drain_timeout=PATIENCE)
-        hooks.register(POST, tell)
+        hooks.register(POST, note)
         await amorsize.aexecute(abs, [-1], executor="serial", hooks=hooks)
         assert len(loops) == 1
         # On the loop itself a run cannot wait for what runs there: it comes right after.
@@ -390,12 +390,12 @@ def test_hooks_run_on_a_loop_that_is_given() -> None:
 def test_a_given_loop_that_is_closed_drops_and_counts() -> None:
     """The run goes on."""
 
-    async def tell(context: HookContext) -> None: ...
+    async def note(context: HookContext) -> None: ...
 
     loop = asyncio.new_event_loop()
     loop.close()
     hooks = HookManager(loop=loop)
-    hooks.register(POST, tell)
+    hooks.register(POST, note)
     assert amorsize.execute(abs, [-1], executor="serial", hooks=hooks) == [1]
     assert stats_of(hooks, POST)["dropped"] == 1
 
@@ -406,13 +406,13 @@ def test_the_thread_begins_with_the_first_call_and_ends_with_close(hooks: HookMa
     def threads() -> list[threading.Thread]:
         return [each for each in threading.enumerate() if each.name == "amorsize-hooks"]
 
-    async def tell(context: HookContext) -> None: ...
+    async def note(context: HookContext) -> None: ...
 
     before = threads()
-    hooks.register(PROGRESS, tell)
+    hooks.register(PROGRESS, note)
     assert threads() == before
     for _ in range(2):
-        hooks.register(PROGRESS, tell)
+        hooks.register(PROGRESS, note)
         hooks.trigger(of(1))
         (thread,) = set(threads()) - set(before)
         hooks.close()
@@ -424,11 +424,11 @@ def test_the_thread_begins_with_the_first_call_and_ends_with_close(hooks: HookMa
 def test_a_manager_that_is_collected_ends_its_thread() -> None:
     """A manager made for each run leaks nothing."""
 
-    async def tell(context: HookContext) -> None: ...
+    async def note(context: HookContext) -> None: ...
 
     before = set(threading.enumerate())
     hooks = HookManager()
-    hooks.register(PROGRESS, tell)
+    hooks.register(PROGRESS, note)
     hooks.trigger(of(1))
     assert hooks.drain()
     (thread,) = set(threading.enumerate()) - before
@@ -451,7 +451,7 @@ def test_a_program_ends_cleanly_with_hooks_under_way_and_after_a_fork() -> None:
 
         @amorsize.on(HookEvent.POST_EXECUTE)
         @hooks.on(HookEvent.POST_EXECUTE)
-        async def tell(context):
+        async def note(context):
             await asyncio.sleep(0)
             os.write(1, f"{context.metadata['function']}\\n".encode())
 
@@ -515,7 +515,7 @@ def test_a_terminated_program_calls_its_asynchronous_hooks_first() -> None:
         hooks = amorsize.HookManager(drain_timeout=30)
 
         @hooks.on(amorsize.HookEvent.POST_EXECUTE)
-        async def tell(context):
+        async def note(context):
             await asyncio.sleep(0.01)
             os.write(1, context.metadata["status"].encode())
 

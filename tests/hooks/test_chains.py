@@ -65,9 +65,9 @@ def test_a_failure_names_its_link(hooks: HookManager, caplog: pytest.LogCaptureF
     """The log has the error, the chain and the link; hooks after the chain still run."""
     called: list[str] = []
     hooks.register(POST, chain(measure, fail, report))
-    hooks.register(POST, lambda _: called.append("behind"))
+    hooks.register(POST, lambda _: called.append("after"))
     hooks.trigger(HookContext(POST))
-    assert called == ["behind"]
+    assert called == ["after"]
     assert "Hook chain(measure, fail, report) failed at post_execute" in caplog.text
     assert "Raised by fail, a link of chain(measure, fail, report)" in caplog.text
 

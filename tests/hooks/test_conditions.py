@@ -242,13 +242,13 @@ def test_conditions_of_one_kind_and_value_are_equal_and_show_themselves() -> Non
 
 def test_conditions_hold_in_a_run_of_every_engine(hooks: HookManager, mode: str) -> None:
     """Fifty items, reported at every tenth; a failing run reports its end."""
-    told: list[int] = []
+    noted: list[int] = []
     failed: list[str] = []
-    hooks.register(PROGRESS, lambda ctx: told.append(ctx.items_completed), when=every(items=10))
+    hooks.register(PROGRESS, lambda ctx: noted.append(ctx.items_completed), when=every(items=10))
     hooks.register(POST, lambda ctx: failed.append(ctx.metadata["status"]), when=on_failure)
     hooks.register(POST, lambda ctx: failed.append("never"), when=function("other.*"))
     amorsize.execute(abs, range(50), executor=mode, n_jobs=1, chunksize=1, hooks=hooks)
-    assert told == [10, 20, 30, 40, 50]
+    assert noted == [10, 20, 30, 40, 50]
     assert failed == []
     with pytest.raises(TypeError):
         amorsize.execute(abs, ["x"], executor=mode, n_jobs=1, hooks=hooks)

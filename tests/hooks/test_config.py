@@ -386,7 +386,7 @@ def test_exporters_are_enabled_and_saved_with_their_settings(tmp_path: Path) -> 
         """,
     )
     loaded = HookManager.load(path)
-    assert not loaded.has_hooks(), "the exporter hears every run by the default manager"
+    assert not loaded.has_hooks(), "the exporter observes every run through the default manager"
     assert get_default_manager().has_hooks(POST)
     get_default_manager().save(tmp_path / "again.toml")
     assert "[exporters.prometheus]\nport = 0\n" in (tmp_path / "again.toml").read_text()
@@ -423,10 +423,10 @@ if __name__ == "__main__":
     amorsize.execute(abs, [-1], executor="serial")
 """
 
-HEARD = """
+NOTED = """
 import os, sys
 os.write(1, f"imported {'amorsize.engines.process.worker' in sys.modules}\\n".encode())
-def tell(context):
+def note(context):
     os.write(1, f"{context.event} {context.metadata['status']}\\n".encode())
 """
 
@@ -434,7 +434,7 @@ def tell(context):
 def run_program(
     tmp_path: Path, *arguments: str, program: str = PROGRAM, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    (tmp_path / "told.py").write_text(HEARD)
+    (tmp_path / "noted.py").write_text(NOTED)
     (tmp_path / "program.py").write_text(program)
     environment = {key: value for key, value in os.environ.items() if "AMORSIZE" not in key}
     return subprocess.run(
@@ -449,7 +449,7 @@ def run_program(
 @pytest.mark.parametrize("mode", ["serial", "process"])
 def test_the_environment_names_a_file_that_the_first_run_reads(tmp_path: Path, mode: str) -> None:
     """Once, and in the parent alone; the hooks are called in every run."""
-    write(tmp_path, '[[hooks]]\nevents = ["post_execute"]\ncall = "told:tell"\n')
+    write(tmp_path, '[[hooks]]\nevents = ["post_execute"]\ncall = "noted:note"\n')
     done = run_program(tmp_path, mode, AMORSIZE_CONFIG="amorsize.toml")
     assert done.stderr == ""
     assert done.stdout.splitlines() == ["imported False", "post_execute ok", "post_execute ok"]
@@ -457,14 +457,14 @@ def test_the_environment_names_a_file_that_the_first_run_reads(tmp_path: Path, m
 
 def test_no_file_is_found_by_looking_around(tmp_path: Path) -> None:
     """It names code, so it is only loaded from where the environment says."""
-    write(tmp_path, '[[hooks]]\nevents = ["post_execute"]\ncall = "told:tell"\n')
+    write(tmp_path, '[[hooks]]\nevents = ["post_execute"]\ncall = "noted:note"\n')
     for variables in ({}, {"AMORSIZE_CONFIG": ""}):
         assert run_program(tmp_path, "serial", **variables).stdout == ""
 
 
 def test_children_of_multiprocessing_do_not_read_it(tmp_path: Path) -> None:
     """Neither spawned nor forked ones: one parent, one set of hooks."""
-    write(tmp_path, '[[hooks]]\nevents = ["post_execute"]\ncall = "told:tell"\n')
+    write(tmp_path, '[[hooks]]\nevents = ["post_execute"]\ncall = "noted:note"\n')
     program = """if True:
         import multiprocessing, sys, warnings
         import amorsize
@@ -486,7 +486,7 @@ def test_children_of_multiprocessing_do_not_read_it(tmp_path: Path) -> None:
 
 def test_a_mistake_in_the_file_is_raised_by_every_run_before_anything_runs(tmp_path: Path) -> None:
     """With the file, the line, and the variable."""
-    write(tmp_path, '[[hooks]]\nevents = ["post_exec"]\ncall = "told:tell"\n')
+    write(tmp_path, '[[hooks]]\nevents = ["post_exec"]\ncall = "noted:note"\n')
     program = """if True:
         import amorsize, traceback
         for _ in range(2):
@@ -535,7 +535,7 @@ def test_an_exporter_of_the_file_that_cannot_begin_does_not_fail_the_run(tmp_pat
         port = taken.getsockname()[1]
         write(
             tmp_path,
-            f'[[hooks]]\nevents = ["post_execute"]\ncall = "told:tell"\n'
+            f'[[hooks]]\nevents = ["post_execute"]\ncall = "noted:note"\n'
             f"[exporters.prometheus]\nport = {port}\n",
         )
         done = run_program(tmp_path, "serial", AMORSIZE_CONFIG="amorsize.toml")

@@ -17,33 +17,33 @@ POST = HookEvent.POST_EXECUTE
 
 def test_a_decorated_function_is_registered_and_stays_what_it_was(hooks: HookManager) -> None:
     """It can be called, tested and imported like before."""
-    heard: list[HookEvent] = []
+    received: list[HookEvent] = []
 
-    def tell(context: HookContext) -> str:
-        heard.append(context.event)
-        return "told"
+    def note(context: HookContext) -> str:
+        received.append(context.event)
+        return "noted"
 
-    assert hooks.on(PROGRESS)(tell) is tell
-    assert tell(HookContext(ERROR)) == "told"
+    assert hooks.on(PROGRESS)(note) is note
+    assert note(HookContext(ERROR)) == "noted"
     hooks.trigger(HookContext(PROGRESS))
     hooks.trigger(HookContext(ERROR))
-    assert heard == [ERROR, PROGRESS]
+    assert received == [ERROR, PROGRESS]
 
 
 def test_one_decorator_takes_several_events_and_options(hooks: HookManager) -> None:
     """The options hold for each of the events."""
-    heard: list[str] = []
+    received: list[str] = []
 
     @hooks.on(PROGRESS, POST, priority=1, when=lambda context: context.items_completed > 1)
     def first(context: HookContext) -> None:
-        heard.append("first")
+        received.append("first")
 
-    hooks.register(POST, lambda _: heard.append("earlier, of a lower priority"))
+    hooks.register(POST, lambda _: received.append("earlier, of a lower priority"))
     for event in (PROGRESS, POST):
         hooks.trigger(HookContext(event, items_completed=1))
-    assert heard == ["earlier, of a lower priority"]
+    assert received == ["earlier, of a lower priority"]
     hooks.trigger(HookContext(POST, items_completed=2))
-    assert heard[1:] == ["first", "earlier, of a lower priority"]
+    assert received[1:] == ["first", "earlier, of a lower priority"]
 
 
 def test_decorators_stack(hooks: HookManager) -> None:
@@ -65,15 +65,15 @@ def test_methods_are_registered_with_each_object_and_let_go_with_the_handle(
 
     class Watch:
         def __init__(self, name: str) -> None:
-            self.heard = [name]
+            self.received = [name]
 
         @hooks.on(PROGRESS, POST)
         def see(self, context: HookContext) -> None:
-            self.heard.append(context.event.value)
+            self.received.append(context.event.value)
 
         @hooks.on(POST)
         async def see_later(self, context: HookContext) -> None:
-            self.heard.append("later")
+            self.received.append("later")
 
     assert not hooks.has_hooks()
     first, second = Watch("first"), Watch("second")
@@ -84,8 +84,8 @@ def test_methods_are_registered_with_each_object_and_let_go_with_the_handle(
     assert hooks.drain()
     handle.close()
     hooks.trigger(HookContext(POST))
-    assert first.heard == ["first", "on_progress"]
-    assert second.heard == ["second", "on_progress", "post_execute", "later"]
+    assert first.received == ["first", "on_progress"]
+    assert second.received == ["second", "on_progress", "post_execute", "later"]
     assert not hooks.has_hooks()
     hooks.close()
 
@@ -96,44 +96,44 @@ def test_methods_of_a_base_class_count_and_an_override_decides_for_itself(
     """A method that a subclass overrides without the decorator is not a hook."""
 
     class Base:
-        heard: tuple[str, ...] = ()
+        received: tuple[str, ...] = ()
 
         @hooks.on(PROGRESS)
         def kept(self, context: HookContext) -> None:
-            self.heard += ("kept",)
+            self.received += ("kept",)
 
         @hooks.on(PROGRESS)
         def replaced(self, context: HookContext) -> None:
-            self.heard += ("replaced",)
+            self.received += ("replaced",)
 
     class Derived(Base):
         def replaced(self, context: HookContext) -> None:
-            self.heard += ("not a hook",)
+            self.received += ("not a hook",)
 
     watch = Derived()
     hooks.attach(watch)
     hooks.trigger(HookContext(PROGRESS))
-    assert watch.heard == ("kept",)
+    assert watch.received == ("kept",)
 
 
 def test_a_static_method_is_a_function_and_registered_at_once(hooks: HookManager) -> None:
     """It needs no object."""
-    heard: list[HookEvent] = []
+    received: list[HookEvent] = []
 
     class Watch:
         @hooks.on(PROGRESS)
         @staticmethod
         def outside(context: HookContext) -> None:
-            heard.append(context.event)
+            received.append(context.event)
 
         @staticmethod
         @hooks.on(PROGRESS)
         def inside(context: HookContext) -> None:
-            heard.append(context.event)
+            received.append(context.event)
 
     assert Watch.outside is not Watch.inside
     hooks.trigger(HookContext(PROGRESS))
-    assert heard == [PROGRESS, PROGRESS]
+    assert received == [PROGRESS, PROGRESS]
 
 
 def test_attach_takes_the_methods_of_its_own_manager_alone(hooks: HookManager) -> None:
@@ -192,7 +192,7 @@ def test_amorsize_on_registers_with_the_default_manager() -> None:
     statuses: list[str] = []
 
     @amorsize.on(POST)
-    def tell(context: HookContext) -> None:
+    def note(context: HookContext) -> None:
         statuses.append(context.metadata["status"])
 
     amorsize.execute(abs, [-1], executor="serial")
@@ -213,7 +213,7 @@ def test_in_a_worker_process_amorsize_on_registers_nothing() -> None:
 
     def decorate(_: int) -> int:
         @amorsize.on(POST)
-        def tell(context: HookContext) -> None: ...
+        def note(context: HookContext) -> None: ...
 
         return get_default_manager().get_hook_count()
 

@@ -21,7 +21,7 @@ SMALL = Payload(function_bytes=300, item_bytes=10, item_seconds=1e-6, result_byt
 
 
 def work(seconds: float, remaining: int = 10_000, **others: Any) -> Workload:
-    """A function that computes under the GIL, unless told otherwise."""
+    """A function that computes under the GIL, unless stated otherwise."""
     facts: dict[str, Any] = {
         "total": remaining + 5,
         "sampled": 5,

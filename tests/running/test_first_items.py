@@ -98,7 +98,7 @@ def test_stops_once_the_budget_is_spent() -> None:
     assert first.sample.exhausted
 
 
-def test_time_of_the_input_is_apart() -> None:
+def test_the_time_of_the_input_is_measured_separately() -> None:
     """Producing an item is not calling the function."""
     fake = FakeTime()
 
@@ -139,7 +139,7 @@ def test_failure_has_the_users_own_traceback() -> None:
 
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, GeneratorExit])
 def test_what_stops_the_program_is_kept(stop: type[BaseException]) -> None:
-    """The caller tells its events first, and raises it then."""
+    """The caller emits its events first, and raises it then."""
 
     def func(item: int) -> int:
         if item == 1:
@@ -151,7 +151,7 @@ def test_what_stops_the_program_is_kept(stop: type[BaseException]) -> None:
     assert (first.items, first.results, first.failures) == ([0, 1], [0], [])
 
 
-def test_input_that_raises_is_kept_apart() -> None:
+def test_an_error_of_the_input_is_kept_separately() -> None:
     """What was taken before stays in the sample."""
 
     def broken() -> Iterator[int]:

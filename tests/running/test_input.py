@@ -129,7 +129,7 @@ def test_what_is_no_exception_passes_through_at_once(kind: type[BaseException]) 
 
 
 def test_items_that_were_taken_before_count_as_drawn() -> None:
-    """Sampled items come from the same iterator; indices go on behind them."""
+    """Sampled items come from the same iterator; indices continue after them."""
     data = Input(iter("abcde"))
     data.draw(2)
     assert data.draw(2) == ["c", "d"]
@@ -156,7 +156,7 @@ def test_what_is_given_back_is_drawn_next(kind: Callable[[Any], Any], copies: bo
     assert (source.drawn, source.exhausted) == (7, True)
 
 
-def test_an_error_of_the_input_stays_behind_what_is_given_back() -> None:
+def test_an_error_of_the_input_comes_after_the_items_that_are_given_back() -> None:
     """However often."""
 
     def failing() -> Iterator[int]:

@@ -84,7 +84,7 @@ def complete(
 # --- contexts only on demand ----
 
 
-def tell_everything(reporter: Reporter) -> None:
+def emit_everything(reporter: Reporter) -> None:
     begin(reporter)
     reporter.worker_started(started(0))
     reporter.error(ValueError("bad"), worker=0)
@@ -110,7 +110,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[HookEvent]:
 @pytest.mark.parametrize("managers", [0, 2], ids=["no-manager", "empty-managers"])
 def test_without_hooks_no_context_is_built(built: list[HookEvent], managers: int) -> None:
     """Telling nobody costs nothing."""
-    tell_everything(reporter_for(*(HookManager() for _ in range(managers))))
+    emit_everything(reporter_for(*(HookManager() for _ in range(managers))))
     assert built == []
 
 
@@ -120,31 +120,31 @@ def test_a_hook_for_one_event_costs_nothing_for_the_others(
 ) -> None:
     """Contexts are built for the event that it is registered for."""
     RecordingHook().attach(hooks, [event])
-    tell_everything(reporter_for(hooks))
+    emit_everything(reporter_for(hooks))
     assert built == [event]
 
 
-def test_several_managers_are_told_with_one_context() -> None:
+def test_several_managers_receive_one_context() -> None:
     """The default manager first, then the one that was passed."""
     managers = [HookManager(), HookManager()]
     recorders = [RecordingHook().attach(manager) for manager in managers]
-    tell_everything(reporter_for(*managers))
+    emit_everything(reporter_for(*managers))
     for one, other in zip(*(recorder.contexts for recorder in recorders), strict=True):
         assert one is other
 
 
-def test_what_a_reporter_tells_keeps_the_contract(
+def test_the_events_of_a_reporter_keep_the_contract(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """From the first event to the last."""
-    tell_everything(reporter_for(hooks))
+    emit_everything(reporter_for(hooks))
     assert_contract(recorder.contexts)
 
 
 # --- figures ----
 
 
-def test_a_context_tells_the_plan_and_where_the_run_stands(
+def test_a_context_has_the_plan_and_the_state_of_the_run(
     clock: Clock, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """Rates are over the time since the call; the mean is over the time in the function."""
@@ -244,7 +244,7 @@ def test_worker_ids_count_from_0_in_order_of_appearance(
     assert recorder.contexts[-1].worker_id == 3
 
 
-def test_an_end_tells_what_the_worker_did(hooks: HookManager, recorder: RecordingHook) -> None:
+def test_an_end_reports_the_work_of_its_worker(hooks: HookManager, recorder: RecordingHook) -> None:
     """Its items and the time that it spent in the function, beside how it ended."""
     reporter = reporter_for(hooks)
     begin(reporter)
@@ -254,11 +254,11 @@ def test_an_end_tells_what_the_worker_did(hooks: HookManager, recorder: Recordin
     reporter.worker_ended(0, "died", -9)
     context = recorder.contexts[-1]
     assert context.worker_count == 0
-    told = {"exit_reason": "died", "exit_code": -9, "items": 10, "busy_time": 4.0, "pid": 1000}
-    assert told.items() <= context.metadata.items()
+    expected = {"exit_reason": "died", "exit_code": -9, "items": 10, "busy_time": 4.0, "pid": 1000}
+    assert expected.items() <= context.metadata.items()
 
 
-def test_an_end_is_told_once_and_only_after_a_start(
+def test_an_end_is_emitted_once_and_only_after_a_start(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """A second end, or that of a worker who never started, is nothing."""
@@ -276,7 +276,7 @@ def test_an_end_is_told_once_and_only_after_a_start(
 # --- chunks and progress ----
 
 
-def test_a_chunk_tells_where_it_was_how_long_it_waited_and_what_failed(
+def test_a_chunk_reports_its_place_its_wait_and_its_failures(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """In its metadata."""
@@ -284,8 +284,8 @@ def test_a_chunk_tells_where_it_was_how_long_it_waited_and_what_failed(
     done = outcome(5, failures=[Failure(6, ValueError("bad"), "Traceback")])
     complete(reporter, done)
     metadata = recorder.contexts[-1].metadata
-    told = {"chunk_start": 5, "queue_time": 0.5, "failed_items": 1}
-    assert told.items() <= metadata.items()
+    expected = {"chunk_start": 5, "queue_time": 0.5, "failed_items": 1}
+    assert expected.items() <= metadata.items()
     assert "sampled" not in metadata
     assert "retry_of" not in metadata
 
@@ -305,7 +305,7 @@ def test_a_sampled_chunk_says_so_and_has_no_worker(
     assert recorder.contexts[-1].worker_id is None
 
 
-def test_progress_is_thinned_and_its_last_is_always_told(
+def test_progress_is_thinned_and_its_last_is_always_emitted(
     clock: Clock, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """By the monotonic clock."""
@@ -316,8 +316,8 @@ def test_progress_is_thinned_and_its_last_is_always_told(
         reporter.progress(last=False)
     clock.now += 0.05
     reporter.progress(last=True)
-    told = [context.elapsed_time for context in recorder.of(HookEvent.ON_PROGRESS)]
-    assert told == [pytest.approx(seconds) for seconds in (0.0, 1.0, 1.95)]
+    reported = [context.elapsed_time for context in recorder.of(HookEvent.ON_PROGRESS)]
+    assert reported == [pytest.approx(seconds) for seconds in (0.0, 1.0, 1.95)]
 
 
 # --- errors and the end ----
@@ -352,8 +352,8 @@ def test_an_error_names_its_worker_and_its_chunk_as_far_as_known(
     context = recorder.contexts[-1]
     assert (context.worker_id, context.chunk_id, context.chunk_size) == (0, 3, 5)
     assert context.chunk_time == 2.0
-    told = {"chunk_start": 15, "retry_of": 1, "exit_code": -9}
-    assert told.items() <= context.metadata.items()
+    expected = {"chunk_start": 15, "retry_of": 1, "exit_code": -9}
+    assert expected.items() <= context.metadata.items()
     reporter.error(ValueError("bad"))
     assert (recorder.contexts[-1].worker_id, recorder.contexts[-1].chunk_id) == (None, None)
 
@@ -368,8 +368,8 @@ def test_the_end_sums_up(clock: Clock, hooks: HookManager, recorder: RecordingHo
     clock.now += 1.5
     reporter.post_execute("ok", None)
     context = recorder.contexts[-1]
-    told = {"status": "ok", "planning_time": 0.5, "busy_seconds": 4.0, "concurrency": 2.0}
-    assert told.items() <= context.metadata.items()
+    expected = {"status": "ok", "planning_time": 0.5, "busy_seconds": 4.0, "concurrency": 2.0}
+    assert expected.items() <= context.metadata.items()
     assert not {"cpu_seconds", "measured_speedup"} & context.metadata.keys()  # nobody counted
     assert (context.results_count, context.results_size_bytes) == (10, 140)
     assert context.error is None
@@ -392,9 +392,9 @@ def test_the_end_of_a_failed_run_carries_its_error(
 def test_every_event_names_the_execution_the_function_and_the_plan(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
-    """Two executions at the same time can be told apart."""
+    """Two executions at the same time have different ids."""
     for _ in range(2):
-        tell_everything(reporter_for(hooks))
+        emit_everything(reporter_for(hooks))
     ids = {context.metadata["execution_id"] for context in recorder.contexts}
     assert len(ids) == 2
     for context in recorder.contexts:
@@ -409,7 +409,7 @@ def test_what_a_hook_writes_into_metadata_stays_there(
     """Contexts do not share their metadata with each other, nor with the reporter."""
     hooks.register(HookEvent.PRE_EXECUTE, lambda context: context.metadata.update(mine=1))
     hooks.register(HookEvent.ON_WORKER_START, lambda context: context.metadata.update(mine=1))
-    tell_everything(reporter_for(hooks))
+    emit_everything(reporter_for(hooks))
     marked = {context.event for context in recorder.contexts if "mine" in context.metadata}
     assert marked == {HookEvent.PRE_EXECUTE, HookEvent.ON_WORKER_START}
 
@@ -479,7 +479,7 @@ def test_calls_that_did_not_end_are_busy_time(
         ("timeout", {}, False),
     ],
 )
-def test_a_speedup_is_told_only_of_a_run_that_made_all_its_calls(
+def test_a_speedup_is_reported_only_of_a_run_that_made_all_its_calls(
     status: str,
     facts: dict[str, Any],
     known: bool,
@@ -494,11 +494,11 @@ def test_a_speedup_is_told_only_of_a_run_that_made_all_its_calls(
         complete(reporter, timed(start, seconds=0.1), worker=0)
     clock.now += 3.0
     reporter.post_execute(status, None, input_seconds=0.5, **facts)
-    told = recorder.contexts[-1].metadata.get("measured_speedup")
-    assert told == (pytest.approx(1.5) if known else None)
+    reported = recorder.contexts[-1].metadata.get("measured_speedup")
+    assert reported == (pytest.approx(1.5) if known else None)
 
 
-def test_a_speedup_is_not_told_where_it_is_not_known(
+def test_an_unknown_speedup_is_absent_from_the_events(
     hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """Nor an estimate that the plan does not have."""

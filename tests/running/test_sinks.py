@@ -104,7 +104,7 @@ def test_what_waits_for_the_consumer_is_counted_and_weighed(ordered: bool) -> No
     assert not buffer.is_empty()
 
 
-def test_consuming_makes_room_and_tells_so() -> None:
+def test_consuming_makes_room_and_reports_it() -> None:
     """The driver sleeps until then; it is woken from the consumer's thread."""
     buffer = StreamBuffer(ordered=True)
     held: list[tuple[int, int]] = []
@@ -134,7 +134,7 @@ def test_an_error_is_raised_after_the_pieces_before_it() -> None:
     assert caught.value is error
 
 
-def test_pieces_behind_a_gap_are_not_given_when_the_run_failed() -> None:
+def test_pieces_after_a_gap_are_not_given_when_the_run_failed() -> None:
     """In order means in order: after a missing piece there is only the error."""
     buffer = StreamBuffer(ordered=True)
     buffer.deliver(3, ["d"])

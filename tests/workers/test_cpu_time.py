@@ -52,7 +52,7 @@ def test_computing_is_counted_and_waiting_is_not() -> None:
     assert cpu.seconds < 0.04
 
 
-def test_other_threads_are_counted_apart() -> None:
+def test_other_threads_are_counted_separately() -> None:
     """They may have held the GIL, or have worked for the call."""
 
     def call(seconds: float) -> None:

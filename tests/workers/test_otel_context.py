@@ -171,7 +171,7 @@ def test_what_is_not_sampled_is_not_recorded(worker: WorkerProvider, here: bool)
     with trace.get_tracer("user").start_as_current_span("work") as inner:
         assert not inner.is_recording()
         assert inner.get_span_context().trace_id == TRACE
-    if not here:  # nor what the function begins anew
+    if not here:  # nor what the function begins by itself
         trace.get_tracer("user").start_span("root", context.Context()).end()
     collector.leave()
     assert collector.take() == (None if here else {"dropped": 1})
@@ -311,7 +311,7 @@ def test_without_capturing_nothing_is_set_up(worker: WorkerProvider) -> None:
     assert collector.take() is None
 
 
-def test_spans_of_another_execution_do_not_ride_along(worker: WorkerProvider) -> None:
+def test_spans_of_another_execution_are_not_returned(worker: WorkerProvider) -> None:
     """What ended since the last chunk stays, if it is of the same trace."""
     use_in_worker(make_link(), None)
     collector = ChunkTrace(make_link(), 0)

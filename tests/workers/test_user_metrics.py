@@ -311,7 +311,7 @@ def test_nested_executions_do_not_mix(
 
 
 @pytest.mark.parametrize("outer", ["serial", "thread", "process"])
-def test_an_execution_that_nobody_listens_to_counts_for_the_chunk_around_it(
+def test_an_unobserved_execution_counts_for_the_chunk_around_it(
     outer: str, mode: str, hooks: HookManager, recorder: RecordingHook
 ) -> None:
     """In a worker nobody ever listens; nothing is lost there all the same."""
@@ -340,8 +340,8 @@ def test_what_an_inner_execution_dropped_is_not_forgotten(
 
 
 def test_two_executions_at_once_do_not_mix(mode: str) -> None:
-    """Each thread of the caller hears of its own run."""
-    heard: dict[int, dict[str, Any]] = {}
+    """Each thread of the caller observes its own run."""
+    totals_by_width: dict[int, dict[str, Any]] = {}
 
     def run(width: int) -> None:
         own = HookManager()
@@ -354,7 +354,7 @@ def test_two_executions_at_once_do_not_mix(mode: str) -> None:
             chunksize=3,
             hooks=own,
         )
-        heard[width] = arrived(recorder)
+        totals_by_width[width] = arrived(recorder)
 
     threads = [threading.Thread(target=run, args=(width,)) for width in (1, 10, 100)]
     for thread in threads:
@@ -363,7 +363,7 @@ def test_two_executions_at_once_do_not_mix(mode: str) -> None:
         thread.join()
     assert {
         width: {name: each["value"] for name, each in totals.items()}
-        for width, totals in heard.items()
+        for width, totals in totals_by_width.items()
     } == {width: {f"width_{width}": 40 * width} for width in (1, 10, 100)}
 
 
@@ -431,7 +431,7 @@ def test_a_call_after_the_end_of_its_chunk_is_ignored() -> None:
 
 
 @pytest.mark.parametrize("collect", [True, False])
-def test_extras_stay_empty_where_nobody_listens(collect: bool) -> None:
+def test_extras_stay_empty_without_observers(collect: bool) -> None:
     """Neither is anything kept where nothing was counted."""
     counting = run_chunk(parse, Chunk(0, 0, [1, 2]), collect=CollectSettings(collect))
     silent = run_chunk(abs, Chunk(0, 0, [1, 2]), collect=CollectSettings(collect))

@@ -61,7 +61,7 @@ class WorkerProcess:
 
     Attributes:
         connection: the duplex connection to it, which does not block here.
-        status: a descriptor that becomes readable when there is news of the process.
+        status: a descriptor that becomes readable when the process starts or ends.
         item_slots: the item that it is at, see :mod:`amorsize.workers.item_slots`.
         exit_code: once it has ended; None when unknown.
         start_error: the errno of a fork that failed, or 0.

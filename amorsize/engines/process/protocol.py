@@ -169,7 +169,7 @@ def pack_outcome(outcome: ChunkOutcome) -> tuple[tuple[Any, ...], bytes]:
     """Turn an outcome into the rest of its header and the payload of its results.
 
     A result that does not pickle becomes the failure of its item. Exceptions that stand in
-    place of results travel once, in the header.
+    place of results are sent once, in the header.
     """
     failures = outcome.failures
     results = outcome.results
@@ -315,8 +315,8 @@ def _is_same_type(came: object, error: BaseException) -> bool:
 
 def _pack_parts(error: BaseException) -> bytes:
     """Pack class, arguments and attributes: rebuilt without calling the constructor."""
-    args = tuple(arg if _travels(arg) else repr(arg) for arg in error.args)
-    state = {name: value for name, value in vars(error).items() if _travels(value)}
+    args = tuple(arg if _can_be_sent(arg) else repr(arg) for arg in error.args)
+    state = {name: value for name, value in vars(error).items() if _can_be_sent(value)}
     return dump(_Parts(type(error), args, state))
 
 
@@ -339,7 +339,7 @@ def _rebuild_error(
     return error
 
 
-def _travels(value: Any) -> bool:
+def _can_be_sent(value: Any) -> bool:
     try:
         loads(dump(value))
     except Exception:

@@ -161,7 +161,7 @@ def test_an_idle_worker_ends_after_its_time(monkeypatch: pytest.MonkeyPatch) -> 
 # --- shutdown ----
 
 
-def test_shutdown_ends_every_process_and_later_runs_start_anew() -> None:
+def test_shutdown_ends_every_process_and_later_runs_start_others() -> None:
     """Nothing is left."""
     first = pids_of(n_jobs=2, items=8)
     assert pool.pids()
@@ -388,7 +388,7 @@ def test_a_worker_that_does_not_end_in_time_is_killed(worker: WorkerProcess) -> 
     assert worker.reap(0.0) == -9
 
 
-def test_the_status_tells_a_death(worker: WorkerProcess) -> None:
+def test_the_status_reports_a_death(worker: WorkerProcess) -> None:
     """Without a look at the connection, and with the exit code."""
     until_ready(worker)
     assert not worker.has_ended()
@@ -499,13 +499,13 @@ def test_a_forked_child_forgets_the_parent_s_workers() -> None:
             os.write(writer, json.dumps({"inherited": inherited, "own": own}).encode())
             os._exit(0)
         os.waitpid(child, 0)
-        told = json.loads(os.read(reader, 4096))
-        print(json.dumps(told | {"before": before, "after": who()}))
+        pids = json.loads(os.read(reader, 4096))
+        print(json.dumps(pids | {"before": before, "after": who()}))
     """
-    told = run_script(script)
-    assert told["inherited"] == []
-    assert told["own"] != told["before"]
-    assert told["after"] == told["before"]
+    pids = run_script(script)
+    assert pids["inherited"] == []
+    assert pids["own"] != pids["before"]
+    assert pids["after"] == pids["before"]
 
 
 def test_a_fork_while_the_pool_is_locked_does_not_hang_the_child() -> None:

@@ -31,7 +31,7 @@ def pipe() -> Iterator[tuple[Connection, Connection]]:
     theirs.close()
 
 
-def carry(outcome: ChunkOutcome) -> ChunkOutcome:
+def send(outcome: ChunkOutcome) -> ChunkOutcome:
     """Take an outcome through everything that happens on its way, except the socket."""
     header, payload = protocol.pack_outcome(outcome)
     header = pickle.loads(pickle.dumps(header, 5))
@@ -42,7 +42,7 @@ def outcome_of(func: Any, *items: Any, return_exceptions: bool = False) -> Chunk
     return run_chunk(func, Chunk(4, 10, items), return_exceptions=return_exceptions)
 
 
-def carry_error(error: BaseException) -> BaseException:
+def send_error(error: BaseException) -> BaseException:
     return protocol.unpack_error(protocol.pack_error(error))
 
 
@@ -53,7 +53,7 @@ def carry_error(error: BaseException) -> BaseException:
 def test_a_message_arrives_whole_whatever_its_size(
     pipe: tuple[Connection, Connection], size: int
 ) -> None:
-    """Small payloads travel in the message of their header, large ones behind it."""
+    """Small payloads are sent in the message of their header, large ones after it."""
     ours, theirs = pipe
     payload = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
     sender = threading.Thread(target=protocol.send, args=(ours, ("chunk", 1, 2), payload))
@@ -96,7 +96,7 @@ def test_code_keeps_the_name_of_its_file() -> None:
 
 
 def test_lambdas_and_closures_travel() -> None:
-    """By value: the other side has never heard of them."""
+    """By value: the other side does not know them."""
     factor = 3
     func = pickle.loads(protocol.dump_function(lambda number: number * factor))
     assert func(5) == 15
@@ -126,7 +126,7 @@ def test_an_outcome_arrives_as_it_was_sent() -> None:
     """With the place that the parent knows, and the size of its results."""
     sent = outcome_of(str, 1, 2)
     sent.extras["numbers"] = {"rows": 3}
-    came = carry(sent)
+    came = send(sent)
     assert came.results == ["1", "2"]
     assert came.failures == []
     assert (came.chunk_id, came.start, came.size) == (4, 10, 2)
@@ -138,14 +138,14 @@ def test_an_outcome_arrives_as_it_was_sent() -> None:
 
 def test_results_that_only_cloudpickle_carries_arrive() -> None:
     """Lambdas and local classes are results like any others."""
-    came = carry(outcome_of(lambda number: lambda: number + 1, 1, 2))
+    came = send(outcome_of(lambda number: lambda: number + 1, 1, 2))
     assert came.results is not None
     assert [result() for result in came.results] == [2, 3]
 
 
 def test_a_result_that_does_not_pickle_is_the_failure_of_its_item_alone() -> None:
     """The others arrive; the message says which, and what kind it was."""
-    came = carry(outcome_of(lambda each: threading.Lock() if each == 1 else each, 0, 1, 2))
+    came = send(outcome_of(lambda each: threading.Lock() if each == 1 else each, 0, 1, 2))
     assert came.results is not None
     assert [came.results[0], came.results[2]] == [0, 2]
     assert [failure.index for failure in came.failures] == [11]
@@ -163,7 +163,7 @@ class Bomb:
 
 def test_results_that_do_not_unpickle_fail_their_chunk() -> None:
     """Nothing can be said of single results; the message names the chunk and the reason."""
-    came = carry(outcome_of(lambda _: Bomb(), 0, 1))
+    came = send(outcome_of(lambda _: Bomb(), 0, 1))
     assert came.results is None
     assert [failure.index for failure in came.failures] == [10]
     assert isinstance(came.failures[0].error, TransportError)
@@ -176,7 +176,7 @@ def test_exceptions_in_place_of_results_travel_once() -> None:
     def func(number: int) -> float:
         return 1 / number
 
-    came = carry(outcome_of(func, 1, 0, 2, return_exceptions=True))
+    came = send(outcome_of(func, 1, 0, 2, return_exceptions=True))
     assert came.results is not None
     assert [came.results[0], came.results[2]] == [1.0, 0.5]
     assert came.results[1] is came.failures[0].error
@@ -184,12 +184,12 @@ def test_exceptions_in_place_of_results_travel_once() -> None:
 
 
 def test_failures_of_both_kinds_come_in_the_order_of_their_items() -> None:
-    """A raised one behind an unpicklable result stays behind it."""
+    """A raised one after an unpicklable result stays after it."""
 
     def func(number: int) -> Any:
         return threading.Lock() if number == 1 else 1 / number
 
-    came = carry(outcome_of(func, 2, 0, 1, 0, return_exceptions=True))
+    came = send(outcome_of(func, 2, 0, 1, 0, return_exceptions=True))
     assert [failure.index for failure in came.failures] == [11, 12, 13]
     kinds = [type(failure.error) for failure in came.failures]
     assert kinds == [ZeroDivisionError, TransportError, ZeroDivisionError]
@@ -206,7 +206,7 @@ def test_a_failed_chunk_has_no_payload() -> None:
 
 def test_a_failure_s_exception_has_the_worker_s_traceback_as_a_note() -> None:
     """Whoever sees it printed sees where it happened."""
-    error = carry(outcome_of(lambda number: 1 / number, 1, 0)).failures[0].error
+    error = send(outcome_of(lambda number: 1 / number, 1, 0)).failures[0].error
     assert len(error.__notes__) == 1
     assert "In worker process 77, on item 11:" in error.__notes__[0]
     assert "ZeroDivisionError: division by zero" in error.__notes__[0]
@@ -248,7 +248,7 @@ class HoldsLock(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message, threading.Lock())
         self.lock = threading.Lock()
-        self.kept = "this travels"
+        self.kept = "this is sent"
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ class HoldsLock(Exception):
 )
 def test_an_exception_keeps_its_type_its_text_and_its_attributes(error: Exception) -> None:
     """Whatever its constructor asks for, or makes of what it is given."""
-    came = carry_error(error)
+    came = send_error(error)
     assert type(came) is type(error)
     assert str(came) == str(error)
     assert vars(came) == vars(error)
@@ -280,7 +280,7 @@ def test_notes_travel() -> None:
     """What the user's code added with ``add_note()`` is part of the exception."""
     error = ValueError("bad")
     error.add_note("in line 7")
-    assert carry_error(error).__notes__ == ["in line 7"]
+    assert send_error(error).__notes__ == ["in line 7"]
 
 
 def test_a_local_exception_class_is_the_same_class_when_it_comes_home() -> None:
@@ -289,16 +289,16 @@ def test_a_local_exception_class_is_the_same_class_when_it_comes_home() -> None:
     class Local(Exception):
         pass
 
-    assert type(carry_error(Local("here"))) is Local
+    assert type(send_error(Local("here"))) is Local
 
 
 def test_what_an_exception_holds_and_cannot_pickle_is_left_out() -> None:
     """The rest arrives: type, text where it can, attributes where they can."""
-    came = carry_error(HoldsLock("locked"))
+    came = send_error(HoldsLock("locked"))
     assert type(came) is HoldsLock
     assert came.args[0] == "locked"
     assert "lock" in came.args[1]
-    assert vars(came) == {"kept": "this travels"}
+    assert vars(came) == {"kept": "this is sent"}
 
 
 class Unreachable(Exception):
@@ -327,20 +327,20 @@ class Mute(Unreachable):
 
 
 def test_an_exception_that_cannot_be_rebuilt_is_a_remote_error_with_its_text() -> None:
-    """Its class and its message are all that can be told."""
-    came = carry_error(Unreachable("first"))
+    """Its class and its message are all that is known."""
+    came = send_error(Unreachable("first"))
     assert type(came) is RemoteError
     assert str(came).endswith("test_protocol.Unreachable: ('secretly', 'changed')")
 
 
 def test_an_exception_without_a_text_is_a_remote_error_all_the_same() -> None:
     """Even ``str()`` of a user's exception may raise."""
-    assert str(carry_error(Mute("first"))).endswith("Mute: <its text cannot be shown>")
+    assert str(send_error(Mute("first"))).endswith("Mute: <its text cannot be shown>")
 
 
 def test_an_exception_that_unpickles_as_something_else_is_no_surprise() -> None:
     """What arrives is an exception in any case."""
-    came = carry_error(Liar("I am a list"))
+    came = send_error(Liar("I am a list"))
     assert isinstance(came, Liar | RemoteError)
     assert "I am a list" in str(came)
 

@@ -1368,7 +1368,7 @@ def test_two_exporters_make_one_trace(traces: Traces, make: Callable[..., Traces
 
 
 def test_executions_of_other_managers_are_not_traced(traces: Traces, hooks: HookManager) -> None:
-    """The exporter hears of its own manager's alone."""
+    """The exporter observes only runs of its own manager."""
     amorsize.execute(abs, [1], executor="serial", hooks=hooks)
     assert traces.spans == []
 

@@ -531,7 +531,7 @@ def test_without_prometheus_client_the_error_names_the_remedy(monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # 3.12: it is the point
 def test_a_forked_child_is_inert_and_holds_no_port(manager, exporter):
     """Its copy of the socket is closed, so the parent can free the port while the child lives."""
-    told_read, told_write = os.pipe()
+    reported_read, reported_write = os.pipe()
     release_read, release_write = os.pipe()
     with socket.create_connection(("127.0.0.1", exporter.port)) as silent:
         fetch(exporter.url)  # the silent one was accepted before this one
@@ -540,11 +540,11 @@ def test_a_forked_child_is_inert_and_holds_no_port(manager, exporter):
             Run(manager).begin()
             exporter.close()
             good = not exporter.active and not list(exporter._page._collector.collect())
-            os.write(told_write, b"y" if good else b"n")
+            os.write(reported_write, b"y" if good else b"n")
             os.read(release_read, 1)
             os._exit(0)
         try:
-            assert os.read(told_read, 1) == b"y"
+            assert os.read(reported_read, 1) == b"y"
             assert Scrape(exporter.url)("amorsize_executions_in_progress") is None
             exporter.close()
             silent.settimeout(PATIENCE)
@@ -553,7 +553,7 @@ def test_a_forked_child_is_inert_and_holds_no_port(manager, exporter):
         finally:
             os.write(release_write, b"x")
             os.waitpid(child, 0)
-            for descriptor in (told_read, told_write, release_read, release_write):
+            for descriptor in (reported_read, reported_write, release_read, release_write):
                 os.close(descriptor)
 
 

@@ -215,13 +215,13 @@ def test_a_bad_gateway_neither_stops_nor_fails_a_run(
         run.begin()
         run.complete_chunk(1)
         run.end()
-    told_seconds = time.monotonic() - began
+    reported_seconds = time.monotonic() - began
     began = time.monotonic()
     exporter.close()
     assert (
         time.monotonic() - began < 5 * slowness()
     )  # it waits a second; the rest is a slow machine's
-    assert told_seconds < 5 * slowness()  # one timeout of the hanging gateway alone
+    assert reported_seconds < 5 * slowness()  # one timeout of the hanging gateway alone
     assert manager.get_stats()["error_counts"] == {}
     assert b'status="ok"} 200\n' in file.read_bytes()
     assert sum(exporter.counts()) >= 1
