@@ -23,9 +23,13 @@ class HookTotals:
 
     Managers are often made for one execution. What their hooks did stays counted when they are
     gone, and nothing here keeps them alive.
+
+    Args:
+        from_now: whether a manager's earlier calls do not count.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, from_now: bool = False) -> None:
+        self._from_now = from_now
         self._lock = threading.RLock()  # a signal handler may emit an execution's first event
         self._hook_label = BoundedLabel(metrics.LABEL_LIMITS["hook"])
         self._finalizers: weakref.WeakKeyDictionary[HookManager, Any] = weakref.WeakKeyDictionary()
@@ -39,6 +43,8 @@ class HookTotals:
             self._add_gone()
             for manager in managers:
                 if manager not in self._finalizers:
+                    if self._from_now:
+                        self._past.add(manager.get_stats(), self._hook_label, sign=-1)
                     _begin_timing(manager)
                     finalizer = weakref.finalize(manager, self._gone.append, manager.stats_reader())
                     finalizer.atexit = False
@@ -89,14 +95,14 @@ class _Sums:
             setattr(copied, name, dict(values))
         return copied
 
-    def add(self, stats: Stats, hook_label: BoundedLabel) -> None:
+    def add(self, stats: Stats, hook_label: BoundedLabel, *, sign: int = 1) -> None:
         for event, count in stats["error_counts"].items():
-            self.errors[event,] += count
+            self.errors[event,] += sign * count
         for event, hooks in stats["hooks"].items():
             for name, each in hooks.items():
                 labels = (event, hook_label(name))
-                self.calls[labels] = self.calls.get(labels, 0) + each["calls"]
-                self.busy[labels] = self.busy.get(labels, 0.0) + each["total_seconds"]
+                self.calls[labels] = self.calls.get(labels, 0) + sign * each["calls"]
+                self.busy[labels] = self.busy.get(labels, 0.0) + sign * each["total_seconds"]
                 self.longest[labels] = max(self.longest.get(labels, 0.0), each["longest_seconds"])
 
 

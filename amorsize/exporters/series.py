@@ -6,11 +6,11 @@ import math
 import time
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import NamedTuple, TypeAlias
 
-from amorsize.exporters.metrics import CLOSED_LABELS, METRICS, Kind, Metric
+from amorsize.exporters.metrics import CLOSED_LABELS, LONGEST_CHUNK, METRICS, Kind, Metric
 
 Labels: TypeAlias = tuple[str, ...]
 """Label values, in the order of the metric's labels."""
@@ -67,7 +67,7 @@ Value: TypeAlias = float | Histogram
 Series: TypeAlias = dict[Metric, dict[Labels, Value]]
 
 SetTimes: TypeAlias = dict[Metric, dict[Labels, float]]
-"""When gauges were set last, in seconds since the epoch."""
+"""When gauges were set or removed last, in seconds since the epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,12 +75,25 @@ class Share:
     """What one process adds to the totals of its program.
 
     Attributes:
-        series: its values.
-        set_at: when its gauges were set; a gauge that no event sets is missing.
+        series: its values, but for the executions in progress.
+        set_at: when its gauges were set, or removed; a gauge that no event sets is missing.
+        longest: the longest completed chunk of the executions in progress, by function and
+            executor.
     """
 
     series: Series
     set_at: SetTimes
+    longest: dict[Labels, float] = field(default_factory=dict)
+
+    def shown(self) -> Series:
+        """Return its values, with the executions in progress."""
+        shown = dict(self.series)
+        last = shown[LONGEST_CHUNK] = dict(shown.get(LONGEST_CHUNK, {}))
+        for labels, seconds in self.longest.items():
+            before = last.get(labels, 0.0)
+            assert not isinstance(before, Histogram)
+            last[labels] = max(before, seconds)
+        return shown
 
 
 class Totals:
@@ -104,10 +117,9 @@ class Totals:
         """Set a gauge; None removes it: what is not known is absent."""
         if value is None:
             self._plain[metric].pop(labels, None)
-            self._set_at.get(metric, {}).pop(labels, None)
         else:
             self._plain[metric][labels] = value
-            self._set_at.setdefault(metric, {})[labels] = time.time()
+        self._set_at.setdefault(metric, {})[labels] = time.time()
 
     def observe(
         self, metric: Metric, labels: Labels, value: float, exemplar: Exemplar | None = None
@@ -150,7 +162,7 @@ class Totals:
         return series
 
     def set_times(self) -> SetTimes:
-        """Copy when each gauge was set last."""
+        """Copy when each gauge was set or removed last."""
         return {metric: dict(times) for metric, times in self._set_at.items()}
 
 

@@ -13,7 +13,7 @@ from amorsize.exporters.base import Exporter, exporter_stats
 from amorsize.exporters.exemplars import exemplar_of
 from amorsize.exporters.hook_totals import HookTotals
 from amorsize.exporters.metrics import BoundedLabel, Metric, closed_label
-from amorsize.exporters.series import Histogram, Labels, Series, Share, Totals, number
+from amorsize.exporters.series import Labels, Series, Share, Totals, number
 from amorsize.exporters.user_totals import UserTotals
 from amorsize.hooks import HookContext, HookManager
 from amorsize.hooks.executions import managers_of
@@ -82,6 +82,7 @@ class TotalsExporter(Exporter):
     def restart(self) -> None:
         super().restart()
         self._begin_at_zero()
+        self._hook_totals = HookTotals(from_now=True)  # managers remember calls of the parent
 
     def _begin_at_zero(self) -> None:
         self._lock = threading.RLock()  # a signal handler may end a stream over its holder
@@ -200,17 +201,18 @@ class TotalsExporter(Exporter):
 
     def snapshot(self) -> Series:
         """Read every series at this moment; empty once the exporter is closed."""
-        if not self.active:
-            return {}
+        return self.share().shown() if self.active else {}
+
+    def share(self) -> Share:
+        """Read what this process adds to the totals of its program."""
+        longest: dict[Labels, float] = {}
         with self._lock:
             series = self._totals.copy() | self._user_totals.copy()
+            set_at = self._totals.set_times() | self._user_totals.set_times()
             running = [(run.labels, run.totals()) for run in self._runs.values()]
-            longest = series[metrics.LONGEST_CHUNK]
             for run in self._runs.values():
                 if run.longest_chunk is not None:
-                    before = longest.get(run.labels, 0.0)
-                    assert not isinstance(before, Histogram)
-                    longest[run.labels] = max(before, run.longest_chunk)
+                    longest[run.labels] = max(longest.get(run.labels, 0.0), run.longest_chunk)
         for position, gauge in enumerate(LIVE_GAUGES):
             sums = dict.fromkeys(series.get(metrics.ITEMS_PROCESSED, ()), 0.0)
             for labels, totals in running:
@@ -221,7 +223,7 @@ class TotalsExporter(Exporter):
         series[metrics.EXPORTER_DROPPED] = {(name,): each[0] for name, each in stats.items()}
         series[metrics.EXPORTER_ERRORS] = {(name,): each[1] for name, each in stats.items()}
         series[metrics.BUILD_INFO] = {(__version__, platform.python_version()): 1}
-        return series
+        return Share(series, set_at, longest)
 
     def _count_time(
         self,
@@ -250,12 +252,6 @@ class TotalsExporter(Exporter):
         self._totals.add(metrics.WORKER_BUSY, run.labels, busy_seconds)
         self._totals.add(metrics.WORKER_CPU, run.labels, cpu_seconds)
         self._totals.add(metrics.WORKER_AVAILABLE, run.labels, available)
-
-    def share(self) -> Share:
-        """Read what this process adds to the totals of its program."""
-        with self._lock:
-            set_at = self._totals.set_times() | self._user_totals.set_times()
-        return Share(self.snapshot(), set_at)
 
     def _add_user_totals(self, labels: Labels, context: HookContext) -> None:
         self._user_totals.add(labels, context.metadata)

@@ -7,9 +7,11 @@ ended, because a sum that falls is a restart to Prometheus, and counts as growth
 gauge                                  the program's value
 =====================================  ==========================================================
 sums over the executions in progress   the sum over the processes that run; the dead add 0
-set by an event, or by the function    the value that was set last, in whichever process: that
-                                       the last execution succeeded stays true when its process
-                                       ends
+set by an event, or by the function    the value that was set last, in whichever process, or
+                                       none if it was removed last: that the last execution
+                                       succeeded stays true when its process ends
+longest chunk                          that of the execution that ended last, in whichever
+                                       process, or of one in progress in a process that runs
 anything else (the longest hook)       the largest
 information                            of the processes that run
 =====================================  ==========================================================
@@ -17,9 +19,14 @@ information                            of the processes that run
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from amorsize.exporters.metrics import LABEL_LIMITS, METRICS, BoundedLabel, Kind, Metric
+from amorsize.exporters.metrics import (
+    LABEL_LIMITS,
+    LONGEST_CHUNK,
+    METRICS,
+    BoundedLabel,
+    Kind,
+    Metric,
+)
 from amorsize.exporters.series import Histogram, Labels, Share, Value
 from amorsize.exporters.totals import LIVE_GAUGES
 from amorsize.workers.user_metrics import MAX_NAMES
@@ -49,6 +56,7 @@ class Merger:
         self._limits = {label: BoundedLabel(limit) for label, limit in LABEL_LIMITS.items()}
         # By the names of the labels, then by their values: most rows have the same ones.
         self._bounded: dict[Labels, dict[Labels, Labels]] = {}
+        self._longest: dict[Labels, float] = {}
 
     def add(self, share: Share, *, is_running: bool = True) -> None:
         """Add a share.
@@ -62,25 +70,30 @@ class Merger:
                 continue
             name = metric.prometheus
             set_at = share.set_at.get(metric, {})
-            bounded = self._bounded.setdefault(metric.labels, {})
             for labels, value in series.items():
-                known = bounded.get(labels)
-                if known is None:
-                    known = bounded[labels] = self._bound(metric.labels, labels)
+                known = self._bound(metric.labels, labels)
                 if metric in LIVE_GAUGES:
                     self._sum(name, known, value if is_running else 0)
                 elif metric.kind is Kind.GAUGE:
-                    self._replace(name, known, value, set_at.get(labels))
+                    if labels not in set_at:
+                        self._keep_largest(self._values[name], known, value)
                 elif metric.kind is Kind.INFO:
                     self._values[name][known] = value
                 else:
                     self._sum(name, known, value)
+            for labels, time in set_at.items():
+                self._replace(name, self._bound(metric.labels, labels), series.get(labels), time)
+        if is_running:
+            for labels, seconds in share.longest.items():
+                known = self._bound(LONGEST_CHUNK.labels, labels)
+                self._longest[known] = max(self._longest.get(known, 0.0), seconds)
 
     def share(self) -> Share:
         """Return the sum."""
         return Share(
             {self._rows[name]: values for name, values in self._values.items()},
             {self._rows[name]: times for name, times in self._set_at.items()},
+            self._longest,
         )
 
     def _takes(self, metric: Metric) -> bool:
@@ -94,11 +107,15 @@ class Merger:
         # A user's own name may have another kind in another process.
         return (row.kind, row.labels, row.buckets) == (metric.kind, metric.labels, metric.buckets)
 
-    def _bound(self, names: Iterable[str], values: Labels) -> Labels:
-        return tuple(
-            self._limits[name](value) if name in self._limits else value
-            for name, value in zip(names, values, strict=True)
-        )
+    def _bound(self, names: Labels, values: Labels) -> Labels:
+        known = self._bounded.setdefault(names, {})
+        bounded = known.get(values)
+        if bounded is None:
+            bounded = known[values] = tuple(
+                self._limits[name](value) if name in self._limits else value
+                for name, value in zip(names, values, strict=True)
+            )
+        return bounded
 
     def _sum(self, name: str, labels: Labels, value: Value) -> None:
         values = self._values[name]
@@ -113,13 +130,18 @@ class Merger:
             assert not isinstance(before, Histogram)
             values[labels] = value + (before or 0)
 
-    def _replace(self, name: str, labels: Labels, value: Value, set_at: float | None) -> None:
-        values, times = self._values[name], self._set_at[name]
+    def _keep_largest(self, values: dict[Labels, Value], labels: Labels, value: Value) -> None:
         before = values.get(labels)
         assert not isinstance(value, Histogram)
         assert not isinstance(before, Histogram)
-        if set_at is not None:
-            if before is None or set_at >= times.get(labels, 0.0):
-                values[labels], times[labels] = value, set_at
-        elif before is None or value > before:
+        if before is None or value > before:
             values[labels] = value
+
+    def _replace(self, name: str, labels: Labels, value: Value | None, set_at: float) -> None:
+        values, times = self._values[name], self._set_at[name]
+        if set_at >= times.get(labels, 0.0):
+            times[labels] = set_at
+            if value is None:
+                values.pop(labels, None)
+            else:
+                values[labels] = value

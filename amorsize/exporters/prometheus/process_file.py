@@ -30,13 +30,15 @@ def encode(share: Share, **further: Any) -> bytes:
             "labels": metric.labels,
             "buckets": metric.buckets,
             "series": [
-                (labels, _plain(value), share.set_at.get(metric, {}).get(labels))
-                for labels, value in values.items()
+                (labels, _plain(values.get(labels)), set_at.get(labels))
+                for labels in dict.fromkeys((*values, *set_at))
             ],
         }
         for metric, values in share.series.items()
+        for set_at in (share.set_at.get(metric, {}),)
     ]
-    content = {"format": FORMAT, "metrics": metrics, **further}
+    longest = list(share.longest.items())
+    content = {"format": FORMAT, "metrics": metrics, "longest": longest, **further}
     return json.dumps(content, separators=(",", ":")).encode()
 
 
@@ -52,7 +54,7 @@ def decode(content: bytes) -> tuple[Share, Mapping[str, Any]]:
         read = json.loads(content)
         if read["format"] != FORMAT:
             raise ValueError(f"its format is {read['format']!r}, and this version reads {FORMAT}")
-        share = Share({}, {})
+        share = Share({}, {}, {tuple(labels): seconds for labels, seconds in read["longest"]})
         for each in read["metrics"]:
             metric = _row(each)
             if metric is not None:
@@ -83,7 +85,7 @@ def _row(described: Mapping[str, Any]) -> Metric | None:
     return known if same else None
 
 
-def _plain(value: Value) -> Any:
+def _plain(value: Value | None) -> Any:
     if not isinstance(value, Histogram):
         return value
     exemplars = [(bucket, *each) for bucket, each in (value.exemplars or {}).items()]
@@ -92,6 +94,8 @@ def _plain(value: Value) -> Any:
 
 def _values(series: Iterable[Any]) -> Iterable[tuple[tuple[str, ...], Value]]:
     for labels, value, _ in series:
+        if value is None:
+            continue  # it was removed
         if not isinstance(value, list):
             yield tuple(labels), value
             continue

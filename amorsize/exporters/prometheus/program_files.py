@@ -249,7 +249,7 @@ class ProgramFiles:
             raise FileNotFoundError
         if to_fold:
             self._fold(directory)
-        return merger.share().series
+        return merger.share().shown()
 
     def _read(self, path: Path) -> _File:
         """Read a file, or remember it.

@@ -72,6 +72,54 @@ def test_the_gauge_that_was_set_last_is_the_programs(metric: Metric, is_running:
     assert of(merged((last, is_running), (first, True)), metric) == 2
 
 
+def test_a_gauge_that_was_removed_last_is_absent() -> None:
+    """The last execution has none, so an older one of another process is not shown."""
+    row = metrics.MEASURED_SPEEDUP
+    totals = Totals()
+    totals.set(row, ("parse",), 3.0)
+    older = Share(totals.copy(), {row: {("parse",): 100.0}})
+    totals.set(row, ("parse",), None)
+    assert totals.set_times()[row][("parse",)] > 100.0
+    removed = decode(encode(Share(totals.copy(), {row: {("parse",): 101.0}})))[0]
+    newer = Share(older.series, {row: {("parse",): 102.0}})
+    for order in ([older, removed], [removed, older]):
+        assert merged(*((each, True) for each in order))[row] == {}
+        assert merged(*((each, False) for each in (*order, newer)))[row] == {("parse",): 3.0}
+
+
+def longest(last: float | None, in_progress: float | None, *, set_at: float) -> Share:
+    row = metrics.LONGEST_CHUNK
+    values: dict[tuple[str, ...], Value] = {} if last is None else {RUN: last}
+    series: Series = {row: values}
+    share = Share(series, {row: {RUN: set_at}} if values else {})
+    if in_progress is not None:
+        share.longest[RUN] = in_progress
+    return decode(encode(share))[0]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ((longest(9.0, None, set_at=1.0), True), (longest(2.0, None, set_at=2.0), True), 2.0),
+        ((longest(9.0, 3.0, set_at=1.0), True), (longest(2.0, None, set_at=2.0), True), 3.0),
+        ((longest(9.0, 3.0, set_at=1.0), False), (longest(2.0, None, set_at=2.0), True), 2.0),
+        ((longest(None, 3.0, set_at=1.0), True), (longest(None, 5.0, set_at=2.0), True), 5.0),
+        ((longest(None, 1.0, set_at=1.0), True), (longest(2.0, None, set_at=2.0), False), 2.0),
+    ],
+    ids=["the last", "in progress", "of a dead process", "two in progress", "the last is longer"],
+)
+def test_the_longest_chunk_is_of_the_last_execution_and_of_those_in_progress(
+    first: tuple[Share, bool], second: tuple[Share, bool], expected: float
+) -> None:
+    """In whichever processes they are."""
+    for order in ([first, second], [second, first]):
+        merger = Merger()
+        for each, is_running in order:
+            merger.add(each, is_running=is_running)
+        shown = merger.share().shown()[metrics.LONGEST_CHUNK]
+        assert shown == {RUN: expected}
+
+
 def test_the_longest_hook_is_that_of_all() -> None:
     """No event sets it: it is read from the managers."""
     metric = metrics.HOOK_LONGEST
@@ -198,10 +246,11 @@ def test_a_row_that_this_version_knows_otherwise_is_left_out() -> None:
         b"null",
         b"[]",
         b"{}",
-        b'{"format": 2, "metrics": []}',
-        b'{"format": 1}',
-        b'{"format": 1, "metrics": [{}]}',
-        b'{"format": 1, "metrics": [{"name": "x", "kind": "y"}]}',
+        b'{"format": 2, "metrics": [], "longest": []}',
+        b'{"format": 1, "longest": []}',
+        b'{"format": 1, "metrics": [], "longest": 1}',
+        b'{"format": 1, "metrics": [{}], "longest": []}',
+        b'{"format": 1, "metrics": [{"name": "x", "kind": "y"}], "longest": []}',
         b"\xff\xfe",
         encode(share(metrics.WORKER_DEATHS, 1))[:-9],
     ],

@@ -367,6 +367,31 @@ print(items())
     assert python(script, directory).split() == ["12.0", "12.0"]
 
 
+def test_calls_of_hooks_before_a_fork_count_once(directory: Path) -> None:
+    """A manager of the program's own remembers those of the parent in the child."""
+    script = f"""{FORKED}
+hooks = amorsize.HookManager()
+hooks.register(amorsize.HookEvent.POST_EXECUTE, print)
+def calls():
+    return sum(v for n, v in page().items() if n.startswith("amorsize_hook_calls") and "print" in n)
+
+sys.stdout = open(os.devnull, "w")
+exporter = amorsize.enable_prometheus(listen=False)
+for _ in range(3):
+    amorsize.execute(work, [1], executor="serial", hooks=hooks)
+counted = [calls()]
+if os.fork() == 0:
+    for _ in range(5):
+        amorsize.execute(work, [1], executor="serial", hooks=hooks)
+    os._exit(calls())
+counted.append(os.waitstatus_to_exitcode(os.wait()[1]))
+counted.append(calls())
+sys.__stdout__.write(json.dumps(counted))
+"""
+    script = script.replace("os._exit(calls())", "os._exit(int(calls()))")
+    assert python(script, directory) == "[3.0, 8, 8.0]"
+
+
 def test_a_forked_child_that_runs_nothing_leaves_no_trace(directory: Path) -> None:
     """Most do: a pool of the application's, a program that it starts."""
     script = f"""{FORKED}
