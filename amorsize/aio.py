@@ -153,7 +153,7 @@ def astream(
     name: str | None = None,
     verbose: bool = False,
 ) -> AsyncGenerator[R, None]:
-    """Do what :func:`amorsize.stream` does, as an asynchronous generator.
+    """Do what :func:`amorsize.stream` does, as an asynchronous generator with bounded memory.
 
     Closing the generator, leaving its loop by an exception, or cancelling the task cancels the
     run. To leave the loop by ``break`` and have the run end there and then, close it:

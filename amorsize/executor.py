@@ -86,11 +86,13 @@ def execute(
     Args:
         func: called with one item. Lambdas, closures and functions of ``__main__`` work in
             every mode; no main guard is needed.
-        data: any iterable; a generator is drawn from as work proceeds.
+        data: any iterable; a generator is drawn from as work proceeds, and few of its items
+            are held at a time.
         hooks: notified of every event, beside the default manager. Hooks are called from the
             calling thread, one at a time.
         n_jobs: workers; None to choose.
-        chunksize: items per chunk; None to choose, and to correct while running.
+        chunksize: items per chunk, whatever they weigh; None to choose, by what calls take and
+            items and results weigh, and to correct while running.
         executor: ``"serial"``, ``"thread"``, ``"process"``; ``"dask"`` (the current client) or a
             Dask client; any ``concurrent.futures.Executor``, which is never shut down; None to
             choose. Only with None are the first items run in this process, to measure them;

@@ -42,8 +42,9 @@ def stream(
 
     The run is driven by a thread of its own, which also draws the input and calls the hooks (with
     the caller's context variables), so that events flow while the consumer does something else.
-    A few chunks per worker are in flight or waiting to be consumed; a slow consumer slows the run
-    down. Closing the generator, or dropping it, cancels the run.
+    A few chunks per worker are in flight or waiting to be consumed, 128 MB of items and results in
+    all, or one item per worker where those are heavier; a slow consumer slows the run down. Closing
+    the generator, or dropping it, cancels the run.
 
     Args:
         ordered: yield in input order; False to yield results as chunks complete.

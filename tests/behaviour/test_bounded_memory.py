@@ -14,7 +14,10 @@ import pytest
 from modes import EXTERNAL_MODES, MODES, Mode
 
 import amorsize
-from amorsize.planning.chunk_sizes import CHUNK_BYTES, HELD_BYTES
+from amorsize import HookEvent, HookManager
+from amorsize.planning.chunk_sizes import CHUNK_BYTES, HELD_BYTES, SENT_CHUNK_BYTES
+from amorsize.running.input import STRIDE_ITEMS
+from amorsize.testing import RecordingHook, assert_contract
 
 MB = 1_000_000
 MOST_BYTES = HELD_BYTES + 2 * CHUNK_BYTES
@@ -200,23 +203,33 @@ def test_items_heavier_than_all_bounds_pass_one_by_one(
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("light", [0, 5000])
 def test_results_of_light_items_are_bounded(
-    tmp_path: Path, mode: str, light: int, ordered: bool
+    tmp_path: Path,
+    hooks: HookManager,
+    recorder: RecordingHook,
+    mode: str,
+    light: int,
+    ordered: bool,
 ) -> None:
-    """From the first one on, or where they turn heavy in the middle of a chunk."""
+    """From the first one on, or where they turn heavy in the middle of a chunk, which then ends."""
     noting = Noting(tmp_path / "made")
     sizes = [10] * light + [MB] * ENOUGH
     eaten = most_ahead = 0
-    results = amorsize.stream(noting, iter(sizes), executor=mode, n_jobs=2, ordered=ordered)
+    results = amorsize.stream(
+        noting, iter(sizes), executor=mode, n_jobs=2, ordered=ordered, hooks=hooks
+    )
+    came = []
     for taken, result in enumerate(results, 1):
+        came.append(len(result))
         eaten += len(result) if len(result) >= MB else 0
         if taken in (1, light - 3000, light - 10, light + 50):
             wait_while_it_grows(noting.noted_bytes)
         most_ahead = max(most_ahead, noting.noted_bytes() - eaten)
-    assert eaten == ENOUGH * MB
+    assert came == sizes if ordered else sorted(came) == sizes
     assert 0 < most_ahead <= MOST_BYTES
+    assert_contract(recorder.contexts)
 
 
-@everywhere
+@pytest.mark.parametrize("external", ["thread-pool", "fork-pool", "dask"], indirect=True)
 @pytest.mark.filterwarnings("ignore:Sending large graph")  # Dask's own, of tasks of 10 MB
 def test_results_of_executors_of_others_are_bounded(tmp_path: Path, external: Mode) -> None:
     """Their chunks end early as well."""
@@ -232,3 +245,130 @@ def test_results_of_executors_of_others_are_bounded(tmp_path: Path, external: Mo
         most_ahead = max(most_ahead, noting.noted_bytes() - eaten)
     assert eaten == ENOUGH * MB
     assert 0 < most_ahead <= MOST_BYTES
+
+
+def fail_on_some(size: int) -> bytes:
+    if size % 7 == 3:
+        raise ValueError(size)
+    return b"x" * size
+
+
+def test_failures_stay_in_their_place_where_chunks_end_early(
+    mode: str, hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """An index is that of the item, whatever its chunk was when it was planned."""
+    sizes = [10 + number % 2 for number in range(3000)] + [MB + number for number in range(100)]
+    results = list(
+        amorsize.stream(
+            fail_on_some, iter(sizes), executor=mode, return_exceptions=True, hooks=hooks
+        )
+    )
+    assert len(results) == len(sizes)
+    for size, result in zip(sizes, results, strict=True):
+        if size % 7 == 3:
+            assert (type(result), result.args) == (ValueError, (size,))
+        else:
+            assert len(result) == size
+    assert_contract(recorder.contexts)
+
+
+class Killing(Noting):
+    """Ends its process at the first of two hundred heavy results, the first time."""
+
+    def __call__(self, size: int) -> bytes:
+        fatal = self.path.with_suffix(".fatal")
+        if size == MB + 1 and not fatal.exists():
+            fatal.touch()
+            os._exit(3)
+        return super().__call__(size)
+
+
+def test_chunks_that_end_early_and_chunks_of_a_dead_worker_cover_the_input(
+    tmp_path: Path, hooks: HookManager, recorder: RecordingHook
+) -> None:
+    """Both are handed out again, in part."""
+    sizes = [10] * 3000 + [MB] * 40 + [MB + 1] + [MB] * 100
+    results = amorsize.stream(
+        Killing(tmp_path / "made"),
+        iter(sizes),
+        executor="process",
+        n_jobs=2,
+        return_exceptions=True,
+        hooks=hooks,
+    )
+    assert [len(result) for result in results] == sizes
+    assert_contract(recorder.contexts)
+
+
+# --- execute() ----
+
+
+class Lazy:
+    """A collection whose items are made as they are drawn."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source.sizes)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.source)
+
+
+class Eating:
+    """Takes an item, and notes in a file that it has."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+
+    def __call__(self, item: bytes) -> int:
+        if len(item) >= MB:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+            os.write(descriptor, b".")
+            os.close(descriptor)
+        return len(item)
+
+
+@pytest.mark.parametrize("light", [0, 3000])
+@pytest.mark.parametrize("sized", [True, False])
+def test_items_that_are_made_as_they_are_drawn_are_bounded_in_execute(
+    tmp_path: Path, mode: str, sized: bool, light: int
+) -> None:
+    """With a length or without one: few are drawn ahead of the calls."""
+    eating = Eating(tmp_path / "eaten")
+    source = Source([10] * light + [MB] * ENOUGH)
+    ahead = []
+
+    def made() -> Iterator[bytes]:
+        for item in source:
+            source.eaten = light + eating.path.stat().st_size
+            ahead.append(source.bytes_ahead() if source.drawn > source.eaten else 0)
+            yield item
+
+    class Sized(Lazy):
+        def __iter__(self) -> Iterator[bytes]:
+            return made()
+
+    data = Sized(source) if sized else made()
+    results = amorsize.execute(eating, data, executor=mode, n_jobs=2)
+    assert results == source.sizes
+    assert 0 < max(ahead) <= MOST_BYTES
+
+
+@pytest.mark.parametrize("light", [0, 3000])
+@pytest.mark.parametrize("heavy", ["items and results", "results"])
+def test_what_is_sent_to_processes_goes_in_small_chunks(
+    hooks: HookManager, recorder: RecordingHook, heavy: str, light: int
+) -> None:
+    """Also where the input is in memory, and all results stay there."""
+    sizes = [10] * light + [MB] * 200
+    data: list[Any] = sizes if heavy == "results" else [make(size) for size in sizes]
+    func: Callable[[Any], Any] = make if heavy == "results" else same
+    results = amorsize.execute(func, data, executor="process", n_jobs=2, hooks=hooks)
+    assert [len(result) for result in results] == sizes
+    most = max(each.results_size_bytes or 0 for each in recorder.of(HookEvent.ON_CHUNK_COMPLETE))
+    # Where light ones come first, one of so many is looked at.
+    assert MB < most < SENT_CHUNK_BYTES + (STRIDE_ITEMS + 1) * MB if light else SENT_CHUNK_BYTES
+    assert_contract(recorder.contexts)
