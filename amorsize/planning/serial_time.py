@@ -1,14 +1,19 @@
 """What a serial run would have taken, by what a run has shown: arithmetic only, no clock.
 
-The time of a call in a worker is not the time that it takes alone: beside others it waits for a
-CPU and for the GIL. So each chunk says between which bounds the serial time of its calls lies::
+A call in a worker takes longer than it does alone: it waits for a CPU, and for the GIL. How much of
+its time the workers of the run have cost each other is known within bounds::
 
-    at most   its time, less that in which its thread stood ready without a CPU
-    at least  its CPU time; and the most, less the CPU time that others of its process had in it:
-              so long they may have held the GIL, or worked for the call (threads, child processes)
+    at most   the time of the calls, less what they waited for a CPU because of each other
+    at least  their CPU time, and what they waited for a CPU because of other programs; and the
+              most, less the CPU time that others of their process had meanwhile: so long these may
+              have held the GIL, or worked for the call (threads, child processes)
 
-Where the bounds of a run are as good as one, their middle is the serial time: of processes, and of
-threads that wait. Where they are far apart, what is known of the function's calls alone decides
+Beside ``n - 1`` others, on ``m`` cores that are shared fairly, a thread that has a CPU for a second
+waits for one for ``(n - 1) / m`` seconds because of them. What it waits beyond that is due to other
+programs, and a serial run would have waited for them, too.
+
+Where the bounds are as good as one, their middle is the serial time: of processes, and of threads
+that hardly compute. Where they are far apart, what is known of the function's calls alone decides
 between them: of one that computes, serial time is CPU time; of one that waits, CPU time and the
 waits that were measured. Else it is not known.
 
@@ -35,19 +40,28 @@ class SerialTime(Record):
     """The serial time of the calls of a run, as far as it is known.
 
     Attributes:
-        items: items of the chunks.
-        seconds: time of the chunks.
-        at_least, at_most: bounds of the serial time.
-        cpu_seconds: CPU time of the threads that called.
-        counted: whether the CPU time of every chunk is known.
+        alone_items, alone_seconds: calls beside which no other worker was at work.
+        items, seconds: all others.
+        uncounted_seconds: that of them whose CPU time is not known, or that did not end.
+        cpu_seconds, alone_cpu_seconds: CPU time of the threads that called.
+        queued_seconds: for how long these waited for a CPU.
+        crowded_seconds: for how long they may have done so because of each other.
+        helped_seconds: for how long others of their processes may have worked for them, or have
+            held the GIL.
+        queue_known: whether it is known for how long they waited for a CPU.
     """
 
+    alone_items: int = 0
+    alone_seconds: float = 0.0
     items: int = 0
     seconds: float = 0.0
-    at_least: float = 0.0
-    at_most: float = 0.0
+    uncounted_seconds: float = 0.0
     cpu_seconds: float = 0.0
-    counted: bool = True
+    alone_cpu_seconds: float = 0.0
+    queued_seconds: float = 0.0
+    crowded_seconds: float = 0.0
+    helped_seconds: float = 0.0
+    queue_known: bool = True
 
     def add(
         self,
@@ -55,8 +69,9 @@ class SerialTime(Record):
         seconds: float,
         cpu: CpuTime | None,
         *,
-        alone: bool = False,
-        crowd: float = 1.0,
+        workers: int = 1,
+        cores: int = 1,
+        threads: bool = False,
     ) -> None:
         """Add a chunk.
 
@@ -64,35 +79,36 @@ class SerialTime(Record):
             items: its items.
             seconds: the time of its calls.
             cpu: their CPU time; None where it was not measured.
-            alone: whether no other worker of the run was at work: its time is serial time.
-            crowd: workers per core: so many times as long as its CPU time a thread or a process
-                that works for a call may take.
+            workers: how many share the cores with it, itself included; 1 where it was alone.
+            cores: how many they share.
+            threads: whether the workers are threads of one process.
         """
+        own = 0.0 if cpu is None else min(cpu.seconds, seconds)
+        if workers == 1:
+            self.alone_items += items
+            self.alone_seconds += seconds
+            self.alone_cpu_seconds += own
+            return
         self.items += items
         self.seconds += seconds
         if cpu is None:
-            self.counted = self.counted and (alone or not seconds)
-            self.at_most += seconds
-            self.at_least += seconds if alone else 0.0
+            self.uncounted_seconds += seconds
             return
-        own = min(cpu.seconds, seconds)
         self.cpu_seconds += own
-        if alone:
-            self.at_least += seconds
-            self.at_most += seconds
-            return
-        # Outside of worker processes all that competes is of the same process.
-        queued = cpu.queued_seconds or 0.0
-        most = max(own, seconds - queued)
-        helped = crowd * (cpu.other_seconds + cpu.children_seconds)
-        self.at_most += most
-        self.at_least += max(own, most - helped) if cpu.queued_seconds is not None else own
+        self.crowded_seconds += own * (workers - 1) / cores
+        # Others of a worker process may be in the queue as often as it is; those of this process
+        # are the other workers.
+        crowd = 1.0 if threads else max(1.0, workers / cores)
+        self.helped_seconds += crowd * (cpu.other_seconds + cpu.children_seconds)
+        if cpu.queued_seconds is None:
+            self.queue_known = False
+        else:
+            self.queued_seconds += cpu.queued_seconds
 
     def add_unfinished(self, seconds: float) -> None:
         """Add time in calls that did not end, of which nothing else is known."""
         self.seconds += seconds
-        self.at_most += seconds
-        self.counted = False
+        self.uncounted_seconds += seconds
 
     def speedup(
         self,
@@ -100,7 +116,7 @@ class SerialTime(Record):
         *,
         input_seconds: float = 0.0,
         known: Workload | None = None,
-        cores: float | None = None,
+        capacity: float | None = None,
     ) -> float | None:
         """Return how many times as long a serial run would have taken; None where it is not known.
 
@@ -108,26 +124,39 @@ class SerialTime(Record):
             elapsed: seconds that the run took.
             input_seconds: time of drawing its items from the input.
             known: what a call is like alone; None where that was never measured.
-            cores: how much computing the machine can do at once; None where that is not known.
+            capacity: how much computing the machine can do at once, in cores; None where that is
+                not known.
         """
         calls = self._calls(known)
-        if calls is None or elapsed <= 0 or self.items == 0:
+        if calls is None or elapsed <= 0 or self.items + self.alone_items == 0:
             return None
-        if cores is not None:
+        if capacity is not None:
             # CPU time that hyperthreads had to share counts for less alone.
-            calls -= max(0.0, self.cpu_seconds - cores * elapsed)
+            calls -= max(0.0, self.all_cpu_seconds - capacity * elapsed)
         return (calls + input_seconds) / elapsed
 
+    @property
+    def all_cpu_seconds(self) -> float:
+        """CPU time of the threads that called, alone or not."""
+        return self.cpu_seconds + self.alone_cpu_seconds
+
     def _calls(self, known: Workload | None) -> float | None:
-        least, most = self.at_least, self.at_most
-        if least >= CLOSE * most:
-            return (least + most) / 2
-        if known is None or known.parallel_inside or not self.counted:
+        mutual = min(self.queued_seconds, self.crowded_seconds)
+        most = max(self.cpu_seconds, self.seconds - mutual)
+        least = computing = self.cpu_seconds
+        if self.queue_known:
+            computing += self.queued_seconds - mutual
+            least = max(computing, most - self.uncounted_seconds - self.helped_seconds)
+        computing, least = min(computing, most), min(least, most)
+        alone = self.alone_seconds
+        if alone + least >= CLOSE * (alone + most):
+            return alone + (least + most) / 2
+        if known is None or known.parallel_inside or self.uncounted_seconds > 0:
             return None
-        calls = self.cpu_seconds
+        calls = computing
         if known.waits:
             each = sorted((self.cpu_seconds / max(1, self.items), known.cpu_seconds))
             if each[1] > ALIKE * each[0]:
                 return None
             calls += self.items * known.wait_seconds
-        return min(max(calls, least), most)
+        return alone + min(max(calls, least), most)

@@ -492,7 +492,7 @@ class Run:
         has_room = plan is not None and plan.size > 0
         if plan is not None and not has_room:
             # Workers that idle for their consumer say nothing of the speed of the run.
-            self._held_back |= len(self._in_flight) < plan.choice.n_jobs
+            self._held_back |= self._seen.streams and len(self._in_flight) < plan.choice.n_jobs
         if retries:
             # Where nothing else can come, the consumer may be waiting for just these items.
             waits = not self._in_flight and self._sink.is_empty()

@@ -101,7 +101,7 @@ class Reporter:
         self._spent = Spent()
         self._returned_seconds = 0.0
         self._serial_time = SerialTime()
-        self._workers_per_core = 1.0
+        self._cores = 1
         self._all_local = True
         self._results_bytes = 0
         self._decided: dict[str, Any] = {}
@@ -374,7 +374,10 @@ class Reporter:
         # A serial run would not have made the same calls where this one did not make all of them.
         if status == "ok" and not held_up:
             speedup = self._serial_time.speedup(
-                elapsed, input_seconds=input_seconds, known=known, cores=self._cores(elapsed)
+                elapsed,
+                input_seconds=input_seconds,
+                known=known,
+                capacity=self._capacity(elapsed),
             )
             if speedup is not None:
                 metadata["measured_speedup"] = speedup
@@ -423,19 +426,25 @@ class Reporter:
     def _add_serial_time(self, outcome: ChunkOutcome, cpu: CpuTime | None, alone: bool) -> None:
         local = outcome.hostname in (HOSTNAME, "")
         self._all_local = self._all_local and local
-        # In this process, what competes is counted; elsewhere, cores are the cluster's affair.
-        crowd = 1.0 if outcome.pid == os.getpid() or not local else self._workers_per_core
-        self._serial_time.add(outcome.size, outcome.duration, cpu, alone=alone, crowd=crowd)
+        workers = 1 if alone else max(2, self.n_jobs)
+        self._serial_time.add(
+            outcome.size,
+            outcome.duration,
+            cpu,
+            workers=workers,
+            cores=self._cores if local else workers,  # the cores of others are not known here
+            threads=outcome.pid == os.getpid() and local,
+        )
 
     def _note_workers(self) -> None:
         if self.n_jobs > 1:
             from amorsize.planning.machine import read_system
 
-            self._workers_per_core = max(1.0, self.n_jobs / read_system(memory=False).usable_cores)
+            self._cores = read_system(memory=False).usable_cores
 
-    def _cores(self, elapsed: float) -> float | None:
-        """Return how much computing this machine can do at once, where that could matter."""
-        if not self._all_local or self._serial_time.cpu_seconds <= elapsed:
+    def _capacity(self, elapsed: float) -> float | None:
+        """Return how much computing this machine can do at once, in cores, where it matters."""
+        if not self._all_local or self._serial_time.all_cpu_seconds <= elapsed:
             return None
         from amorsize.planning.cost import effective_cores
         from amorsize.planning.machine import read_system

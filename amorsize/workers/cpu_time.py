@@ -31,9 +31,8 @@ class CpuTime(Record):
         seconds: CPU time of the thread that called.
         other_seconds: CPU time of the other threads of its process meanwhile.
         children_seconds: CPU time of child processes that ended in the calls.
-        queued_seconds: for how long the thread of a worker process was ready to run, but had no
-            CPU; None where the system does not count that. It is 0 in the program itself, where
-            the threads that compete are the others of the process.
+        queued_seconds: for how long the thread was ready to run, but had no CPU; None where the
+            system does not count that.
     """
 
     seconds: float
@@ -116,7 +115,7 @@ def unfinished(item_slots: ItemSlots, pid: int, thread_id: int) -> Unfinished | 
 
 
 def _read() -> Reading:
-    return time.thread_time(), time.process_time(), 0.0, 0.0
+    return time.thread_time(), time.process_time(), 0.0, _queue_clock().read(RARELY_SECONDS)
 
 
 def _read_in_worker() -> Reading:
@@ -128,6 +127,10 @@ def _read_children() -> float:
     return times.children_user + times.children_system
 
 
+RARELY_SECONDS = 0.05
+"""Reading a file lets go of the GIL: among threads that compute, it takes long to get it back."""
+
+
 class _QueueClock:
     """Reads how long this thread has stood in the queue for a CPU.
 
@@ -136,18 +139,27 @@ class _QueueClock:
 
     def __init__(self) -> None:
         self._descriptor: int | None = None
+        self._read_at = float("-inf")
+        self._last: float | None = None
         try:
             self._descriptor = os.open("/proc/thread-self/schedstat", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             pass
 
-    def read(self) -> float | None:
+    def read(self, every: float = 0.0) -> float | None:
+        """Read it, or return what was read less than so many seconds ago."""
         if self._descriptor is None:
             return None
+        if every:
+            now = time.perf_counter()
+            if now - self._read_at < every:
+                return self._last
+            self._read_at = now
         try:
-            return int(os.pread(self._descriptor, 128, 0).split()[1]) * 1e-9
+            self._last = int(os.pread(self._descriptor, 128, 0).split()[1]) * 1e-9
         except (OSError, ValueError, IndexError):
-            return None
+            self._last = None
+        return self._last
 
     def __del__(self) -> None:
         if self._descriptor is not None:

@@ -17,37 +17,40 @@ PARALLEL = COMPUTES._replace(inner_parallelism=2.0)
 
 
 def shown(*chunks: tuple[float, CpuTime | None], **others: Any) -> SerialTime:
-    """A run that has shown these chunks, of one item each."""
+    """A run that has shown these chunks, of one item each: on eight workers and two cores."""
     times = SerialTime()
     for seconds, cpu in chunks:
-        times.add(1, seconds, cpu, **others)
+        times.add(1, seconds, cpu, **{"workers": 8, "cores": 2} | others)
     return times
 
 
-def queued(cpu: float, waiting: float, **others: Any) -> CpuTime:
-    """In a worker process."""
-    return CpuTime(cpu, queued_seconds=waiting, **others)
+def had(cpu: float, queued: float | None = 0.0, **others: Any) -> CpuTime:
+    """Seconds on a CPU, and in the queue for one."""
+    return CpuTime(cpu, queued_seconds=queued, **others)
 
 
 @pytest.mark.parametrize(
     ("times", "elapsed", "speedup"),
     [
         # Eight processes that compute on two cores are in the queue for three quarters.
-        (shown(*[(8.0, queued(2.0, 6.0))] * 8, crowd=4.0), 8.0, 2.0),
-        (shown(*[(8.0, queued(0.0, 0.1))] * 8, crowd=4.0), 8.0, 7.9),
-        (shown(*[(4.0, queued(1.0, 2.0))] * 8), 8.0, 2.0),
+        (shown(*[(8.0, had(2.0, 6.0))] * 8), 8.0, 2.0),
+        (shown(*[(8.0, had(0.0, 0.1))] * 8), 8.0, 8.0),
+        (shown(*[(4.0, had(1.0, 2.0))] * 8), 8.0, 2.0),
+        # Two of them, beside four other programs: each has a third of a core, alone it had two
+        # fifths.
+        (shown(*[(6.0, had(2.0, 4.0))] * 2, workers=2), 6.0, 10 / 6),
         # Threads that wait, and hardly compute.
-        (shown(*[(1.0, CpuTime(0.01, other_seconds=0.1, queued_seconds=0.0))] * 8), 1.0, 7.6),
+        (shown(*[(1.0, had(0.01, other_seconds=0.1))] * 8, threads=True), 1.0, 7.6),
         # One after the other there is nothing to compete with, whatever else the process does.
-        (shown(*[(1.0, CpuTime(0.2, other_seconds=3.0))] * 8, alone=True), 8.4, 8 / 8.4),
-        (shown(*[(1.0, None)] * 8, alone=True), 10.0, 0.8),
+        (shown(*[(1.0, had(0.2, other_seconds=3.0))] * 8, workers=1), 8.4, 8 / 8.4),
+        (shown(*[(1.0, None)] * 8, workers=1), 10.0, 0.8),
     ],
-    ids=["computes", "waits", "both", "threads", "alone", "alone and not counted"],
+    ids=["computes", "waits", "both", "busy machine", "threads", "alone", "alone, not counted"],
 )
 def test_bounds_that_are_close_need_no_knowledge(
     times: SerialTime, elapsed: float, speedup: float
 ) -> None:
-    """The time of the calls, less that in which they had to wait for others."""
+    """The time of the calls, less that in which they had to wait for each other."""
     assert times.speedup(elapsed) == pytest.approx(speedup)
     assert times.speedup(elapsed, known=PARALLEL) == pytest.approx(speedup)
 
@@ -56,12 +59,12 @@ def test_bounds_that_are_close_need_no_knowledge(
     "times",
     [
         # Threads under the GIL, or without it: both look like this.
-        shown(*[(8.0, CpuTime(1.0, other_seconds=7.0, queued_seconds=0.0))] * 8),
+        shown(*[(8.0, had(1.0, other_seconds=7.0))] * 8, threads=True),
         # Threads or processes work for the call, and may be in the queue for it.
-        shown(*[(8.0, queued(0.0, 0.0, other_seconds=2.0))] * 8, crowd=4.0),
-        shown(*[(8.0, queued(0.0, 0.0, children_seconds=2.0))] * 8, crowd=4.0),
+        shown(*[(8.0, had(0.0, other_seconds=2.0))] * 8),
+        shown(*[(8.0, had(0.0, children_seconds=2.0))] * 8),
         # The system does not say how long they were in the queue.
-        shown(*[(8.0, CpuTime(2.0))] * 8),
+        shown(*[(8.0, had(2.0, None))] * 8),
         shown(*[(8.0, None)] * 8),
         SerialTime(),
     ],
@@ -73,7 +76,7 @@ def test_else_it_is_not_known(times: SerialTime) -> None:
     assert times.speedup(8.0, known=PARALLEL) is None
 
 
-THREADS = shown(*[(8.0, CpuTime(1.0, other_seconds=7.0, queued_seconds=0.0))] * 8)
+THREADS = shown(*[(8.0, had(1.0, other_seconds=7.0))] * 8, threads=True)
 
 
 @pytest.mark.parametrize("known", [COMPUTES, RELEASES])
@@ -85,7 +88,7 @@ def test_calls_that_compute_take_their_cpu_time(known: Workload) -> None:
 
 def test_calls_that_wait_take_the_waits_that_were_measured_as_well() -> None:
     """Where they are the same calls, which their CPU time shows."""
-    mixed = shown(*[(0.4, CpuTime(0.02, other_seconds=0.3, queued_seconds=0.0))] * 100)
+    mixed = shown(*[(0.4, had(0.02, other_seconds=0.3))] * 100, threads=True)
     assert mixed.speedup(2.0, known=WAITS) == pytest.approx(5.0)
     others = WAITS._replace(cpu_seconds=0.02 * ALIKE * 1.01)
     assert mixed.speedup(2.0, known=others) is None
@@ -94,27 +97,30 @@ def test_calls_that_wait_take_the_waits_that_were_measured_as_well() -> None:
     assert mixed.speedup(2.0, known=longer) == pytest.approx(20.0)
     shorter = WAITS._replace(wait_seconds=1e-6)
     assert mixed.speedup(2.0, known=shorter) == pytest.approx(5.0)
+    # The first items are told apart: their waits are in their time.
+    mixed.add(5, 0.5, had(0.1), workers=1)
+    assert mixed.speedup(2.1, known=WAITS) == pytest.approx(5.0)
 
 
 def test_hyperthreads_that_share_a_core_compute_no_more_than_it_can() -> None:
     """CPU time is then longer than alone."""
-    times = shown(*[(4.0, queued(4.0, 0.0))] * 2)
+    times = shown(*[(4.0, had(4.0))] * 2)
     assert times.speedup(4.0) == pytest.approx(2.0)
-    assert times.speedup(4.0, cores=1.3) == pytest.approx(1.3)
-    assert times.speedup(4.0, cores=2.0) == pytest.approx(2.0)
-    waits = shown(*[(4.0, queued(0.1, 0.0))] * 20)
-    assert waits.speedup(4.0, cores=1.3) == pytest.approx(20 - 0.175, rel=0.01)
+    assert times.speedup(4.0, capacity=1.3) == pytest.approx(1.3)
+    assert times.speedup(4.0, capacity=2.0) == pytest.approx(2.0)
+    waits = shown(*[(4.0, had(0.1))] * 20)
+    assert waits.speedup(4.0, capacity=1.3) == pytest.approx(20.0)
 
 
 def test_a_serial_run_draws_its_input_too() -> None:
     """One item after the other: that takes as long for it."""
-    times = shown(*[(1.0, queued(1.0, 0.0))] * 4)
+    times = shown(*[(1.0, had(1.0))] * 4)
     assert times.speedup(4.0, input_seconds=2.0) == pytest.approx(1.5)
 
 
 def test_calls_that_did_not_end_widen_the_bounds() -> None:
     """A few change little; where they are most of the time, nothing is known."""
-    times = shown(*[(1.0, queued(1.0, 0.0))] * 4)
+    times = shown(*[(1.0, had(1.0))] * 4)
     times.add_unfinished(0.5)
     assert times.speedup(2.0) == pytest.approx(2.125)
     times.add_unfinished(4 / CLOSE - 4)
@@ -124,6 +130,5 @@ def test_calls_that_did_not_end_widen_the_bounds() -> None:
 
 def test_what_took_no_time_is_counted() -> None:
     """The item of a dead worker, which is reported on its own."""
-    times = shown((1.0, CpuTime(0.2, other_seconds=0.8, queued_seconds=0.0)), (0.0, None))
-    assert times.counted
+    times = shown((1.0, had(0.2, other_seconds=0.8)), (0.0, None), threads=True)
     assert times.speedup(1.0, known=COMPUTES) == pytest.approx(0.2)

@@ -131,9 +131,26 @@ def test_a_queue_that_cannot_be_read_is_not_known(
     assert collected(abs, 1)[1].queued_seconds is None
 
 
-def test_the_program_itself_has_no_queue_but_its_own_threads() -> None:
-    """Its threads compete with each other."""
-    assert collected(abs, 1)[1].queued_seconds == 0.0
+def test_threads_of_the_program_read_it_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading a file lets go of the GIL."""
+    vars(cpu_time._here).clear()
+    reads: list[int] = []
+
+    def pread(descriptor: int, *_: int) -> bytes:
+        reads.append(descriptor)
+        return b"0 %d 0" % (len(reads) * 10**9)
+
+    now = [0.0]
+    monkeypatch.setattr(os, "pread", pread)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    collector = CpuTimeCollector()
+    for at in (0.0, 0.01, cpu_time.RARELY_SECONDS):
+        collector.enter()
+        now[0] = at
+        collector.leave()
+    assert len(reads) == (2 if sys.platform == "linux" else 0)
+    expected = 1.0 if sys.platform == "linux" else None
+    assert CpuTime(*collector.take()).queued_seconds == expected
 
 
 def test_calls_between_which_a_collector_pauses_are_added_up() -> None:
