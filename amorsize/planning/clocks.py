@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -85,12 +86,17 @@ class ThreadClocks:
         native_id: as ``threading.get_native_id()`` gives it.
     """
 
-    __slots__ = ("_before", "_clock", "_path")
+    __slots__ = ("_before", "_clock", "_file", "_native_id")
 
     def __init__(self, clock: int, native_id: int) -> None:
         self._clock = clock
-        self._path = f"/proc/self/task/{native_id}/schedstat"
+        self._native_id = native_id
+        self._file: int | None = None
         self._before: float | None = None
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
 
     @classmethod
     def of_this_thread(cls) -> ThreadClocks | None:
@@ -101,9 +107,17 @@ class ThreadClocks:
             return None
         return cls(clock, threading.get_native_id())
 
-    def begin(self) -> None:
-        """Count from now on."""
-        self._before = self._read_queued()
+    def begin(self) -> float | None:
+        """Count from now on; return what was counted before, as :meth:`queued` does."""
+        if self._file is None:  # it stays open: that takes ten times as long as reading it
+            try:
+                path = f"/proc/self/task/{self._native_id}/schedstat"
+                self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return None
+        before, now = self._before, self._read_queued()
+        self._before = now
+        return None if before is None or now is None else max(0.0, now - before)
 
     def cpu(self) -> float:
         """CPU seconds that the thread has had so far."""
@@ -119,8 +133,9 @@ class ThreadClocks:
         return max(0.0, now - self._before)
 
     def _read_queued(self) -> float | None:
+        if self._file is None:
+            return None
         try:
-            with open(self._path, "rb") as file:
-                return int(file.read().split()[1]) * 1e-9  # proc(5), scheduler statistics
+            return int(os.pread(self._file, 128, 0).split()[1]) * 1e-9  # proc(5), scheduler
         except (OSError, ValueError, IndexError):
             return None

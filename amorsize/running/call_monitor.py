@@ -34,7 +34,10 @@ class CallMonitor:
         self._settled = False
         self._spent = 0.0
         self._looked = 0.0
-        self.begin = clocks.begin
+
+    def begin(self) -> None:
+        """Get ready, in the thread that calls."""
+        self._clocks.begin()
 
     def __call__(self, probe: GilProbe) -> float | None:
         """Look; return in how many seconds to do so again, or None."""
@@ -92,7 +95,9 @@ class CallMonitor:
         """Say what is known in the middle of a call; None where none is in progress."""
         cpu, process_cpu = self._clocks.cpu(), time.process_time()
         measurement = self._measurement
-        sample = measurement.first.so_far(time.perf_counter(), cpu, process_cpu)
+        sample = measurement.first.so_far(
+            time.perf_counter(), cpu, process_cpu, self._clocks.queued()
+        )
         if sample is None or (share := probe.share()) is None:
             return None
         sample.gil_share = share
@@ -108,7 +113,6 @@ class CallMonitor:
             self._correct(sample, self._spent, self._looked)
 
     def _correct(self, sample: Sample, spent: float, looked: float) -> None:
-        sample.queued_seconds = self._clocks.queued()
         sample.looks_seconds = looked
         ours = max(0.0, sample.process_cpu_seconds - sample.cpu_seconds)
         sample.process_cpu_seconds -= min(ours, spent)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import Any
 
+    from amorsize.planning.clocks import ThreadClocks
     from amorsize.planning.gil_probe import Look
     from amorsize.workers.collectors import ChunkCollector
 
@@ -70,6 +71,7 @@ class FirstItems:
             run raises it once its events are emitted.
         sample: what the calls cost.
         draw: takes items from the input.
+        thread: the clocks of the thread that calls; None where there are none.
         item_type: the type of the first item, once they are released.
 
     Nothing that the function or the input raises leaves the methods.
@@ -112,6 +114,7 @@ class FirstItems:
         self._raised_at: float | None = None
         self._peak_bytes = 0
         self._gil: GilProbe | None = None
+        self.thread: ThreadClocks | None = None
         self._closed = False
         self._taking = Lock()
 
@@ -228,13 +231,16 @@ class FirstItems:
             asked_together=sample.asked_together,
         )
 
-    def so_far(self, wall: float, cpu: float, process_cpu: float) -> Sample | None:
+    def so_far(
+        self, wall: float, cpu: float, process_cpu: float, queued: float | None = None
+    ) -> Sample | None:
         """Say what is known in the middle of a call, taken as one that ends now; else None.
 
         May be called from another thread.
 
         Args:
             wall, cpu, process_cpu: the clocks of :class:`Clocks`, now.
+            queued: for how long the call had no CPU, where that is known.
         """
         if (in_progress := self._in_progress) is None:
             return None
@@ -249,6 +255,7 @@ class FirstItems:
             + max(0.0, process_cpu - before.process_cpu),
             input_seconds=sample.input_seconds[:],
             voluntary_switches=None,  # those of another thread are not to be had
+            queued_seconds=None if queued is None else queued + (sample.queued_seconds or 0.0),
             peak_growth_bytes=max(0, read_peak_bytes() - self._peak_bytes),
             asked_items=sample.asked_items,
         )
@@ -381,6 +388,8 @@ class FirstItems:
             unread += produced
             if before is None or unread >= UNREAD_SECONDS:
                 before = clocks.read()
+                if self.thread is not None:
+                    self.thread.begin()
             if collector is not None:
                 collector.enter()
             self._raised_at = None
@@ -406,6 +415,8 @@ class FirstItems:
                     sample.process_cpu_seconds += seconds
                 else:
                     before, unread = _add_usage(sample, before, clocks.read()), 0.0
+                    if self.thread is not None and (queued := self.thread.begin()) is not None:
+                        sample.queued_seconds = queued + (sample.queued_seconds or 0.0)
             spent += seconds
             if spent >= budget_seconds or (spent >= CLEAR_SECONDS and _is_clear(sample, gil)):
                 break

@@ -215,12 +215,9 @@ class Measurement:
     def _measure(self, plan: LookFurther) -> None:
         first = self.first
         if not plan.monitored:
-            thread = ThreadClocks.of_this_thread() if self._clocks is None else None
-            if thread is not None:
-                thread.begin()
+            first.thread = ThreadClocks.of_this_thread() if self._clocks is None else None
             first.measure(plan.items)
-            if thread is not None:
-                first.sample.queued_seconds = thread.queued()
+            first.thread = None
             return
         monitors: list[CallMonitor] = []
 
@@ -229,10 +226,12 @@ class Measurement:
 
             if (clocks := ThreadClocks.of_this_thread()) is not None:
                 monitors.append(CallMonitor(self, clocks))
+                first.thread = clocks
             return monitors[0] if monitors else None
 
         try:
             first.measure(plan.items, make_look=make_monitor, from_start=plan.from_start)
         finally:
+            first.thread = None
             for monitor in monitors:
                 monitor.settle(first.sample)

@@ -75,6 +75,6 @@ def test_the_time_without_a_cpu_counts_where_others_have_it() -> None:
 def test_where_the_system_counts_nothing_nothing_is_said() -> None:
     """A thread that is not there has no file."""
     clocks = ThreadClocks(time.pthread_getcpuclockid(threading.get_ident()), 2**30)
-    clocks.begin()
+    assert clocks.begin() is None
     assert clocks.queued() is None
     assert ThreadClocks(0, threading.get_native_id()).queued() is None  # begin() was not called

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from waiting import PATIENCE, wait_until
 
-from amorsize.planning.clocks import Clocks
+from amorsize.planning.clocks import Clocks, Reading
 from amorsize.planning.gil_probe import GilProbe
 from amorsize.planning.observations import Sample
 from amorsize.running.first_items import TOGETHER_SLICE_ITEMS, FirstItems
@@ -458,3 +458,40 @@ def test_items_and_results_are_let_go_of_once_they_are_delivered() -> None:
     assert outcome is not None
     assert outcome.results == ["1", "2"]
     assert (first.items, first.results, first.item_type, first.sample.taken) == ([], [], int, 2)
+
+
+def test_only_the_queue_in_calls_counts() -> None:
+    """The input may have waited for a CPU as well; and very short calls are not asked about."""
+    now, waited = FakeTime(cores=0.0), [0.0]
+
+    class Queue:
+        """A thread's time in the queue for a CPU, moved by hand."""
+
+        def __init__(self) -> None:
+            self.mark: float | None = None
+
+        def begin(self) -> float | None:
+            before, self.mark = self.mark, waited[0]
+            return None if before is None else waited[0] - before
+
+    def produce() -> Iterator[float]:
+        for seconds in (0.5, 0.25, 1e-6):
+            now.now += 1.0
+            waited[0] += 1.0  # while the item was made
+            yield seconds
+
+    def call(seconds: float) -> None:
+        now.now += seconds
+        waited[0] += seconds / 2
+
+    first = FirstItems(call, Input(produce()), clocks=now.clocks())
+    first.thread = Queue()  # type: ignore[assignment]  # what is asked of it
+    first.measure(5, budget_seconds=1e9, probe=False)
+    assert first.sample.seconds == pytest.approx(0.75, abs=1e-5)
+    assert first.sample.queued_seconds == pytest.approx(0.375, abs=1e-5)
+    in_progress = FirstItems(abs, Input([1]))
+    in_progress.sample.queued_seconds = 0.25
+    in_progress._in_progress = 1.0, Reading(0.0, 0.0, 0, 0, 0.0)
+    sample = in_progress.so_far(2.0, 0.1, 0.1, 0.5)
+    assert sample is not None
+    assert sample.queued_seconds == 0.75
