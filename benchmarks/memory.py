@@ -80,7 +80,8 @@ def _thread_pool() -> Iterator[Any]:
 
 
 @contextmanager
-def _dask() -> Iterator[Any]:
+def dask_client() -> Iterator[Any]:
+    """Start a cluster of two workers, in processes of their own."""
     import distributed
 
     with tempfile.TemporaryDirectory() as folder, ExitStack() as processes:
@@ -112,7 +113,7 @@ def _dask() -> Iterator[Any]:
 ENGINES: dict[str, Callable[[], Any]] = {
     "process": lambda: _named("process"),
     "thread pool": _thread_pool,
-    "dask": _dask,
+    "dask": dask_client,
 }
 
 
