@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from waiting import PATIENCE
+
+_OF_RUNS = re.compile(
+    r"\S+: (item \d+ failed with |\d+ items failed|in all, |the run |worker process |a worker )"
+)
+
+
+def without_log_of_runs(stderr: str) -> str:
+    """Leave out what the log of runs warns of on stderr where logging is not configured."""
+    return "".join(line for line in stderr.splitlines(True) if not _OF_RUNS.match(line))
 
 
 def run_program(

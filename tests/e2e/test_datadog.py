@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from exporters.dogstatsd import Agent, hanging_agent
+from scripts import without_log_of_runs
 from waiting import PATIENCE, slowness
 
 import amorsize
@@ -122,7 +123,7 @@ if __name__ == "__main__":
 
 
 def run_script(environment: dict[str, str], script: str = SCRIPT) -> tuple[str, float]:
-    """Run a program; return what it said on stderr, and how long it took to exit."""
+    """Run a program; return its stderr without the log of runs, and how long its exit took."""
     program = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", script],
         stdout=subprocess.PIPE,
@@ -139,7 +140,7 @@ def run_script(environment: dict[str, str], script: str = SCRIPT) -> tuple[str, 
         program.kill()
         program.communicate()
     assert program.returncode == 0, errors
-    return errors, time.monotonic() - done
+    return without_log_of_runs(errors), time.monotonic() - done
 
 
 def test_a_short_program_loses_nothing() -> None:

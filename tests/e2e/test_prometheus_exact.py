@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from scripts import without_log_of_runs
 from waiting import PATIENCE
 
 import amorsize
@@ -232,7 +233,7 @@ def test_ctrl_c_leaves_the_truth(tmp_path: Path, mode: str) -> None:
     finally:
         program.kill()
         program.communicate()
-    assert (program.returncode, errors) == (0, "")
+    assert (program.returncode, without_log_of_runs(errors)) == (0, "")
     run = f'{{executor="{mode}",function="wait"}}'
     lines = file.read_text().splitlines()
     ended = f'amorsize_executions_total{{executor="{mode}",function="wait",status="cancelled"}} 1'

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from ports import free_port
 from prometheus_client.parser import text_string_to_metric_families
+from scripts import without_log_of_runs
 from waiting import PATIENCE
 
 from stack import servers
@@ -123,7 +124,7 @@ def run(script: str, settings: dict[str, object], *arguments: str, code: int = 0
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stderr) == (code, "")
+    assert (done.returncode, without_log_of_runs(done.stderr)) == (code, "")
 
 
 def assert_exact(found: dict[tuple[str, frozenset[tuple[str, str]]], float], **labels: str) -> None:

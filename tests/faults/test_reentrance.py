@@ -175,13 +175,13 @@ def own(x):
     return x + 1
 def child_state(_=None):
     import __main__
-    return get_default_manager().get_hook_count()
+    return exporter.active
 if __name__ == "__main__":
     assert exporter.active
     assert amorsize.execute(own, [1], executor="process") == [2]
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
-        assert pool.map(child_state, [0]) == [0]
+        assert pool.map(child_state, [0]) == [False]
     print("served", exporter.port)
 """
     )
