@@ -82,7 +82,10 @@ def _dashboards(options: argparse.Namespace) -> int:
     from amorsize.dashboards import write_dashboards
 
     files = write_dashboards(
-        options.directory, grafana_url=options.grafana_url, force=options.force
+        options.directory,
+        grafana_url=options.grafana_url,
+        runbook_url=options.runbook_url,
+        force=options.force,
     )
     for file in files:
         print(file)
@@ -161,7 +164,14 @@ def _parser() -> argparse.ArgumentParser:
         "--grafana-url",
         default="http://localhost:3000",
         metavar="URL",
-        help="where the alerts' links lead (default: %(default)s)",
+        help="the Grafana that the alerts link to (default: %(default)s)",
+    )
+    dashboards.add_argument(
+        "--runbook-url",
+        default="docs/dashboards.md",
+        metavar="URL",
+        help="the page that the alerts link to for what to do (default: %(default)s, in the "
+        "sources)",
     )
     dashboards.add_argument(
         "--force", action="store_true", help="replace existing files that are different"

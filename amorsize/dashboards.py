@@ -15,6 +15,9 @@ from amorsize.errors import AmorsizeError, InvalidValueError
 GRAFANA_URL = "http://localhost:3000"
 """The default Grafana that the alerts link to."""
 
+RUNBOOK_URL = "docs/dashboards.md"
+"""The page that says what to do for each alert, where nothing else is given: in the sources."""
+
 FOLDERS = ("grafana", "prometheus", "datadog", "cloudwatch")
 
 _PACKAGE = Path(__file__).parent
@@ -23,20 +26,26 @@ _PLACES = (_PACKAGE / "_dashboards", _PACKAGE.parent / "dashboards")
 
 
 def write_dashboards(
-    directory: str | os.PathLike[str], *, grafana_url: str = GRAFANA_URL, force: bool = False
+    directory: str | os.PathLike[str],
+    *,
+    grafana_url: str = GRAFANA_URL,
+    runbook_url: str = RUNBOOK_URL,
+    force: bool = False,
 ) -> list[Path]:
     """Write dashboards, recording rules, alerts and provisioning into a folder.
 
     Args:
         directory: the folder; made if it is missing.
         grafana_url: the address of the Grafana that the alerts link to.
+        runbook_url: the address of the page that they link to for what to do; each alert has a
+            heading of its name there. The default is the page of the documentation.
         force: whether to replace existing files that are different.
 
     Returns:
         The files, sorted.
 
     Raises:
-        InvalidValueError: ``grafana_url`` is not the address of a web page.
+        InvalidValueError: an address is not that of a web page.
         AmorsizeError: different files exist already, in which case nothing is written; or a file
             cannot be written.
 
@@ -47,13 +56,12 @@ def write_dashboards(
         ...     any(file.name == "alerts.yml" for file in files)
         True
     """
-    url = urlsplit(grafana_url)
-    if url.scheme not in ("http", "https") or not url.netloc:
-        raise InvalidValueError(
-            f"grafana_url is {grafana_url!r}; it must be an address such as {GRAFANA_URL!r}"
-        )
+    _require_address("grafana_url", grafana_url, GRAFANA_URL)
+    if runbook_url != RUNBOOK_URL:
+        _require_address("runbook_url", runbook_url, "https://wiki.example.com/amorsize")
     target = Path(directory)
-    texts = {target / name: text for name, text in _files(grafana_url.rstrip("/"))}
+    replaced = {GRAFANA_URL: grafana_url.rstrip("/"), f"{RUNBOOK_URL}#": f"{runbook_url}#"}
+    texts = {target / name: text for name, text in _files(replaced)}
     try:
         if not force:
             _refuse_to_replace(texts)
@@ -63,6 +71,14 @@ def write_dashboards(
     except OSError as error:
         raise AmorsizeError(f"cannot write into {str(target)!r}: {error}") from error
     return sorted(texts)
+
+
+def _require_address(setting: str, address: str, example: str) -> None:
+    url = urlsplit(address)
+    if url.scheme not in ("http", "https") or not url.netloc or "#" in address:
+        raise InvalidValueError(
+            f"{setting} is {address!r}; it must be an address such as {example!r}"
+        )
 
 
 def _refuse_to_replace(texts: dict[Path, str]) -> None:
@@ -79,7 +95,7 @@ def _refuse_to_replace(texts: dict[Path, str]) -> None:
         )
 
 
-def _files(grafana_url: str) -> Iterator[tuple[Path, str]]:
+def _files(replaced: dict[str, str]) -> Iterator[tuple[Path, str]]:
     root = next((place for place in _PLACES if (place / FOLDERS[0]).is_dir()), None)
     if root is None:
         raise AmorsizeError(
@@ -90,4 +106,6 @@ def _files(grafana_url: str) -> Iterator[tuple[Path, str]]:
         for path in sorted((root / folder).rglob("*")):
             if path.suffix in (".json", ".yml"):
                 text = path.read_text(encoding="utf-8")
-                yield path.relative_to(root), text.replace(GRAFANA_URL, grafana_url)
+                for shipped, address in replaced.items():
+                    text = text.replace(shipped, address)
+                yield path.relative_to(root), text

@@ -64,6 +64,7 @@ THIRD_PARTY = {
     "exporters.opentelemetry.single_attempt": "google grpc requests",
     "exporters.opentelemetry.span_writer": "opentelemetry",
     "exporters.progress": "tqdm",
+    "exporters.prometheus.earlier": "prometheus_client",
     "exporters.prometheus.exporter": "prometheus_client",
     "exporters.prometheus.file_sd": "psutil",
     "exporters.prometheus.page": "prometheus_client",

@@ -82,12 +82,13 @@ class Exporter:
         self._reporting: Registration | None = None
         self._last = threading.local()
         self._senders: tuple[Sender[Any], ...] = ()
+        self._closed_beside: dict[str, tuple[int, int]] = {}
         self._hooks = {
             event: self._while_active(getattr(self, event.value))
             for event in HookEvent
             if getattr(type(self), event.value) is not getattr(Exporter, event.value)
         }
-        _open_exporters.add(self)
+        _open(self)
         if self._active:
             close_at_exit_of_children()
 
@@ -233,7 +234,7 @@ class Exporter:
             for sender in self._senders:
                 sender.close(max(0.0, deadline - time.monotonic()))
             self._log_cut_off(before)
-            _open_exporters.discard(self)
+            _remove(self)
             try:
                 self.release()
             finally:
@@ -360,8 +361,11 @@ def enabled_stays() -> Iterator[None]:
         _enabled_stays.reset(token)
 
 
-def exporter_stats() -> dict[str, tuple[int, int]]:
+def exporter_stats(beside: Exporter | None = None) -> dict[str, tuple[int, int]]:
     """Count the losses of each open exporter, and its failures to deliver. Cheap, never waits.
+
+    Args:
+        beside: also count exporters that were closed while this one was open.
 
     Returns:
         ``{name: (dropped, errors)}``; exporters of one name are added up.
@@ -373,12 +377,31 @@ def exporter_stats() -> dict[str, tuple[int, int]]:
         ...     exporter_stats()["quiet"]
         (0, 0)
     """
-    stats: dict[str, tuple[int, int]] = {}
-    for exporter in tuple(_open_exporters):
-        dropped, errors = exporter.counts()
-        before = stats.get(exporter.name, (0, 0))
-        stats[exporter.name] = before[0] + dropped, before[1] + errors
+    with _stats_lock:
+        stats = {} if beside is None else dict(beside._closed_beside)
+        for exporter in _open_exporters:
+            _add_counts(stats, exporter)
     return stats
+
+
+def _add_counts(stats: dict[str, tuple[int, int]], exporter: Exporter) -> None:
+    dropped, errors = exporter.counts()
+    before = stats.get(exporter.name, (0, 0))
+    stats[exporter.name] = before[0] + dropped, before[1] + errors
+
+
+def _open(exporter: Exporter) -> None:
+    with _stats_lock:
+        _open_exporters.add(exporter)
+
+
+def _remove(exporter: Exporter) -> None:
+    """Take an exporter from the open ones; those beside it keep its counts."""
+    with _stats_lock:
+        if exporter in _open_exporters:
+            _open_exporters.discard(exporter)
+            for other in _open_exporters:
+                _add_counts(other._closed_beside, exporter)
 
 
 def attached_to(
@@ -501,6 +524,7 @@ _open_exporters: set[Exporter] = set()
 _inert_exporters: set[Exporter] = set()
 _enabled: dict[type[Exporter], tuple[dict[str, Any], Exporter]] = {}
 _enable_lock = threading.RLock()
+_stats_lock = threading.RLock()  # a signal handler may close an exporter, too
 _enabled_stays = ContextVar("enabled_stays", default=False)
 _exit_deadline = float("inf")
 
@@ -602,8 +626,8 @@ def _start(function: Callable[[Exporter], None], exporter: Exporter) -> threadin
 
 @in_forked_child
 def _abandon_all_in_forked_child() -> None:
-    global _applying, _enable_lock
-    _applying, _enable_lock = threading.RLock(), threading.RLock()
+    global _applying, _enable_lock, _stats_lock
+    _applying, _enable_lock, _stats_lock = (threading.RLock() for _ in range(3))
     exporters = list(_open_exporters)
     for exporter in exporters:
         exporter._state_lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""HTTP posts of exporters: bounded, without redirections, and divided into retries and refusals."""
+"""HTTP requests of exporters: bounded, not redirected, divided into retries and refusals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _QUOTED_CHARACTERS = 200
 
 
 class HttpClient:
-    """Posts to one backend.
+    """Sends requests to one backend.
 
     Args:
         backend: its name, for messages.
@@ -53,10 +53,27 @@ class HttpClient:
             RetryLaterError: it names the time of the next attempt.
             OSError, http.client.HTTPException: this attempt failed.
         """
-        request = urllib.request.Request(url, data=body, headers=dict(headers), method="POST")
+        self.request("POST", url, headers, body)
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        *,
+        most_bytes: int = _QUOTED_CHARACTERS,
+    ) -> bytes:
+        """Send a request once; its errors are those of :meth:`post`.
+
+        Returns:
+            The answer, up to ``most_bytes``.
+        """
+        request = urllib.request.Request(url, data=body, headers=dict(headers), method=method)
         try:
             with self._opener.open(request, timeout=self._timeout_seconds) as response:
-                response.read(_QUOTED_CHARACTERS)
+                answer: bytes = response.read(most_bytes)
+                return answer
         except urllib.error.HTTPError as error:
             with error:
                 answered = f"{self._backend} answered {error.code}"

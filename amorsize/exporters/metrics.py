@@ -106,10 +106,19 @@ CLOSED_LABELS: dict[str, tuple[str, ...]] = {
 LABEL_LIMITS = {"function": 100, "error_type": 50, "hook": 50}
 """Labels whose values come from the user's program, and how many of them are kept distinct."""
 
-# Few and wide apart: every bucket is a time series for each function, executor and status.
-DURATION_BUCKETS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
-PLANNING_BUCKETS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0)
-QUEUE_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 300.0, 1800.0)
+# Fine where runs and chunks live, at most twice as far apart from a quarter of a second to two
+# minutes: a quantile is nowhere exact within its bucket. Few elsewhere, because every bucket is a
+# time series for each function, executor and status.
+DURATION_BUCKETS = (
+    *(0.005, 0.025, 0.1, 0.25, 0.5),
+    *(1.0, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0),
+    *(180.0, 300.0, 600.0, 1800.0, 7200.0, 86400.0),
+)
+PLANNING_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+QUEUE_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+    *(30.0, 60.0, 300.0, 1800.0),
+)
 
 _FUNCTION = ("function",)
 _RUN = ("function", "executor")
@@ -472,9 +481,10 @@ def to_markdown() -> str:
         "the qualified name of the hook. No process id, host name or execution id is ever a label.",
         "",
         "Counters and histograms whose labels have known values exist at zero from the start of a",
-        "function's first execution. Gauges with `last_` in their name, the speedups and the",
-        "concurrency appear with their first value. The other gauges are sums over the executions",
-        "in progress, and 0 when there is none.",
+        "function's first execution, except histograms of other statuses than `ok`. Gauges with",
+        "`last_` or `longest` in their name, the speedups and the concurrency appear with their",
+        "first value; the speedups are absent again when they are not known. The other gauges are",
+        "sums over the executions in progress, and 0 when there is none.",
         "",
         "## Names elsewhere",
         "",

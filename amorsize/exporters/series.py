@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import NamedTuple, TypeAlias
 
-from amorsize.exporters.metrics import CLOSED_LABELS, LONGEST_CHUNK, METRICS, Kind, Metric
+from amorsize.exporters.metrics import (
+    CLOSED_LABELS,
+    LONGEST_CHUNK,
+    METRICS,
+    STATUSES,
+    Kind,
+    Metric,
+)
 
 Labels: TypeAlias = tuple[str, ...]
 """Label values, in the order of the metric's labels."""
@@ -139,13 +146,17 @@ class Totals:
     def start_at_zero(self, **known: str) -> None:
         """Create the counters and histograms of some labels, over all values of closed ones.
 
-        ``rate()`` does not see the first event of a series that begins with it.
+        ``rate()`` does not see the first event of a series that begins with it. A histogram is two
+        dozen series: of those with a status, only that of executions that succeed is created.
         """
         for metric in METRICS:
             if known.keys().isdisjoint(metric.labels):
                 continue
+            closed = CLOSED_LABELS
+            if metric.kind is Kind.HISTOGRAM:
+                closed = {**CLOSED_LABELS, "status": STATUSES[:1]}
             values = [
-                (known[label],) if label in known else CLOSED_LABELS.get(label, ())
+                (known[label],) if label in known else closed.get(label, ())
                 for label in metric.labels
             ]
             for labels in product(*values):

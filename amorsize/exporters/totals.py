@@ -218,7 +218,7 @@ class TotalsExporter(Exporter):
             for labels, totals in running:
                 sums[labels] += totals[position]
             series[gauge] = dict(sums)
-        stats = {**exporter_stats(), self.name: self.counts()}
+        stats = {**exporter_stats(beside=self), self.name: self.counts()}
         series |= self._hook_totals.series()
         series[metrics.EXPORTER_DROPPED] = {(name,): each[0] for name, each in stats.items()}
         series[metrics.EXPORTER_ERRORS] = {(name,): each[1] for name, each in stats.items()}

@@ -83,6 +83,17 @@ class UserTotals:
         }
 
 
+def row_of_series(series: str, kind: str) -> Metric | None:
+    """Make the row of a user metric of another program, by its name in Prometheus.
+
+    None where its kind is none that a user metric has.
+    """
+    if kind not in _HELP:
+        return None
+    name = series.removeprefix(NAMESPACE)
+    return _row(name.removesuffix("_total") if kind == Kind.COUNTER else name, Kind(kind), None)
+
+
 def _row(name: str, kind: Kind, help_text: str | None) -> Metric:
     return Metric(
         prometheus=f"{NAMESPACE}{name}_total" if kind is Kind.COUNTER else f"{NAMESPACE}{name}",

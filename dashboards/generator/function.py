@@ -143,8 +143,8 @@ def function() -> Board:
                 "the limits of the buckets. Empty while no execution ends. Points are traces: a "
                 "click opens one.",
                 SECONDS,
-                Line(q.quantile(0.5, metrics.EXECUTION_DURATION), "p50"),
-                Line(q.quantile(0.95, metrics.EXECUTION_DURATION), "p95"),
+                Line(q.quantile(0.5, metrics.EXECUTION_DURATION, whole=True), "p50"),
+                Line(q.quantile(0.95, metrics.EXECUTION_DURATION, whole=True), "p95"),
                 Line(q.last_at(metrics.LAST_DURATION), "last"),
                 width=8,
                 exemplars=True,
@@ -154,17 +154,17 @@ def function() -> Board:
                 "Time in the function, measured in the worker. It should be about the target chunk "
                 "duration. Points are traces: a click opens one.",
                 SECONDS,
-                Line(q.quantile(0.5, metrics.CHUNK_DURATION), "p50"),
-                Line(q.quantile(0.95, metrics.CHUNK_DURATION), "p95"),
+                Line(q.quantile(0.5, metrics.CHUNK_DURATION, whole=True), "p50"),
+                Line(q.quantile(0.95, metrics.CHUNK_DURATION, whole=True), "p95"),
                 Line(q.mean(metrics.CHUNK_DURATION), "mean"),
                 width=8,
                 exemplars=True,
             ),
             heat_map(
                 "Chunks",
-                "Number of chunks by duration. Two bands mean two kinds of items; a rising band "
-                "means that the function slows down.",
-                _buckets(q, metrics.CHUNK_DURATION),
+                "Number of chunks by duration, in each bar. Two bands mean two kinds of items; a "
+                "rising band means that the function slows down.",
+                q.in_each_bar(metrics.CHUNK_DURATION, "le", part="bucket"),
                 SECONDS,
                 width=8,
             ),
@@ -213,14 +213,14 @@ def function() -> Board:
                 "Time between dispatch and start. A few chunks per worker are dispatched ahead, so "
                 "about one chunk's duration is normal.",
                 SECONDS,
-                Line(q.quantile(0.5, metrics.CHUNK_QUEUE), "p50"),
-                Line(q.quantile(0.95, metrics.CHUNK_QUEUE), "p95"),
+                Line(q.quantile(0.5, metrics.CHUNK_QUEUE, whole=True), "p50"),
+                Line(q.quantile(0.95, metrics.CHUNK_QUEUE, whole=True), "p95"),
                 width=8,
             ),
             heat_map(
                 "Queue waits",
-                "Number of chunks by their wait between dispatch and start.",
-                _buckets(q, metrics.CHUNK_QUEUE),
+                "Number of chunks by their wait between dispatch and start, in each bar.",
+                q.in_each_bar(metrics.CHUNK_QUEUE, "le", part="bucket"),
                 SECONDS,
                 width=8,
             ),
@@ -230,14 +230,9 @@ def function() -> Board:
                 "results of the sampled items are used.",
                 SECONDS,
                 Line(q.mean(metrics.PLANNING_DURATION), "mean"),
-                Line(q.quantile(0.95, metrics.PLANNING_DURATION), "p95"),
+                Line(q.quantile(0.95, metrics.PLANNING_DURATION, whole=True), "p95"),
                 width=8,
             ),
         ],
     )
     return board
-
-
-def _buckets(q: promql.Query, metric: metrics.Metric) -> str:
-    growth = q.series(metric, "bucket")
-    return f"sum by (le) (increase({growth}[{q.window}]))"

@@ -97,9 +97,9 @@ class Query:
         """Growth over all that the dashboard shows, of what is whole."""
         return f"round({self.growth(metric, *by, **matchers)})"
 
-    def in_each_bar(self, metric: Metric, *by: str, **matchers: str) -> str:
+    def in_each_bar(self, metric: Metric, *by: str, part: str = "", **matchers: str) -> str:
         """Growth from one point of a graph to the next; together, the growth over all of it."""
-        return self.growth(metric, *by, window=BAR, **matchers)
+        return self.growth(metric, *by, part=part, window=BAR, **matchers)
 
     def past(self, metric: Metric, window: str = VIEW, **matchers: str) -> str:
         """The last values of a gauge, also those of programs that have ended."""
@@ -130,15 +130,28 @@ class Query:
         """The speedup of the newest execution, where it is known."""
         return self.latest(self.present_or_past(metric))
 
-    def quantile(self, quantile: float, metric: Metric, *by: str) -> str:
-        """A quantile of a histogram's observations."""
-        return f"histogram_quantile({quantile:g}, {self.rate(metric, 'le', *by, part='bucket')})"
+    def quantile(self, quantile: float, metric: Metric, *by: str, whole: bool = False) -> str:
+        """A quantile of a histogram's observations.
+
+        Args:
+            quantile: from 0 to 1.
+            metric: the histogram.
+            by: labels.
+            whole: count what a series appears with, too. It takes five times as long: for one
+                function.
+        """
+        buckets = self._recent(metric, "le", *by, part="bucket", whole=whole)
+        return f"histogram_quantile({quantile:g}, {buckets})"
 
     def mean(self, metric: Metric, *by: str) -> str:
-        """The mean of a histogram's observations."""
-        return (
-            f"{self.rate(metric, *by, part='sum')} / ({self.rate(metric, *by, part='count')} > 0)"
-        )
+        """The mean of a histogram's observations, of those that a series appears with, too."""
+        count = self._recent(metric, *by, part="count", whole=True)
+        return f"{self._recent(metric, *by, part='sum', whole=True)} / ({count} > 0)"
+
+    def _recent(self, metric: Metric, *by: str, part: str, whole: bool) -> str:
+        if whole:
+            return self.growth(metric, *by, part=part, window=self.window)
+        return self.rate(metric, *by, part=part)
 
     def average(self, metric: Metric, *by: str) -> str:
         """The sum of a gauge, averaged over the window of a rate that it is compared with."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from amorsize.dashboards import GRAFANA_URL
+from amorsize.dashboards import GRAFANA_URL, RUNBOOK_URL
 from amorsize.exporters import metrics
 from amorsize.exporters.metrics import Metric
 
@@ -22,6 +22,9 @@ RECENT = "10m"
 """How long something that happened once rings."""
 
 RECENT_SECONDS = 600
+
+COUNT = '{{ $value | printf "%.0f" }}'
+"""A number of things, whole: where a counter was reset, Prometheus extrapolates."""
 
 FAILED = f'=~"{promql.FAILED}"'
 
@@ -143,10 +146,10 @@ def alerts(boards: Mapping[str, Board]) -> list[Alert]:
             WARNING,
             "0s",
             "Workers of {{ $labels.function }} died",
-            "About {{ $value | humanize }} workers of {{ $labels.function }} in job "
-            f"{{{{ $labels.job }}}} were killed or crashed within {RECENT}. The WorkerDiedError, "
-            "which is raised or stands among the results, names exit code, chunk and item: -9 is "
-            "mostly the kernel, out of memory; -11 a crash in native code.",
+            "Workers of {{ $labels.function }} in job {{ $labels.job }} that were killed or "
+            f"crashed within {RECENT}: {COUNT}. The WorkerDiedError, which is raised or stands "
+            "among the results, names exit code, chunk and item: -9 is mostly the kernel, out of "
+            "memory; -11 a crash in native code.",
             workers.link("Worker deaths by function", **here),
         ),
         Alert(
@@ -167,10 +170,10 @@ def alerts(boards: Mapping[str, Board]) -> list[Alert]:
             CRITICAL,
             "0s",
             "{{ $labels.function }} shows no sign of life",
-            "An execution of {{ $labels.function }} in job {{ $labels.job }} on "
-            "{{ $labels.instance }} is in progress, and its last sign of life was "
-            "{{ $value | humanizeDuration }} ago, which is also more than three times its longest "
-            "chunk. An item hangs, or the input does. py-spy shows where; item_timeout= ends it "
+            "An execution of {{ $labels.function }} in job {{ $labels.job }} is in progress, and "
+            "its last sign of life was {{ $value | humanizeDuration }} ago: more than half an "
+            "hour, and more than three times its longest chunk so far. An item hangs, or the input "
+            "does; or a program that pushes was killed. py-spy shows where; item_timeout= ends it "
             "the next time.",
             function.link("Progress", **here),
         ),
@@ -183,7 +186,8 @@ def alerts(boards: Mapping[str, Board]) -> list[Alert]:
             "The last execution of {{ $labels.function }} in job {{ $labels.job }} reached "
             "{{ $value | humanizePercentage }} of the speedup that its plan expected. Either the "
             "machine is busy with something else, or the input or the hooks hold the workers up, "
-            "or few items take most of the time. Rings until an execution does better.",
+            "or few items take most of the time. Rings until an execution does better, or until an "
+            "hour after its program has ended.",
             workers.link("Idle workers", **here),
         ),
         Alert(
@@ -192,9 +196,9 @@ def alerts(boards: Mapping[str, Board]) -> list[Alert]:
             WARNING,
             "0s",
             "Hooks for {{ $labels.event }} raise",
-            "About {{ $value | humanize }} calls of hooks for {{ $labels.event }} in job "
-            f"{{{{ $labels.job }}}} raised within {RECENT}. Executions go on, but whatever the "
-            "hooks are for does not happen. The log has a traceback.",
+            "Calls of hooks for {{ $labels.event }} in job {{ $labels.job }} that raised within "
+            f"{RECENT}: {COUNT}. Executions go on, but whatever the hooks are for does not "
+            "happen. The log has a traceback.",
             health.link("Hook errors by event", job=here["job"]),
         ),
         Alert(
@@ -203,9 +207,9 @@ def alerts(boards: Mapping[str, Board]) -> list[Alert]:
             WARNING,
             "0s",
             "The exporter {{ $labels.exporter }} fails to deliver",
-            "About {{ $value | humanize }} attempts of the exporter {{ $labels.exporter }} in job "
-            f"{{{{ $labels.job }}}} failed within {RECENT}. It tries again, and drops what it "
-            "cannot keep. The log has the reason: address, credentials, network.",
+            "Attempts of the exporter {{ $labels.exporter }} in job {{ $labels.job }} that failed "
+            f"within {RECENT}: {COUNT}. It tries again, and drops what it cannot keep. The log "
+            "has the reason: address, credentials, network.",
             health.link("Exporter errors by exporter", job=here["job"]),
         ),
         Alert(
@@ -214,9 +218,9 @@ def alerts(boards: Mapping[str, Board]) -> list[Alert]:
             WARNING,
             "0s",
             "The exporter {{ $labels.exporter }} drops messages",
-            "The exporter {{ $labels.exporter }} in job {{ $labels.job }} dropped about "
-            f"{{{{ $value | humanize }}}} messages within {RECENT}, because its backend does not "
-            "keep up: its data there is incomplete.",
+            "Messages that the exporter {{ $labels.exporter }} in job {{ $labels.job }} dropped "
+            f"within {RECENT}: {COUNT}. Its backend does not keep up, and its data there is "
+            "incomplete.",
             health.link("Dropped messages by exporter", job=here["job"]),
         ),
     ]
@@ -240,7 +244,7 @@ def alerts_yaml(boards: Mapping[str, Board]) -> str:
             "summary": alert.summary,
             "description": alert.description,
             "dashboard": GRAFANA_URL + alert.panel,
-            "runbook": f"docs/dashboards.md#{alert.name.lower()}",
+            "runbook_url": f"{RUNBOOK_URL}#{alert.name.lower()}",
         }
         rules.append(rule)
     return _yaml("amorsize-alerts", rules)

@@ -327,7 +327,7 @@ def test_an_alert_says_what_it_is_and_what_to_do(alert: dict[str, Any]) -> None:
     """Severity, summary, description, a panel that exists, and an entry of the runbook."""
     assert alert["labels"]["severity"] in ("critical", "warning")
     texts = alert["annotations"]
-    assert set(texts) == {"summary", "description", "dashboard", "runbook"}
+    assert set(texts) == {"summary", "description", "dashboard", "runbook_url"}
     assert len(texts["summary"]) < 80 < len(texts["description"])
     link = re.match(r"http://localhost:3000/d/([\w-]+)\?viewPanel=(\d+)&", texts["dashboard"])
     assert link is not None
@@ -335,6 +335,6 @@ def test_an_alert_says_what_it_is_and_what_to_do(alert: dict[str, Any]) -> None:
     assert int(link[2]) in {each["id"] for each in board["panels"] if each["type"] != "row"}
     variables = {each["name"] for each in board["templating"]["list"]}
     assert set(re.findall(r"var-(\w+)=", texts["dashboard"])) <= variables
-    page, _, anchor = texts["runbook"].partition("#")
+    page, _, anchor = texts["runbook_url"].partition("#")
     headings = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
     assert anchor in {heading.lower() for heading in headings}

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from amorsize import cli, dashboards
 from amorsize.dashboards import FOLDERS, GRAFANA_URL, write_dashboards
@@ -38,6 +39,20 @@ def test_the_links_of_alerts_lead_to_the_readers_grafana(tmp_path: Path) -> None
     assert GRAFANA_URL not in alerts
     restored = alerts.replace("https://grafana.example/ops", GRAFANA_URL)
     assert restored == SHIPPED[Path("prometheus/alerts.yml")].read_text()
+
+
+def test_the_runbooks_lead_to_the_readers_page(tmp_path: Path) -> None:
+    """Each to the heading of its alert there; by the command, too."""
+    page = "https://wiki.example/ops/amorsize"
+    assert cli.main(["dashboards", str(tmp_path), "--runbook-url", page]) == 0
+    text = (tmp_path / "prometheus" / "alerts.yml").read_text()
+    rules = [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
+    assert len(rules) > 5
+    for rule in rules:
+        link = rule["annotations"]["runbook_url"]
+        assert link == f"{page}#{rule['alert'].lower()}"
+    shipped = SHIPPED[Path("prometheus/alerts.yml")].read_text()
+    assert text.replace(page, dashboards.RUNBOOK_URL) == shipped
 
 
 def test_files_of_ones_own_are_not_replaced(
@@ -78,11 +93,12 @@ def test_an_installation_without_them_says_so(
         write_dashboards(tmp_path / "out")
 
 
-@pytest.mark.parametrize("url", ["grafana.example", "ftp://grafana.example", "https://", ""])
-def test_an_address_that_is_none_is_refused(tmp_path: Path, url: str) -> None:
+@pytest.mark.parametrize("url", ["ops.example", "ftp://ops.example", "https://", "https://x#y", ""])
+@pytest.mark.parametrize("setting", ["grafana_url", "runbook_url"])
+def test_an_address_that_is_none_is_refused(tmp_path: Path, setting: str, url: str) -> None:
     """Before anything is written."""
-    with pytest.raises(InvalidValueError, match="must be an address such as 'http://localhost"):
-        write_dashboards(tmp_path, grafana_url=url)
+    with pytest.raises(InvalidValueError, match=f"{setting} is .* must be an address such as 'htt"):
+        write_dashboards(tmp_path, **{setting: url})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -90,6 +106,7 @@ def test_the_default_of_the_command_is_that_of_the_function() -> None:
     """``--help`` shows it without importing the module."""
     parsed = cli._parser().parse_args(["dashboards", "x"])
     assert parsed.grafana_url == GRAFANA_URL
+    assert parsed.runbook_url == dashboards.RUNBOOK_URL
 
 
 def test_the_wheel_has_them(tmp_path: Path) -> None:

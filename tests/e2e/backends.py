@@ -130,7 +130,17 @@ class PrometheusServer(PrometheusApi):
         port = free_port()
         super().__init__(f"http://127.0.0.1:{port}")
         path = settings.write(directory / "prometheus.yml", whole)
-        self._process = servers.start_prometheus(directory, path, port, arguments)
+        self._start = lambda: servers.start_prometheus(directory, path, port, arguments)
+        self._process = self._start()
+        self._wait()
+
+    def restart(self) -> None:
+        """End it, and start it again with the same data."""
+        self.close()
+        self._process = self._start()
+        self._wait()
+
+    def _wait(self) -> None:
         try:
             self._process.wait_until_ready(PATIENCE)
         except BaseException:

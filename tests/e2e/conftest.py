@@ -11,6 +11,7 @@ import pytest
 from .backends import PrometheusServer
 from .moto import MotoServer
 from .otlp import OtlpDouble, OtlpReceiver
+from .pushgateway import Gateway
 
 
 @pytest.fixture
@@ -28,6 +29,14 @@ def prometheus_server(tmp_path: Path) -> Iterator[Callable[..., PrometheusServer
     yield start
     for server in servers:
         server.close()
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[Gateway]:
+    """A Pushgateway with nothing in it."""
+    gateway = Gateway(tmp_path / "gateway")
+    yield gateway
+    gateway.close()
 
 
 @pytest.fixture(scope="session")

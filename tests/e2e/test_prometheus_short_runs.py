@@ -5,19 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ports import free_port
-from prometheus_client.parser import text_string_to_metric_families
 from scripts import without_log_of_runs
-from waiting import PATIENCE
 
-from stack import servers
-
-from .backends import require_binary, require_program
+from .backends import require_binary
+from .pushgateway import Gateway, Samples, samples, value
 
 pytestmark = pytest.mark.e2e
 
@@ -71,53 +65,6 @@ else:
 """
 
 
-class Gateway:
-    """A Pushgateway process."""
-
-    def __init__(self, directory: Path) -> None:
-        require_program(servers.PUSHGATEWAY)
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        self._process = servers.start_pushgateway(directory, port)
-
-    def wait_until_ready(self) -> None:
-        self._process.wait_until_ready()
-
-    def samples(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=PATIENCE) as response:
-            return samples(response.read().decode())
-
-    def close(self) -> None:
-        self._process.stop()
-
-
-@pytest.fixture
-def gateway(tmp_path: Path) -> Iterator[Gateway]:
-    gateway = Gateway(tmp_path)
-    try:
-        gateway.wait_until_ready()
-        yield gateway
-    finally:
-        gateway.close()
-
-
-def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
-
-
-def value(found: dict[tuple[str, frozenset[tuple[str, str]]], float], name: str, **labels: str):
-    values = [
-        number
-        for (sample, its), number in found.items()
-        if sample == name and labels.items() <= set(its)
-    ]
-    return sum(values) if values else None
-
-
 def run(script: str, settings: dict[str, object], *arguments: str, code: int = 0) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", script, repr(settings), *arguments],
@@ -127,7 +74,7 @@ def run(script: str, settings: dict[str, object], *arguments: str, code: int = 0
     assert (done.returncode, without_log_of_runs(done.stderr)) == (code, "")
 
 
-def assert_exact(found: dict[tuple[str, frozenset[tuple[str, str]]], float], **labels: str) -> None:
+def assert_exact(found: Samples, **labels: str) -> None:
     assert value(found, "amorsize_items_processed_total", **labels) == 137
     assert value(found, "amorsize_items_failed_total", **labels) == 14
     assert value(found, "amorsize_executions_total", status="ok", **labels) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 from amorsize.exporters import metrics
@@ -109,7 +110,19 @@ def test_histograms_alone_have_buckets_few_and_rising():
     for metric in METRICS:
         assert bool(metric.buckets) == (metric.kind is Kind.HISTOGRAM)
         assert list(metric.buckets) == sorted(set(metric.buckets))
-        assert len(metric.buckets) <= 11
+        assert len(metric.buckets) <= 24
+
+
+def test_buckets_are_fine_where_runs_live():
+    """A quantile of runs that take as long as each other is at most twice as long as they are."""
+    for metric in (metrics.EXECUTION_DURATION, metrics.CHUNK_DURATION):
+        bounds = [bound for bound in metric.buckets if 0.25 <= bound <= 120]
+        assert all(upper <= 2 * lower for lower, upper in pairwise(bounds))
+        assert (bounds[0], bounds[-1]) == (0.25, 120)
+    for metric in (metrics.CHUNK_QUEUE, metrics.PLANNING_DURATION):
+        bounds = [bound for bound in metric.buckets if 0.005 <= bound <= 10]
+        assert all(upper <= 2.5 * lower for lower, upper in pairwise(bounds))
+        assert (bounds[0], bounds[-1]) == (0.005, 10)
 
 
 def test_every_label_is_bounded():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from amorsize.exporters import metrics
+from amorsize.exporters import Exporter, metrics
 from amorsize.exporters.metrics import Metric
 from amorsize.exporters.totals import TotalsExporter
 from amorsize.hooks import HookEvent, HookManager
@@ -86,6 +86,32 @@ def test_the_longest_chunk_is_that_of_the_last_execution_and_of_those_in_progres
     assert longest() == 40.0
     second.end()
     assert longest() == 5.0
+
+
+class Unreliable(Exporter):
+    """Counts what it is told to."""
+
+    name = "unreliable"
+    lost = 0
+
+    def counts(self) -> tuple[int, int]:
+        return self.lost, 2 * self.lost
+
+
+def test_exporters_that_close_first_stay_counted(totals):
+    """At the exit all close at the same time; the last numbers hold the failures of each."""
+    first, second = Unreliable(), Unreliable()
+    first.lost, second.lost = 1, 2
+    for close in (first.close, second.close, second.close):
+        assert value(totals, metrics.EXPORTER_DROPPED, "unreliable") == 3
+        close()
+        assert value(totals, metrics.EXPORTER_ERRORS, "unreliable") == 6
+    third = Unreliable()
+    third.lost = 4
+    assert value(totals, metrics.EXPORTER_DROPPED, "unreliable") == 7
+    third.close()
+    with TotalsExporter() as later:
+        assert ("unreliable",) not in later.snapshot()[metrics.EXPORTER_DROPPED]
 
 
 def busy_and_available(totals: TotalsExporter) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from amorsize.exporters.prometheus.endpoint import METRICS_PATH, Endpoint, Recei
 from amorsize.exporters.prometheus.listening import Listener
 from amorsize.exporters.prometheus.page import Page
 from amorsize.exporters.prometheus.program_files import ProgramFiles
-from amorsize.exporters.prometheus.pushgateway import Pushgateway
+from amorsize.exporters.prometheus.pushgateway import GatewayGroups, Pushgateway
 from amorsize.exporters.prometheus.settings import PrometheusSettings
 from amorsize.exporters.prometheus.standby import Standby
 from amorsize.exporters.prometheus.textfile import TextFile
@@ -135,7 +135,7 @@ class PrometheusExporter(TotalsExporter):
                 "The Prometheus exporter", "prometheus-client", "prometheus"
             ) from None
         self._settings = settings
-        self._page = Page(settings.registry, self._shown, settings.group)
+        self._page = Page(settings.registry, self._shown)
         self._is_open = False
         self._listener: Listener | None = None
         self.port = 0
@@ -175,16 +175,14 @@ class PrometheusExporter(TotalsExporter):
 
     def _prepare_deliveries(self) -> None:
         settings = self._settings
+        # Of several processes, one would continue what another one has delivered just now.
+        continues = not settings.is_multiprocess
         if settings.pushgateway is not None:
-            gateway = Pushgateway(settings)
-            self._deliveries.append(
-                Delivery(self.new_sender, lambda: self._deliver_to(gateway.push))
-            )
+            groups = GatewayGroups(Pushgateway(settings), settings.group, continues=continues)
+            self._deliveries.append(Delivery(self.new_sender, lambda: self._push_to(groups)))
         if settings.textfile_path is not None:
-            file = TextFile(settings.textfile_path)
-            self._deliveries.append(
-                Delivery(self.new_sender, lambda: self._deliver_to(file.write, labelled=True))
-            )
+            file = TextFile(settings.textfile_path, settings.group, continues=continues)
+            self._deliveries.append(Delivery(self.new_sender, lambda: self._write_to(file)))
         if self._deliveries and settings.push_interval is not None:
             self._interval = Interval(
                 settings.push_interval, lambda: bool(self._runs), self._request_deliveries
@@ -286,7 +284,7 @@ class PrometheusExporter(TotalsExporter):
         self._prepare(None if self._files is None else self._files.exporter)
         self._listener, self.port, self.url = None, 0, ""
         if self._settings.registry is None:  # a thread that is not here may hold its lock
-            self._page = Page(None, self._shown, self._settings.group)
+            self._page = Page(None, self._shown)
             self._page.open()
         self._prepare_deliveries()
 
@@ -368,10 +366,16 @@ class PrometheusExporter(TotalsExporter):
         for delivery in self._deliveries:
             delivery.request()
 
-    def _deliver_to(self, destination: Callable[[bytes], None], *, labelled: bool = False) -> None:
-        page = self._page.text(labelled=labelled)
-        if page:  # an exporter that was closed meanwhile has none
-            destination(page)
+    def _push_to(self, groups: GatewayGroups) -> None:
+        # At the end of a run, and of the program, there may be little time: only what has changed.
+        series, in_progress = self._shown(), bool(self._runs)
+        if series:  # an exporter that was closed meanwhile has none
+            groups.push(series, self._page.others(), again=in_progress)
+
+    def _write_to(self, file: TextFile) -> None:
+        series = self._shown()
+        if series:
+            file.write(series, self._page.others())
 
     def _scrape_failed(self) -> None:
         self._failures += 1

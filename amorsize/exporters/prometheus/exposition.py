@@ -30,14 +30,16 @@ class TextEncoder:
         # By the metric's name and the series' labels, whose numbers are bounded.
         self._templates: dict[str, dict[Labels, str]] = {}
 
-    def encode(self, series: Series, *, openmetrics: bool = False) -> str:
+    def encode(self, series: Series, *, openmetrics: bool = False, with_empty: bool = True) -> str:
         """Write all series, without the line that ends a page of OpenMetrics.
 
-        Rows of the table come first and in its order, also those without any series.
+        Rows of the table come first and in its order, those without any series ``with_empty``.
         """
         further = sorted(series.keys() - set(METRICS), key=lambda metric: metric.prometheus)
         text: list[str] = []
         for metric in (*METRICS, *further):
+            if not with_empty and not series.get(metric):
+                continue
             text += _header_openmetrics(metric) if openmetrics else _header(metric)
             templates = self._templates.setdefault(metric.prometheus, {})
             for labels, value in series.get(metric, {}).items():

@@ -15,11 +15,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from amorsize.exporters.prometheus.processes import host, host_name
+from amorsize.exporters.prometheus.program import program_name
 from amorsize.exporters.prometheus.textfile import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Entry:
             _PID: str(os.getpid()),
             _STARTED: f"{_started(os.getpid()) or 0.0:.2f}",
             _HOST: host(),
-            _PROGRAM: Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "",
+            _PROGRAM: program_name(),
         }
         content = json.dumps([{"targets": [target], "labels": labels}], indent=1) + "\n"
         write_atomically(self.path, content.encode())

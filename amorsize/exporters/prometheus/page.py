@@ -35,14 +35,12 @@ class Page:
     Args:
         registry: the application's; None for amorsize's numbers alone.
         snapshot: reads amorsize's numbers at this moment; empty once the exporter is closed.
-        labels: further labels of amorsize's series in a labelled :meth:`text`.
     """
 
     def __init__(
         self,
         registry: CollectorRegistry | None,
         snapshot: Callable[[], Series],
-        labels: Mapping[str, str] | None = None,
     ) -> None:
         from prometheus_client import CollectorRegistry
 
@@ -51,7 +49,6 @@ class Page:
         self._snapshot = snapshot
         self._collector = _Collector(snapshot)
         self._encoder = TextEncoder()
-        self._labelling_encoder = TextEncoder(labels) if labels else self._encoder
 
     def open(self) -> None:
         """Add amorsize's numbers to the registry.
@@ -65,10 +62,12 @@ class Page:
         """Remove amorsize's numbers from the registry."""
         self._registry.unregister(self._collector)
 
-    def text(self, *, labelled: bool = False) -> bytes:
-        """Render everything as Prometheus text."""
-        encoder = self._labelling_encoder if labelled else self._encoder
-        return self._render(encoder, self._library_encoder("")[0], openmetrics=False)
+    def others(self) -> bytes:
+        """Render the application's own metrics alone, as Prometheus text."""
+        if not self._has_others:
+            return b""
+        with self._collector.hidden():
+            return self._library_encoder("")[0](self._registry)
 
     def render(self, accept: str = "", names: Sequence[str] = ()) -> tuple[str, bytes]:
         """Render everything, for a scraper.
@@ -84,13 +83,11 @@ class Page:
         if names:
             return content_type, encode(self._registry.restricted_registry(names))
         openmetrics = content_type.startswith(_OPENMETRICS)
-        return content_type, self._render(self._encoder, encode, openmetrics=openmetrics)
+        return content_type, self._render(encode, openmetrics=openmetrics)
 
-    def _render(
-        self, encoder: TextEncoder, encode: Callable[[Any], bytes], *, openmetrics: bool
-    ) -> bytes:
+    def _render(self, encode: Callable[[Any], bytes], *, openmetrics: bool) -> bytes:
         series = self._snapshot()
-        page = encoder.encode(series, openmetrics=openmetrics).encode() if series else b""
+        page = self._encoder.encode(series, openmetrics=openmetrics).encode() if series else b""
         if self._has_others:
             with self._collector.hidden():
                 return page + encode(self._registry)

@@ -2,46 +2,53 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
-_KEPT = b"amorsize_last_success_timestamp_seconds"
+from amorsize.exporters.prometheus.earlier import Earlier, by_function, families_of_text
+from amorsize.exporters.prometheus.exposition import TextEncoder
+from amorsize.exporters.series import Series
+
+logger = logging.getLogger(__name__)
 
 
 class TextFile:
-    """A text file that is replaced as a whole.
-
-    Times of last successes that the file holds from an earlier program stay in it until this
-    program has its own: an alert on a job that did not succeed in time must not fall silent
-    because today's job failed.
+    """A text file that is replaced as a whole, and continues what earlier programs wrote into it.
 
     Args:
         path: of the file.
+        labels: further labels of amorsize's metrics.
+        continues: whether counters go on; otherwise only what stays true is kept, as the time of
+            a last success.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, labels: Mapping[str, str], *, continues: bool = True) -> None:
         self._path = path
-        self._kept: dict[bytes, bytes] = {}
+        self._encoder = TextEncoder(labels)
         try:
-            before = path.read_bytes()
-        except OSError:
-            return
-        for line in before.splitlines():
-            if line.startswith(_KEPT + b"{"):
-                self._kept[line.rpartition(b" ")[0]] = line
+            families = families_of_text(path.read_text(encoding="utf-8"))
+            self._earlier = Earlier(each for each in families if continues or each.type == "gauge")
+        except FileNotFoundError:
+            self._earlier = Earlier()
+        except (OSError, ValueError) as error:
+            logger.warning("%s cannot be read, its counters begin at zero: %s", path, error)
+            self._earlier = Earlier()
 
-    def write(self, page: bytes) -> None:
+    def write(self, series: Series, others: bytes = b"") -> None:
         """Replace the file's content.
+
+        Args:
+            series: amorsize's, of this program.
+            others: the page of the application's own metrics.
 
         Raises:
             OSError: it cannot be written.
         """
-        kept = [line for series, line in self._kept.items() if b"\n" + series + b" " not in page]
-        if kept:
-            header = b"# TYPE " + _KEPT + b" gauge\n"
-            page = page.replace(header, header + b"".join(line + b"\n" for line in kept), 1)
-        write_atomically(self._path, page)
+        whole = self._earlier.continued(by_function(series))
+        write_atomically(self._path, self._encoder.encode(whole).encode() + others)
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:

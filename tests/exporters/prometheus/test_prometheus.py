@@ -93,8 +93,9 @@ def test_after_any_end_gauges_return_to_zero_and_counters_count_the_end(manager,
     for each in metrics.STATUSES:
         ended = 1 if each == status else 0
         assert scrape("amorsize_executions_total", **RUN, status=each) == ended
-        assert scrape("amorsize_execution_duration_seconds_count", status=each) == ended
-        assert scrape("amorsize_execution_duration_seconds_sum", status=each) == 1.5 * ended
+        for part, value in (("count", ended), ("sum", 1.5 * ended)):
+            shown = scrape(f"amorsize_execution_duration_seconds_{part}", status=each)
+            assert shown == (value if ended or each == "ok" else None)
 
 
 def test_the_end_of_a_run_sets_the_last_values(manager, exporter):
@@ -127,7 +128,8 @@ def test_series_with_closed_labels_exist_at_zero_from_the_start(manager, exporte
     scrape = Scrape(exporter.url)
     for status in metrics.STATUSES:
         assert scrape("amorsize_executions_total", **RUN, status=status) == 0
-        assert scrape("amorsize_execution_duration_seconds_count", **RUN, status=status) == 0
+        at_zero = 0 if status == "ok" else None  # a histogram is two dozen series
+        assert scrape("amorsize_execution_duration_seconds_count", **RUN, status=status) == at_zero
     for name in (
         "amorsize_items_processed_total",
         "amorsize_items_failed_total",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import logging
 import os
 import socket
@@ -12,17 +13,22 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
+from prometheus_client import CollectorRegistry, Counter
 from waiting import PATIENCE, slowness
 
 from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.exporters.delivery import Delivery, Interval
 from amorsize.exporters.prometheus.exporter import PrometheusExporter
-from amorsize.exporters.prometheus.pushgateway import Pushgateway
+from amorsize.exporters.prometheus.program import program_name
+from amorsize.exporters.prometheus.pushgateway import GatewayGroups, Pushgateway
 from amorsize.exporters.prometheus.settings import DeliverySettings
 from amorsize.exporters.prometheus.textfile import TextFile, write_atomically
 from amorsize.exporters.sender import RefusedError, Sender
+from amorsize.exporters.series import Series
+from amorsize.exporters.totals import TotalsExporter
 from amorsize.hooks import HookContext, HookEvent, HookManager
 
 from ..certificates import Certificates
@@ -36,7 +42,12 @@ class Gateway:
 
     def __init__(self, status: int = 200, tls: Any = None, location: str = "") -> None:
         self.requests: list[tuple[str, dict[str, str], bytes]] = []
+        self.methods: list[str] = []
+        self.reads: list[tuple[str, dict[str, str]]] = []
+        self.content = b'{"status": "success", "data": []}'
         self.status = status
+        self.read_status = 0
+        self.refused_path = ""
         self.answered = threading.Semaphore(0)
         gateway = self
 
@@ -44,12 +55,24 @@ class Gateway:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 gateway.requests.append((self.path, dict(self.headers), body))
-                self.send_response(gateway.status)
+                gateway.methods.append(self.command)
+                refused = gateway.refused_path == self.path
+                self.send_response(400 if refused else gateway.status)
                 if location:
                     self.send_header("Location", location)
                 self.end_headers()
                 self.wfile.write(b"what the gateway says\n")
                 gateway.answered.release()
+
+            do_PUT = do_POST
+
+            def do_GET(self) -> None:
+                gateway.reads.append((self.path, dict(self.headers)))
+                status = gateway.read_status or gateway.status
+                self.send_response(status)
+                self.end_headers()
+                body = gateway.content if status == 200 else b"what the gateway says\n"
+                self.wfile.write(body)
 
             def log_message(self, *args: Any) -> None:
                 pass
@@ -67,6 +90,10 @@ class Gateway:
         assert self.answered.acquire(timeout=PATIENCE)
         return self.requests[-1]
 
+    def pushed(self) -> dict[str, bytes]:
+        """The last page of each group, by its path."""
+        return {path: body for path, _, body in self.requests}
+
     def close(self) -> None:
         self._server.shutdown()
         self._thread.join()
@@ -80,8 +107,12 @@ def gateway() -> Iterator[Gateway]:
     gateway.close()
 
 
+PROGRAM = f"program/{quote(program_name(), safe='')}"
+PARSE = "/metrics/job/nightly/function/parse"
+
+
 def test_the_end_of_a_run_is_pushed(manager: HookManager, gateway: Gateway) -> None:
-    """As Prometheus text, to the group of the job; nothing listens."""
+    """As Prometheus text, to the groups of the job; nothing listens."""
     with PrometheusExporter(
         pushgateway=gateway.url, job="nightly", grouping_key={"site": "here"}
     ).attach(manager) as exporter:
@@ -89,13 +120,19 @@ def test_the_end_of_a_run_is_pushed(manager: HookManager, gateway: Gateway) -> N
         run.begin()
         run.complete_chunk(3)
         run.end()
-        path, headers, body = gateway.wait()
+        for _ in range(2):
+            _, headers, _ = gateway.wait()
         assert (exporter.port, exporter.url) == (0, "")
         assert repr(exporter) == "<PrometheusExporter (delivering)>"
-    assert path == "/metrics/job/nightly/site/here"
+    assert set(gateway.pushed()) == {
+        "/metrics/job/nightly/site/here/function/parse",
+        f"/metrics/job/nightly/site/here/{PROGRAM}",
+    }
     assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
     assert "Authorization" not in headers
-    assert b'amorsize_items_processed_total{executor="process",function="parse"} 3\n' in body
+    page = gateway.pushed()["/metrics/job/nightly/site/here/function/parse"]
+    assert b'amorsize_items_processed_total{executor="process",function="parse"} 3\n' in page
+    assert b"amorsize_hook_errors_total" not in page
 
 
 def test_close_pushes_once_more(manager: HookManager, gateway: Gateway) -> None:
@@ -104,8 +141,11 @@ def test_close_pushes_once_more(manager: HookManager, gateway: Gateway) -> None:
         Run(manager).begin()
         manager.register(HookEvent.ON_PROGRESS, broken)
         manager.trigger(HookContext(HookEvent.ON_PROGRESS))
-    assert b"amorsize_executions_in_progress" in gateway.requests[-1][2]
-    assert b'amorsize_hook_errors_total{event="on_progress"} 1\n' in gateway.requests[-1][2]
+    assert b"amorsize_executions_in_progress{" in gateway.pushed()[PARSE]
+    assert (
+        b'amorsize_hook_errors_total{event="on_progress"} 1\n'
+        in gateway.pushed()[f"/metrics/job/nightly/{PROGRAM}"]
+    )
     assert exporter.counts() == (0, 0)
 
 
@@ -118,7 +158,7 @@ def test_flush_pushes_now(manager: HookManager, gateway: Gateway) -> None:
     with PrometheusExporter(pushgateway=gateway.url, job="nightly").attach(manager) as exporter:
         Run(manager).begin()
         assert exporter.flush(PATIENCE) is True
-        assert b"amorsize_executions_in_progress{" in gateway.requests[-1][2]
+        assert b"amorsize_executions_in_progress{" in gateway.pushed()[PARSE]
 
 
 def test_credentials_are_sent_and_never_shown(gateway: Gateway, caplog: Any) -> None:
@@ -134,7 +174,9 @@ def test_credentials_are_sent_and_never_shown(gateway: Gateway, caplog: Any) -> 
             assert exporter.flush(PATIENCE) is False
             assert SECRET not in repr(exporter) + repr(vars(exporter))
             assert exporter.counts() == (1, 1)
-    sent = {headers["Authorization"] for _, headers, _ in gateway.requests}
+    asked = [headers for _, headers in gateway.reads]
+    sent = {headers["Authorization"] for headers in asked}
+    assert sent == {headers["Authorization"] for _, headers, _ in gateway.requests}
     basic = base64.b64encode(f"me:{SECRET}".encode()).decode()
     assert sent == {f"Basic {basic}", f"Bearer {SECRET}"}
     assert "the Pushgateway answered 401: what the gateway says" in caplog.text
@@ -142,8 +184,141 @@ def test_credentials_are_sent_and_never_shown(gateway: Gateway, caplog: Any) -> 
     assert basic not in caplog.text
 
 
+NIGHTLY = {"job": "nightly"}
+
+
 def group(url: str, **settings: Any) -> Pushgateway:
     return Pushgateway(DeliverySettings(pushgateway=url, job="nightly", **settings))
+
+
+def groups_of(gateway: Gateway) -> GatewayGroups:
+    return GatewayGroups(group(gateway.url), NIGHTLY)
+
+
+def after_a_run(totals: TotalsExporter, manager: HookManager, function: str) -> Series:
+    run = Run(manager, function=function, execution_id=function)
+    run.begin()
+    run.complete_chunk(2)
+    run.end()
+    return totals.snapshot()
+
+
+@pytest.fixture
+def totals(manager: HookManager) -> Iterator[TotalsExporter]:
+    with TotalsExporter().attach(manager) as totals:
+        yield totals
+
+
+def test_what_the_gateway_holds_of_the_program_is_continued_and_replaced(
+    gateway: Gateway, totals: TotalsExporter, manager: HookManager
+) -> None:
+    """It is read once; groups of other jobs and of other sites are not the program's."""
+    sample = {
+        "labels": {"function": "parse", "executor": "process", "job": "nightly"},
+        "value": "5",
+    }
+    items = {"amorsize_items_processed_total": {"type": "COUNTER", "metrics": [sample]}}
+    labels = {"job": "nightly", "function": "parse"}
+    others = [{"labels": {**labels, **more}, **items} for more in ({"job": "x"}, {"site": "x"})]
+    data = [*others, {"labels": {**labels, "site": ""}, **items}]
+    gateway.content = json.dumps({"status": "success", "data": data}).encode()
+    groups = groups_of(gateway)
+    for _ in range(2):
+        groups.push(after_a_run(totals, manager, "parse"))
+    name = b'amorsize_items_processed_total{executor="process",function="parse"}'
+    assert name + b" 9\n" in gateway.pushed()[PARSE]
+    assert {path for path, _ in gateway.reads} == {"/api/v1/metrics"}
+    assert len(gateway.reads) == 1
+    assert set(gateway.methods) == {"PUT"}
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "reads"),
+    [(403, b"", 1), (404, b"", 1), (503, b"", 3), (200, b"<html>", 1), (200, b"{}", 1)],
+)
+def test_a_gateway_that_cannot_be_read_keeps_what_is_not_pushed(
+    gateway: Gateway,
+    totals: TotalsExporter,
+    manager: HookManager,
+    caplog: Any,
+    status: int,
+    content: bytes,
+    reads: int,
+) -> None:
+    """The counters begin at zero; the log says so, once."""
+    gateway.read_status, gateway.content = status, content
+    groups = groups_of(gateway)
+    series = after_a_run(totals, manager, "parse")
+    for _ in range(reads - 1):
+        with pytest.raises(ConnectionError, match="answered 503"):
+            groups.push(series)
+        assert gateway.requests == []
+    for _ in range(2):
+        groups.push(series, again=True)
+    assert len(gateway.reads) == reads
+    assert set(gateway.methods) == {"POST"}
+    assert [each.levelname for each in caplog.records] == ["WARNING"]
+    assert "cannot be read" in caplog.text
+    assert "Its counters begin at zero" in caplog.text
+
+
+def test_the_end_of_a_run_pushes_what_has_changed(
+    gateway: Gateway, totals: TotalsExporter, manager: HookManager
+) -> None:
+    """There may be little time; at the interval all is pushed, which the gateway may have lost."""
+    groups = groups_of(gateway)
+    groups.push(after_a_run(totals, manager, "parse"))
+    del gateway.requests[:]
+    series = after_a_run(totals, manager, "store")
+    groups.push(series)
+    assert PARSE not in gateway.pushed()
+    assert PARSE.replace("parse", "store") in gateway.pushed()
+    del gateway.requests[:]
+    groups.push(series)
+    assert gateway.requests == []
+    groups.push(series, again=True)
+    assert PARSE in gateway.pushed()
+
+
+def test_a_group_that_is_refused_keeps_no_other_from_its_push(
+    gateway: Gateway, totals: TotalsExporter, manager: HookManager
+) -> None:
+    """Somebody else's metrics may clash with those of one function."""
+    gateway.refused_path = PARSE
+    for function in ("parse", "store"):
+        series = after_a_run(totals, manager, function)
+    with pytest.raises(RefusedError, match="answered 400"):
+        groups_of(gateway).push(series)
+    assert PARSE.replace("parse", "store") in gateway.pushed()
+    assert f"/metrics/job/nightly/{PROGRAM}" in gateway.pushed()
+
+
+def test_the_applications_own_metrics_have_the_group_of_the_job(
+    gateway: Gateway, manager: HookManager
+) -> None:
+    """Where others may have theirs, too: nothing is replaced but the metrics of the same names."""
+    registry = CollectorRegistry()
+    Counter("orders", "Orders", registry=registry).inc(3)
+    with PrometheusExporter(pushgateway=gateway.url, job="nightly", registry=registry).attach(
+        manager
+    ) as exporter:
+        Run(manager).begin()
+        assert exporter.flush(PATIENCE)
+    page = gateway.pushed()["/metrics/job/nightly"]
+    assert b"orders_total 3.0\n" in page
+    assert b"amorsize_" not in page
+    methods = dict(zip([path for path, _, _ in gateway.requests], gateway.methods, strict=True))
+    assert methods["/metrics/job/nightly"] == "POST"
+    assert methods[PARSE] == "PUT"
+
+
+def test_a_user_who_names_the_program_is_obeyed(gateway: Gateway, manager: HookManager) -> None:
+    """Two of the same script, say, at the same time."""
+    with PrometheusExporter(
+        pushgateway=gateway.url, job="nightly", grouping_key={"program": "second"}
+    ).attach(manager):
+        pass
+    assert set(gateway.pushed()) == {"/metrics/job/nightly/program/second"}
 
 
 def test_tls_and_a_client_certificate(certificates: Certificates) -> None:
@@ -155,12 +330,12 @@ def test_tls_and_a_client_certificate(certificates: Certificates) -> None:
             pushgateway_cafile=certificates.ca,
             pushgateway_certfile=certificates.client,
         )
-        both.push(b"# page\n")
+        both.push(NIGHTLY, b"# page\n")
         assert gateway.requests[-1][2] == b"# page\n"
         with pytest.raises(OSError, match="certificate verify failed"):
-            group(gateway.url).push(b"")
+            group(gateway.url).push(NIGHTLY, b"")
         with pytest.raises(OSError, match=r".") as refused:
-            group(gateway.url, pushgateway_cafile=certificates.ca).push(b"")
+            group(gateway.url, pushgateway_cafile=certificates.ca).push(NIGHTLY, b"")
         assert not isinstance(refused.value, RefusedError)
         assert len(gateway.requests) == 1
     finally:
@@ -172,7 +347,7 @@ def test_a_redirection_is_not_followed(gateway: Gateway) -> None:
     other = Gateway(status=302, location=f"{gateway.url}/elsewhere")
     try:
         with pytest.raises(RefusedError, match="answered 302"):
-            group(other.url, pushgateway_token=SECRET).push(b"")
+            group(other.url, pushgateway_token=SECRET).push(NIGHTLY, b"")
         assert gateway.requests == []
     finally:
         other.close()
@@ -183,7 +358,7 @@ def test_a_busy_gateway_is_asked_again(gateway: Gateway) -> None:
     for status, kind in ((503, ConnectionError), (429, ConnectionError), (400, RefusedError)):
         gateway.status = status
         with pytest.raises(kind, match=f"answered {status}"):
-            group(gateway.url).push(b"")
+            group(gateway.url).push(NIGHTLY, b"")
 
 
 @pytest.fixture(params=["dead", "hanging", "refusing", "failing"])
@@ -249,9 +424,10 @@ def test_a_running_execution_is_pushed_at_the_interval(
         manager
     ):
         Run(manager).begin()
-        for _ in range(2):
-            body = gateway.wait()[2]
-            assert b"amorsize_executions_in_progress{" in body
+        for _ in range(4):  # two groups, twice
+            gateway.wait()
+        assert gateway.pushed().keys() == {PARSE, f"/metrics/job/nightly/{PROGRAM}"}
+        assert b"amorsize_executions_in_progress{" in gateway.pushed()[PARSE]
 
 
 def test_the_interval_calls_only_while_there_is_a_reason() -> None:
@@ -305,7 +481,7 @@ def test_a_text_file_that_cannot_be_replaced_leaves_no_temporary_file(tmp_path: 
     """Here because a directory is in the way."""
     (tmp_path / "x.prom" / "full").mkdir(parents=True)
     with pytest.raises(OSError, match=r"x\.prom"):
-        TextFile(tmp_path / "x.prom").write(b"")
+        TextFile(tmp_path / "x.prom", {}).write({})
     assert os.listdir(tmp_path) == ["x.prom"]
 
 
