@@ -10,17 +10,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from amorsize.exporters import metrics
-from amorsize.exporters.metrics import METRICS, Kind, Metric
+from amorsize.exporters.metrics import (
+    LABEL_LIMITS,
+    LAST_ACTIVITY,
+    LAST_COMPLETION,
+    LAST_SUCCESS,
+    METRICS,
+    Kind,
+    Metric,
+)
 from amorsize.exporters.series import Histogram, Labels, Series, Value
 from amorsize.exporters.totals import LIVE_GAUGES
 from amorsize.exporters.user_totals import NAMESPACE, row_of_series
 
-MOST_FUNCTIONS = metrics.LABEL_LIMITS["function"]
+MOST_FUNCTIONS = LABEL_LIMITS["function"]
 
 _ROWS = {row.prometheus: row for row in METRICS}
 
-_TIMES = (metrics.LAST_COMPLETION, metrics.LAST_SUCCESS, metrics.LAST_ACTIVITY)
+_TIMES = (LAST_COMPLETION, LAST_SUCCESS, LAST_ACTIVITY)
 """Gauges that stay true whatever this program does, until it has a later one."""
 
 
@@ -80,7 +87,7 @@ class Earlier:
     def continued_of(self, function: str | None, own: Series) -> Series:
         """Add what this program has counted of one function; None for what is of no function."""
         earlier = {row.prometheus: (row, v) for row, v in self._series.get(function, {}).items()}
-        has_ended = bool(own.get(metrics.LAST_COMPLETION))
+        has_ended = bool(own.get(LAST_COMPLETION))
         whole: Series = {}
         for row, values in own.items():
             before, found = earlier.pop(row.prometheus, (row, {}))
@@ -93,7 +100,7 @@ class Earlier:
 
     def _latest(self) -> list[str | None]:
         def activity(function: str | None) -> float:
-            times = self._series[function].get(metrics.LAST_ACTIVITY, {}).values()
+            times = self._series[function].get(LAST_ACTIVITY, {}).values()
             return max((time for time in times if not isinstance(time, Histogram)), default=0.0)
 
         return sorted(self._series, key=activity, reverse=True)[:MOST_FUNCTIONS]

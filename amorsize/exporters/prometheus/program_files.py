@@ -298,7 +298,9 @@ class ProgramFiles:
             for path in folded:
                 self._read_before.pop(path.name, None)
                 path.unlink(missing_ok=True)
-                for unfinished in directory.glob(f".{path.name}.*~"):
+            for unfinished in directory.glob(".process-*~"):
+                whole = directory / unfinished.name[1:].rpartition(".")[0]
+                if not is_running(_process_of(whole)):
                     unfinished.unlink(missing_ok=True)
 
 
