@@ -995,14 +995,15 @@ class Run:
             return
         try:
             for message in (*(() if begun is None else begun.messages), *self._messages):
-                self._handle_late(message)
-            if backend is not None:
-                for message in backend.close(cancel=cancel):
-                    self._handle_late(message)
+                self._handle_late(message)  # calls hooks, in which a Ctrl-C may come
         finally:
-            # Whatever kept the backend from reporting, every start has its end.
-            for worker in list(self._workers):
-                self._end_worker(WorkerEnded(worker, "cancelled" if cancel else "finished"))
+            try:
+                for message in () if backend is None else backend.close(cancel=cancel):
+                    self._handle_late(message)
+            finally:
+                # Whatever kept the backend from reporting, every start has its end.
+                for worker in list(self._workers):
+                    self._end_worker(WorkerEnded(worker, "cancelled" if cancel else "finished"))
 
     def _handle_late(self, message: Message) -> None:
         """Handle what is reported once the run is over: workers have ended, time was spent."""

@@ -38,6 +38,11 @@ _runs: list[Callable[[], None]] = []
 _streams: list[Callable[[], None]] = []
 _pending: type[Terminated | KeyboardInterrupt] | None = None
 
+PRESSES = 5
+"""Somebody who presses Ctrl-C so often wants to get out, whatever is left open. Fewer interrupt no
+protected function: two may come at once, the second while the run closes things for the first."""
+_presses = 0
+
 
 # Classes, because a generator's context manager writes to the exception that passes through it,
 # which a frozen one refuses.
@@ -120,12 +125,12 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> None:
 
 
 def _on_sigint(signum: int, frame: FrameType | None) -> None:
-    global _pending
+    global _pending, _presses
     if _runs:
-        is_first = _pending is None
+        _presses = 1 if _pending is None else _presses + 1
         _pending = _pending or KeyboardInterrupt  # SIGTERM goes first
         _wake_runs()
-        if is_first and is_protected(frame):
+        if _presses < PRESSES and is_protected(frame):
             return
     signal.default_int_handler(signum, frame)
 

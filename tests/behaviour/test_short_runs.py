@@ -187,9 +187,10 @@ def test_items_that_turn_out_long_are_shared_after_all(
     here, asked = (os.getpid(), threading.get_ident()), tmp_path / "asked"
 
     def is_long(seen: Observations) -> bool:
-        if seen.deviating_seconds:
+        is_near_end = seen.left is not None and seen.left < 100
+        if is_near_end and seen.deviating_seconds:
             asked.touch()
-        return seen.left is not None and seen.left < 100
+        return is_near_end
 
     plan_with(InTurn(ALONE, choice, at=is_long))
 

@@ -204,14 +204,14 @@ class ProcessBackend(Backend):
 
     @protected
     def _release(self) -> None:
-        self._member.leave()
-        self._selector.close()
-        self._wake_receiver.close()
-        self._wake_sender.close()
-        if self._descriptors is not None:
-            self._descriptors.close()
-        if self._shared is not None:
-            self._shared.close()
+        with ExitStack() as closing:  # all of it, also where a second Ctrl-C ends a wait
+            if self._shared is not None:
+                closing.callback(self._shared.close)
+            if self._descriptors is not None:
+                closing.callback(self._descriptors.close)
+            for each in (self._wake_sender, self._wake_receiver, self._selector):
+                closing.callback(each.close)
+            self._member.leave()
 
     def overdue(self, seconds: float) -> list[Overdue]:
         watch = self._watch

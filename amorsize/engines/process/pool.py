@@ -16,6 +16,7 @@ import select
 import sys
 import threading
 import time
+from contextlib import ExitStack
 
 from amorsize.engines import warm_pool
 from amorsize.engines.process import protocol
@@ -212,10 +213,12 @@ class WorkerProcess:
 
         Returns its exit code, or None when unknown.
         """
-        if not self.wait(timeout):
-            self.kill()
-            self.wait(_KILL_SECONDS)
-        self.close()
+        try:
+            if not self.wait(timeout):
+                self.kill()
+                self.wait(_KILL_SECONDS)
+        finally:  # also where a second Ctrl-C ends the wait
+            self.close()
         return self.exit_code
 
     def close(self) -> None:
@@ -405,6 +408,7 @@ class WorkerPool:
             self._template = None
         return self._template
 
+    @protected
     def release(self, member: Membership, worker: WorkerProcess, key: int) -> None:
         with self._lock:
             member.held.discard(worker)
@@ -429,9 +433,10 @@ class WorkerPool:
             self._members.remove(member)
             left = list(member.held)
             member.held.clear()
-        for worker in left:  # its execution was interrupted before it could let go of them
-            worker.reap(0)
-        self._wake_hungry(besides=member)
+        with ExitStack() as reaping:
+            reaping.callback(self._wake_hungry, besides=member)
+            for worker in left:  # its execution was interrupted before it could let go of them
+                reaping.callback(worker.reap, 0)
 
     def shutdown(self) -> None:
         """End every worker: idle ones are asked, those at work are killed."""
