@@ -86,9 +86,10 @@ def test_plain_requests_and_noise_do_not_stop_tls(
 
 def test_silent_clients_do_not_stop_tls(secure: PrometheusExporter) -> None:
     """Two hundred that never begin the handshake; the oldest make room."""
+    before = threading.active_count()  # other tests' threads may still be ending
     clients = [connect(secure) for _ in range(200)]
     assert clients[0].recv(1) == b""
-    assert threading.active_count() < MAX_CONNECTIONS + 20
+    assert threading.active_count() <= before + MAX_CONNECTIONS + 1
     for client in clients:
         client.close()
 
