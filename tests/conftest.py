@@ -5,6 +5,7 @@ from __future__ import annotations
 # Before any test makes a provider of OpenTelemetry: in a forked child its handler takes a lock that
 # this module renews, and handlers run in the order in which they were registered.
 import concurrent.futures.thread  # noqa: F401
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +117,16 @@ def _no_names_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
 def _no_failures_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """That no process could be started is remembered for a minute; no test remembers another."""
     monkeypatch.setattr(process_support, "_failed_until", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def _no_log_levels_of_other_tests() -> Iterator[None]:
+    """A page's example, or a test, may ask for the log of runs."""
+    loggers = [logging.getLogger(name) for name in ("amorsize", "amorsize.runs")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

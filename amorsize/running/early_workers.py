@@ -19,7 +19,7 @@ from typing import Any
 from amorsize.engines import make_backend
 from amorsize.engines.base import Backend, Message, Task
 from amorsize.errors import AmorsizeError, ExecutionCancelledError
-from amorsize.hooks.interruption import protected_between_calls
+from amorsize.hooks.interruption import protected, protected_between_calls
 from amorsize.planning.engine import Engine
 from amorsize.planning.gil_probe import switching_often
 from amorsize.planning.observations import EarlyWork
@@ -176,7 +176,13 @@ class EarlyWorkers:
         if self._backend is None or (engine != self.state.engine and not self._chunks):
             self.abandon()
             return None
+        return self._give(n_jobs)
+
+    @protected
+    def _give(self, n_jobs: int) -> HandedOver:
+        """Let go of the backend; between this and the run's taking it, nobody would close it."""
         backend, self._backend = self._backend, None
+        assert backend is not None
         backend.use_workers(n_jobs)
         return HandedOver(backend, self._chunks, self._messages, self._error)
 

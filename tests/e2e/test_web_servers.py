@@ -337,8 +337,10 @@ def test_one_process_listens_for_all(start: Callable[..., Server], kind: str) ->
 
     poll(items, lambda value: value == 160, "the page")
     if kind != "gunicorn --preload":  # there the first process listens, and ends with the server
-        os.kill(listening_process(port), signal.SIGKILL)
+        killed = listening_process(port)
+        os.kill(killed, signal.SIGKILL)
         poll(items, lambda value: value == 160, "the page of another process")
+        assert listening_process(port) != killed
 
 
 def listening_process(port: int) -> int:

@@ -89,7 +89,7 @@ def test_the_longest_chunk_is_that_of_the_last_execution_and_of_those_in_progres
 
 
 class Unreliable(Exporter):
-    """Counts what it is told to."""
+    """Counts what its methods are called with."""
 
     name = "unreliable"
     lost = 0

@@ -97,6 +97,7 @@ def test_ctrl_c_at_any_line_keeps_the_contract(
 ) -> None:
     """It is raised, also by a run that fails just then; until then all events agree."""
     interrupted: list[FrameType] = []
+    pressed: list[int] = []
     # The handler is called in the trace function's frame; that of the line is meant.
     monkeypatch.setattr(signals, "is_protected", lambda _: is_protected(interrupted.pop()))
     lines = count_lines(modules, function)
@@ -107,9 +108,14 @@ def test_ctrl_c_at_any_line_keeps_the_contract(
             if now == line:
                 sys.settrace(None)
                 interrupted.append(frame)
+                pressed.append(line)
                 signal.raise_signal(signal.SIGINT)
 
+        pressed.clear()
         ended, recorder = run(modules, press, function)
+        if not pressed:  # which chunk was the slowest so far decides on a few lines
+            assert line >= lines - 10
+            continue
         assert isinstance(ended, KeyboardInterrupt), f"line {line}: {ended!r}"
         if not recorder.contexts:
             continue  # it came before the first event

@@ -97,7 +97,7 @@ def test_calls_that_wait_take_the_waits_that_were_measured_as_well() -> None:
     assert mixed.speedup(2.0, known=longer) == pytest.approx(20.0)
     shorter = WAITS._replace(wait_seconds=1e-6)
     assert mixed.speedup(2.0, known=shorter) == pytest.approx(5.0)
-    # The first items are told apart: their waits are in their time.
+    # The first items count by themselves: their waits are in their time.
     mixed.add(5, 0.5, had(0.1), workers=1)
     assert mixed.speedup(2.1, known=WAITS) == pytest.approx(5.0)
 

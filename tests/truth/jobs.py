@@ -29,7 +29,7 @@ class Run:
         killing: how many of them kill their worker.
         ledger: a file to which each death is written, before it happens.
         raises: whether the first failure ends the execution.
-        hangs: whether its last item waits until the job is told to go on.
+        hangs: whether its last item waits until the job gets a line to go on.
         seconds: how long each item takes.
         broken: whether hooks fail, and the other exporter.
         speedups: estimated and measured: then the events of such an execution, of a minute, are
@@ -60,7 +60,7 @@ class Program:
         runs: its executions, one after the other.
         exporter: arguments of ``enable_prometheus()``.
         clock_seconds: added to what ``time.time()`` says: negative for a run of the past.
-        stays: whether it waits to be told before each execution, and before its end.
+        stays: whether it waits for a line before each execution, and before its end.
         hook_at: the event at which a hook fails in a broken execution.
     """
 

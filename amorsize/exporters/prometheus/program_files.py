@@ -255,7 +255,7 @@ class ProgramFiles:
         """Read a file, or remember it.
 
         Raises:
-            FileNotFoundError: there is no such file of a process.
+            FileNotFoundError: no process has this file.
         """
         try:
             content = path.read_bytes()

@@ -236,6 +236,8 @@ def test_a_long_run_is_written_while_it_runs(manager: HookManager, directory: Pa
             ),
             "the file",
         )
+        ended = '[["parse","process","ok"],1,'
+        assert not any(ended in path.read_text() for path in files_below(directory))
 
 
 def test_where_nothing_can_be_kept_each_process_shows_its_own(
@@ -422,7 +424,7 @@ assert os.wait()[1] == 0
 
 
 def test_an_exporter_of_another_manager_is_inert_in_a_forked_child(directory: Path) -> None:
-    """The default manager alone is empty there; what others have counted cannot be told apart."""
+    """The default manager alone is empty there; nothing shows which manager counted the rest."""
     script = f"""{FORKED}
 hooks = amorsize.HookManager()
 from amorsize.exporters.prometheus import PrometheusExporter
