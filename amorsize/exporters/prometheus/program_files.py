@@ -240,7 +240,9 @@ class ProgramFiles:
         for path in paths:
             if path == self._own:
                 merger.add(own)
-            elif path.name not in ended.included:
+            elif path.name in ended.included:
+                to_fold = True  # its process was being killed, and has written once more
+            else:
                 read = self._read(path)
                 is_over = read.is_closed or not is_running(_process_of(path))
                 merger.add(read.share, is_running=not is_over)
@@ -249,6 +251,7 @@ class ProgramFiles:
             raise FileNotFoundError
         if to_fold:
             self._fold(directory)
+        _remove_unfinished(directory)
         return merger.share().shown()
 
     def _read(self, path: Path) -> _File:
@@ -298,10 +301,6 @@ class ProgramFiles:
             for path in folded:
                 self._read_before.pop(path.name, None)
                 path.unlink(missing_ok=True)
-            for unfinished in directory.glob(".process-*~"):
-                whole = directory / unfinished.name[1:].rpartition(".")[0]
-                if not is_running(_process_of(whole)):
-                    unfinished.unlink(missing_ok=True)
 
 
 # --- the directory ----
@@ -365,6 +364,17 @@ def _files_of_processes(directory: Path) -> list[Path]:
     """List the files of processes, the oldest process first."""
     found = [path for path in directory.iterdir() if _PROCESS.fullmatch(path.name)]
     return sorted(found, key=lambda path: (_process_of(path).started, path.name))
+
+
+def _remove_unfinished(directory: Path) -> None:
+    """Remove files that were being written by processes that have been killed.
+
+    Not once per process: a thread of one that counts as ended may still be creating such a file.
+    """
+    for unfinished in directory.glob(".process-*~"):
+        whole = directory / unfinished.name[1:].rpartition(".")[0]
+        if not is_running(_process_of(whole)):
+            unfinished.unlink(missing_ok=True)
 
 
 def _process_of(path: Path) -> Process:

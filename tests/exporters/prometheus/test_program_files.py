@@ -349,6 +349,33 @@ while True:
 """
 
 
+def test_what_a_killed_process_leaves_after_it_was_added_up_goes_with_the_next_reading(
+    tmp_path: Path,
+) -> None:
+    """One of its threads ends a little later: its file is back, and an unfinished one beside it."""
+    program = program_files.program_of(os.getpid())
+    arguments = [str(tmp_path), str(program.pid), str(program.started)]
+    with subprocess.Popen(
+        [sys.executable, "-c", WORKER, *arguments], stdout=subprocess.PIPE, text=True
+    ) as worker:
+        assert worker.stdout is not None
+        for _ in range(5):
+            worker.stdout.readline()
+        worker.kill()
+    ours = ProgramFiles(tmp_path, lambda: Share({WORKER_DEATHS: {("a", "b"): 0}}, {}), 0)
+    (left,) = [path for path in ours.directory.glob("process-*") if str(worker.pid) in path.name]
+    content = left.read_bytes()
+    deaths: Any = ours.merge()[WORKER_DEATHS]["a", "b"]
+    assert not left.exists()
+    left.write_bytes(content)
+    unfinished = left.with_name(f".{left.name}.abc~")
+    unfinished.write_bytes(content[:10])
+    assert ours.merge()[WORKER_DEATHS]["a", "b"] == deaths
+    assert not left.exists()
+    assert not unfinished.exists()
+    ours.close()
+
+
 def test_sums_never_fall_while_processes_are_killed(tmp_path: Path) -> None:
     """Whenever they are: between two statements, while they write, and while they fold."""
     shown: list[float] = []
@@ -393,6 +420,7 @@ def test_sums_never_fall_while_processes_are_killed(tmp_path: Path) -> None:
     total: Any = files.merge()[WORKER_DEATHS]["a", "b"]
     assert written <= total <= written + 8
     assert len(list(files.directory.glob("process-*"))) == 1
+    assert list(files.directory.glob(".*~")) == []
     files.close()
 
 
