@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from amorsize.hooks.events import HookEvent
-from amorsize.workers.chunk import encodable
+from amorsize.workers.names import MAX_CHARACTERS, bounded
 
 
 class Kind(StrEnum):
@@ -426,7 +426,7 @@ METRICS: tuple[Metric, ...] = tuple(row for row in globals().values() if isinsta
 class BoundedLabel:
     """Turns names from the user's program into at most ``limit`` label values, then ``other``.
 
-    The first names are kept. Safe to call from several threads.
+    The first names are kept, cut where they are long. Safe to call from several threads.
 
     Example:
         >>> function = BoundedLabel(1)
@@ -445,11 +445,13 @@ class BoundedLabel:
         label = self._known.get(name)
         if label is not None:
             return label
+        if len(name) > MAX_CHARACTERS:  # nor is it kept as a key
+            name = bounded(name)
         with self._lock:
             if name not in self._known and len(self._known) >= self._limit:
                 return OTHER
             # A lone surrogate in one name would make the whole exposition unencodable.
-            return self._known.setdefault(name, encodable(name))
+            return self._known.setdefault(name, bounded(name))
 
 
 def closed_label(label: str, value: object) -> str:
@@ -479,6 +481,8 @@ def to_markdown() -> str:
         "",
         "`function` is the qualified name of the function, or the `name=` of the call; `hook` is",
         "the qualified name of the hook. No process id, host name or execution id is ever a label.",
+        f"A name of more than {MAX_CHARACTERS} characters is cut, and ends in a checksum of the",
+        "whole name: names that differ only after the cut stay different.",
         "",
         "Counters and histograms whose labels have known values exist at zero from the start of a",
         "function's first execution, except histograms of other statuses than `ok`. Gauges with",

@@ -17,6 +17,7 @@ from amorsize.exporters.series import Labels, Series, Share, Totals, number
 from amorsize.exporters.user_totals import UserTotals
 from amorsize.hooks import HookContext, HookManager
 from amorsize.hooks.executions import managers_of
+from amorsize.workers.names import bounded
 from amorsize.workers.user_metrics import UserMetrics
 
 LIVE_GAUGES = (
@@ -220,8 +221,9 @@ class TotalsExporter(Exporter):
             series[gauge] = dict(sums)
         stats = {**exporter_stats(beside=self), self.name: self.counts()}
         series |= self._hook_totals.series()
-        series[metrics.EXPORTER_DROPPED] = {(name,): each[0] for name, each in stats.items()}
-        series[metrics.EXPORTER_ERRORS] = {(name,): each[1] for name, each in stats.items()}
+        names = {name: (bounded(name),) for name in stats}
+        series[metrics.EXPORTER_DROPPED] = {names[name]: each[0] for name, each in stats.items()}
+        series[metrics.EXPORTER_ERRORS] = {names[name]: each[1] for name, each in stats.items()}
         series[metrics.BUILD_INFO] = {(__version__, platform.python_version()): 1}
         return Share(series, set_at, longest)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from amorsize.workers.names import bounded
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,8 +68,8 @@ class Observers:
 def function_name(func: Callable[..., Any], options: Options) -> str:
     """Return what events and the log call the function."""
     if options.name:
-        return options.name
+        return bounded(options.name)
     func = getattr(func, "func", func)  # functools.partial
     qualified = getattr(func, "__qualname__", None) or type(func).__qualname__
     module = getattr(func, "__module__", None) or type(func).__module__
-    return f"{module}.{qualified}"
+    return bounded(f"{module}.{qualified}")

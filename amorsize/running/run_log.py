@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from amorsize.errors import ExecutionCancelledError, ItemTimeoutError, describe_exit
 from amorsize.running import signals
 from amorsize.workers import trace_link
-from amorsize.workers.chunk import encodable
+from amorsize.workers.names import bounded
 from amorsize.workers.observers import RUNS
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class RunLog:
     """
 
     def __init__(self, function: str) -> None:
-        self._function = encodable(function)
+        self._function = function
         self._counts = {"items_failed": 0, "worker_died": 0, "item_timeout": 0}
         self._failed_items = 0
         self._has_kept_back = False
@@ -48,7 +48,7 @@ class RunLog:
 
     def items_failed(self, error: BaseException, *, items: int, index: int, chunk: int) -> None:
         """Warn that items of a chunk failed, the first of them with ``error``."""
-        kind = type(error).__name__
+        kind = bounded(type(error).__name__)
         self._warn_of(
             "items_failed",
             f"item {index} failed with {kind}"
@@ -73,7 +73,7 @@ class RunLog:
         self._warn_of(
             event,
             text,
-            error_type=type(error).__name__,
+            error_type=bounded(type(error).__name__),
             failed_items=items,
             item_index=loss.item_index,
             chunk=chunk,
@@ -83,15 +83,15 @@ class RunLog:
 
     def run_failed(self, status: str, error: BaseException, *, items: int) -> None:
         """Warn that the run ends early, for a reason that was not logged yet."""
-        kind, done = type(error), f"after {items} completed items"
+        kind, done = bounded(type(error).__name__), f"after {items} completed items"
         if status == "timeout":
             text = str(error)
         elif status == "cancelled":
             text = f"the run was cancelled by {_cause_of(error)}, {done}"
         else:
-            text = f"the run failed with {kind.__name__}, {done}"
+            text = f"the run failed with {kind}, {done}"
         event = {"timeout": "run_timeout", "cancelled": "run_cancelled"}.get(status, "run_failed")
-        self._write(logging.WARNING, event, text, error_type=kind.__name__, items=items)
+        self._write(logging.WARNING, event, text, error_type=kind, items=items)
 
     def run_ended(
         self,
@@ -150,7 +150,7 @@ class RunLog:
             item_seconds=item_seconds,
             slowest_chunk_seconds=None if slowest is None else slowest[0],
             slowest_chunk=None if slowest is None else slowest[1],
-            error_type=None if error is None else type(error).__name__,
+            error_type=None if error is None else bounded(type(error).__name__),
         )
 
     def _warn_of(self, event: str, text: str, *, failed_items: int, **fields: Any) -> None:

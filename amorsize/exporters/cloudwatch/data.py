@@ -15,6 +15,7 @@ from amorsize.exporters.changes import Changes
 from amorsize.exporters.metrics import ATTRIBUTES, METRICS, Metric
 from amorsize.exporters.series import Labels, Series
 from amorsize.exporters.user_totals import DOTTED_NAMESPACE
+from amorsize.workers.names import cut
 from amorsize.workers.user_metrics import HISTOGRAM, UserMetric, empty_metric, merge
 
 MAX_DATA = 1000
@@ -159,7 +160,7 @@ def dimension_value(label: str) -> str:
     """
     text = label.encode("ascii", "backslashreplace").decode()
     text = re.sub(r"[\x00-\x1f\x7f]", lambda match: f"\\x{ord(match[0]):02x}", text)
-    return text[:DIMENSION_CHARACTERS] if text.strip() else "-"
+    return cut(text, DIMENSION_CHARACTERS) if text.strip() else "-"
 
 
 def requests(data: Iterable[Datum], now: float) -> Iterator[list[dict[str, Any]]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from amorsize.errors import ExecutionCancelledError, WorkerDiedError
 from amorsize.hooks import HookContext
+from amorsize.workers.names import part
 
 CHECK = "amorsize.execution"
 """The service check."""
@@ -56,10 +57,10 @@ class Event:
             room: the largest size.
             size: measures a text, in the unit of ``room``.
         """
-        bare = f"{_OPEN}{cut(self.facts, room - size(_OPEN + _CLOSE), size)}{_CLOSE}"
+        bare = f"{_OPEN}{part(self.facts, room - size(_OPEN + _CLOSE), size)}{_CLOSE}"
         before, after = f"\n\n{_FENCE}\n", f"\n{_FENCE}"
         left = room - size(bare) - size(before + after)
-        tail = cut(self.traceback, left, size, keep_end=True)
+        tail = part(self.traceback, left, size, of_end=True)
         if not tail.strip():
             return bare
         return f"{_OPEN}{self.facts}{before}{tail}{after}{_CLOSE}"
@@ -85,24 +86,6 @@ class Check:
 def datagram_size(text: str) -> int:
     """Count the bytes of a text in a datagram, where a line break has two."""
     return len(text.encode()) + text.count("\n")
-
-
-def cut(text: str, room: int, size: Callable[[str], int] = len, *, keep_end: bool = False) -> str:
-    """Cut a text to as many whole characters, from its beginning or its end, as there is room for.
-
-    >>> cut("straße", 5), cut("straße", 5, datagram_size), cut("a\\nb", 2, keep_end=True)
-    ('straß', 'stra', '\\nb')
-    """
-    if size(text) <= room:
-        return text
-    low, high = 0, len(text)  # low characters fit, high ones do not
-    while high - low > 1:
-        middle = (low + high) // 2
-        if size(text[-middle:] if keep_end else text[:middle]) <= room:
-            low = middle
-        else:
-            high = middle
-    return (text[-low:] if keep_end else text[:low]) if low else ""
 
 
 class EventBuilder:
@@ -216,7 +199,7 @@ def make_check(context: HookContext, status: str, tags: Sequence[str]) -> Check 
         tags=tuple(tags),
         timestamp=int(context.timestamp),
         # Datadog reads the text after a bar as a further field.
-        message=cut(f"{function}: {status}{kind}".replace("|", "/"), 200, datagram_size),
+        message=part(f"{function}: {status}{kind}".replace("|", "/"), 200, datagram_size),
     )
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,6 @@ from amorsize.exporters.datadog.events import (
     Check,
     Event,
     EventBuilder,
-    cut,
     datagram_size,
     make_check,
 )
@@ -44,6 +42,7 @@ from amorsize.exporters.settings import by_keywords, constructor, enable_with
 from amorsize.exporters.totals import TotalsExporter, status_of
 from amorsize.exporters.user_totals import DOTTED_NAMESPACE
 from amorsize.hooks import HookContext
+from amorsize.workers.names import cut
 from amorsize.workers.user_metrics import UserMetrics
 
 if TYPE_CHECKING:
@@ -355,8 +354,5 @@ def _label_tags(names: Labels, values: Labels) -> tuple[str, ...]:
 
 def _tag(tag: str) -> str:
     """Write a tag that Datadog accepts: a tag that it would cut still differs from others."""
-    tag = NOT_IN_TAGS.sub("_", tag)  # as the client does, in events and checks since 0.56
-    if datagram_size(tag) <= TAG_BYTES:
-        return tag
-    digest = f"-{zlib.crc32(tag.encode()):08x}"
-    return cut(tag, TAG_BYTES - len(digest), datagram_size) + digest
+    # As the client does, in events and checks since 0.56.
+    return cut(NOT_IN_TAGS.sub("_", tag), TAG_BYTES, datagram_size)

@@ -36,6 +36,7 @@ from amorsize.exporters.series import number
 from amorsize.hooks import HookContext
 from amorsize.workers import trace_link
 from amorsize.workers.chunk import encodable
+from amorsize.workers.names import bounded
 from amorsize.workers.trace_link import TraceLink
 
 MAX_USER_SPANS = 256
@@ -105,7 +106,7 @@ class ExecutionTraces:
         """Begin an execution's span, under the caller's; None where the SDK is disabled."""
         writer = self._writer
         began = time.time_ns()
-        function = encodable(function)
+        function = bounded(function)
         common = {"amorsize.execution.id": execution_id, ATTRIBUTES["function"]: function}
         span = writer.tracer.start_span(f"execute {function}", attributes=common, start_time=began)
         span_context = span.get_span_context()
@@ -363,7 +364,7 @@ def _identity(worker_id: int | None, metadata: dict[str, Any]) -> dict[str, Any]
         "amorsize.worker.id": worker_id,
         "process.pid": metadata.get("pid"),
         "host.name": metadata.get("hostname"),
-        "thread.name": metadata.get("thread_name"),
+        "thread.name": bounded(metadata.get("thread_name", "")) or None,
     }
     return {name: value for name, value in identity.items() if value is not None}
 
@@ -373,13 +374,13 @@ def _identity_here() -> dict[str, Any]:
     return {
         "process.pid": os.getpid(),
         "host.name": socket.gethostname(),
-        "thread.name": threading.current_thread().name,
+        "thread.name": bounded(threading.current_thread().name),
     }
 
 
 def _failure_of(context: HookContext) -> tuple[str, str, str]:
     error = context.error
-    kind = "Exception" if error is None else type(error).__name__
+    kind = "Exception" if error is None else bounded(type(error).__name__)
     message = encodable((context.error_message or "")[:_MAX_TEXT])
     return kind, message, encodable((context.error_traceback or "")[-_MAX_TEXT:])
 

@@ -22,6 +22,7 @@ from amorsize.exporters.metrics import (
 from amorsize.exporters.series import Histogram, Labels, Series, Value
 from amorsize.exporters.totals import LIVE_GAUGES
 from amorsize.exporters.user_totals import NAMESPACE, row_of_series
+from amorsize.workers.names import bounded
 
 MOST_FUNCTIONS = LABEL_LIMITS["function"]
 
@@ -64,7 +65,8 @@ class Earlier:
             for labels, found in family.samples:
                 value = _value(row, found)
                 if value is not None:
-                    key = tuple(labels.get(name, "") for name in row.labels)
+                    # A version that did not bound them may have written them.
+                    key = tuple(bounded(labels.get(name, "")) for name in row.labels)
                     function = key[0] if _is_of_functions(row) else None
                     self._series.setdefault(function, {}).setdefault(row, {})[key] = value
 

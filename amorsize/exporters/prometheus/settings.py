@@ -28,6 +28,7 @@ from amorsize.exporters.settings import (
     refuse_without,
     split_url,
 )
+from amorsize.workers.names import MAX_CHARACTERS
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -397,7 +398,16 @@ def _check_text(setting: str, value: object) -> str:
         raise InvalidTypeError(f"{setting} must be a string; got {value!r}")
     if not value:
         raise InvalidValueError(f"{setting} must not be empty")
+    _check_length(setting, value)
     return value
+
+
+def _check_length(setting: str, text: str) -> None:
+    """Refuse a label that is longer than a page should repeat in each series."""
+    if len(text) > MAX_CHARACTERS:
+        raise InvalidValueError(
+            f"{setting} must have at most {MAX_CHARACTERS} characters; got {len(text)}"
+        )
 
 
 def _check_grouping_key(grouping_key: object) -> dict[str, str]:
@@ -412,6 +422,8 @@ def _check_grouping_key(grouping_key: object) -> dict[str, str]:
             raise InvalidTypeError(
                 f"grouping_key must map strings to strings; got {label!r}: {value!r}"
             )
+        _check_length("names in grouping_key", label)
+        _check_length("values in grouping_key", value)
         if not _LABEL.fullmatch(label) or label.startswith("__"):
             raise InvalidValueError(
                 "names in grouping_key must be letters, digits and underscores, and begin with "
