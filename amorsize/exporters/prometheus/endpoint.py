@@ -15,6 +15,8 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from urllib.parse import parse_qs
 
+from amorsize.exporters.prometheus.negotiation import accepts_gzip
+
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
@@ -95,7 +97,7 @@ class Endpoint:
             scope["method"],
             scope["path"].removeprefix(scope.get("root_path", "")),
             scope.get("query_string", b"").decode("latin-1"),
-            {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]},
+            _joined(scope["headers"]),
         )
         encoded = [(name.lower().encode(), value.encode()) for name, value in headers]
         await send({"type": "http.response.start", "status": status.value, "headers": encoded})
@@ -129,7 +131,7 @@ class Endpoint:
             body = b"See the log of the program\n"
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, [_TEXT], body)
         sent = [("Content-Type", content_type), ("Vary", "Accept, Accept-Encoding")]
-        if _takes_gzip(headers.get("accept-encoding", "")):
+        if accepts_gzip(headers.get("accept-encoding", "")):
             page = gzip.compress(page, _GZIP_LEVEL)
             sent.append(("Content-Encoding", "gzip"))
         return Answer(HTTPStatus.OK, sent, page)
@@ -147,9 +149,10 @@ class Endpoint:
         return hmac.compare_digest(given, self._credentials)
 
 
-def _takes_gzip(accept_encoding: str) -> bool:
-    for coding in accept_encoding.split(","):
-        name, _, parameters = coding.partition(";")
-        if name.strip().lower() == "gzip":
-            return parameters.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
-    return False
+def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Read headers; those of one name are one list, as in WSGI."""
+    joined: dict[str, str] = {}
+    for encoded_name, encoded_value in headers:
+        name, value = encoded_name.decode("latin-1"), encoded_value.decode("latin-1")
+        joined[name] = f"{joined[name]},{value}" if name in joined else value
+    return joined

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from amorsize.exporters.metrics import METRICS, Kind, Metric
 from amorsize.exporters.prometheus.exposition import TextEncoder
+from amorsize.exporters.prometheus.negotiation import OPENMETRICS, preferred_format
 from amorsize.exporters.series import Histogram, Series, Value
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric as MetricFamily
 
 PLAIN = "text/plain; version=0.0.4; charset=utf-8"
-_OPENMETRICS = "application/openmetrics-text"
 
 
 class Page:
@@ -73,16 +73,16 @@ class Page:
         """Render everything, for a scraper.
 
         Args:
-            accept: the value of its ``Accept`` header.
+            accept: the value of its ``Accept`` header, which is weighed.
             names: the metrics that it wants; empty for all.
 
         Returns:
             The content type, and the page.
         """
-        encode, content_type = self._library_encoder(accept)
+        encode, content_type = self._library_encoder(preferred_format(accept))
         if names:
             return content_type, encode(self._registry.restricted_registry(names))
-        openmetrics = content_type.startswith(_OPENMETRICS)
+        openmetrics = content_type.startswith(OPENMETRICS)
         return content_type, self._render(encode, openmetrics=openmetrics)
 
     def _render(self, encode: Callable[[Any], bytes], *, openmetrics: bool) -> bytes:
@@ -96,10 +96,8 @@ class Page:
     def _library_encoder(self, accept: str) -> tuple[Callable[[Any], bytes], str]:
         from prometheus_client.exposition import choose_encoder
 
-        try:
-            return choose_encoder(accept)
-        except Exception:  # an Accept header with a malformed version
-            return choose_encoder("")
+        # The library does not weigh: it takes the first format of a header.
+        return choose_encoder(accept)
 
 
 class _Collector:

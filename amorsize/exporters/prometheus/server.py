@@ -27,6 +27,8 @@ from socketserver import TCPServer
 from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
+from amorsize.exporters.prometheus.own_host import OwnHost, is_loopback
+
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
@@ -50,7 +52,8 @@ class ScrapeServer(WSGIServer):
     Args:
         addr: the address to listen on, IPv4 or IPv6, or a host name.
         port: the port, 0 for any free one; ``server_port`` is the actual port.
-        app: the application, called from several threads.
+        app: the application, called from several threads. On a loopback address it is asked only
+            by requests whose Host header names this machine.
         tls: encrypts connections; None for plain HTTP.
         request_seconds: the longest time for a request, with the handshake before it.
 
@@ -74,7 +77,9 @@ class ScrapeServer(WSGIServer):
         self.address_family, _, _, _, address = found[0]
         super().__init__(address, _Handler)  # type: ignore[arg-type]  # IPv6 has four parts
         self.socket.setblocking(False)
-        self.set_app(app)
+        # What only this machine can reach answers only who means it.
+        is_local = is_loopback(str(self.server_address[0]))
+        self.set_app(OwnHost(app, addr) if is_local else app)
         self._tls = tls
         self._request_seconds = request_seconds
         self._lock = threading.Lock()
