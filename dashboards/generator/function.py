@@ -147,7 +147,6 @@ def function() -> Board:
                 Line(q.quantile(0.95, metrics.EXECUTION_DURATION, whole=True), "p95"),
                 Line(q.last_at(metrics.LAST_DURATION), "last"),
                 width=8,
-                exemplars=True,
             ),
             lines(
                 "Duration of chunks",
@@ -158,7 +157,6 @@ def function() -> Board:
                 Line(q.quantile(0.95, metrics.CHUNK_DURATION, whole=True), "p95"),
                 Line(q.mean(metrics.CHUNK_DURATION), "mean"),
                 width=8,
-                exemplars=True,
             ),
             heat_map(
                 "Chunks",

@@ -212,7 +212,6 @@ def overview() -> Board:
                 SECONDS,
                 Line(q.quantile(0.5, metrics.EXECUTION_DURATION), "p50"),
                 Line(q.quantile(0.95, metrics.EXECUTION_DURATION), "p95"),
-                exemplars=True,
             ),
             lines(
                 "Duration of the last execution",

@@ -22,12 +22,17 @@ from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
+from amorsize.exporters import metrics
+
 SOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 """The data source that the reader chose at the top."""
 
 GREEN, YELLOW, ORANGE, RED, BLUE, GREY = "green", "yellow", "orange", "red", "blue", "#8e8e8e"
 
 STATUS_COLORS = {"ok": GREEN, "error": RED, "timeout": ORANGE, "cancelled": GREY}
+
+WITH_EXEMPLARS = (metrics.EXECUTION_DURATION, metrics.CHUNK_DURATION)
+"""Histograms whose buckets have exemplars on /metrics; sums and gauges have none."""
 
 Steps: TypeAlias = Sequence[tuple[float | None, str]]
 """Thresholds: a colour, from a value on; the first from minus infinity."""
@@ -95,7 +100,6 @@ def lines(
     width: int = 12,
     most: float | None = None,
     bars: bool = False,
-    exemplars: bool = False,
     colors: Mapping[str, str] | None = None,
 ) -> timeseries.Panel:
     """Lines over time, or stacked bars.
@@ -108,7 +112,6 @@ def lines(
         width: of 24.
         most: where the axis ends; None for where the data do.
         bars: stacked bars, for what is counted.
-        exemplars: show traces as points; a click opens one.
         colors: of series, by name; the others take theirs from the palette, by name.
     """
     panel = (
@@ -146,8 +149,7 @@ def lines(
     if most is not None:
         panel.max(most)
     for position, query in enumerate(queries):
-        target = _target(query.expr, query.legend, position).range()
-        panel.with_target(target.exemplar(True) if exemplars else target)
+        panel.with_target(_target_over_time(query.expr, query.legend, position))
     for name, color in (colors or {}).items():
         fixed = {"mode": "fixed", "fixedColor": color}
         panel.override_by_name(name, [model.DynamicConfigValue(id_val="color", value=fixed)])
@@ -163,9 +165,7 @@ def heat_map(
         .title(title)
         .description(description)
         .datasource(SOURCE)
-        .with_target(
-            _target(expr, "{{le}}", 0).range().format(PromQueryFormat.HEATMAP).exemplar(True)
-        )
+        .with_target(_target_over_time(expr, "{{le}}", 0).format(PromQueryFormat.HEATMAP))
         .unit(unit)
         .calculate(False)
         .color(
@@ -326,6 +326,13 @@ def _target(expr: str, legend: str, position: int) -> prometheus.Dataquery:
         .ref_id(string.ascii_uppercase[position])
         .datasource(SOURCE)
     )
+
+
+def _target_over_time(expr: str, legend: str, position: int) -> prometheus.Dataquery:
+    """A query over the time shown, with its traces as points where its series have them."""
+    target = _target(expr, legend, position).range()
+    reads_them = any(f"{row.prometheus}_bucket{{" in expr for row in WITH_EXEMPLARS)
+    return target.exemplar(True) if reads_them else target
 
 
 def _thresholds(steps: Steps) -> dashboard.ThresholdsConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,13 @@ import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
+from opentelemetry.sdk.trace import TracerProvider
+from waiting import PATIENCE
 
+import amorsize
+from amorsize import HookManager
 from amorsize.exporters import metrics
+from amorsize.exporters.prometheus.exporter import PrometheusExporter
 from dashboards.generator import lint, panels_page, provisioning
 from dashboards.generator.__main__ import boards_of, files, main, problems_of
 from dashboards.generator.boards import ANNOTATION_FIELDS
@@ -285,6 +291,30 @@ def test_the_generator_refuses_a_series_that_the_table_has_not() -> None:
         query.series(metrics.WORKERS, "bucket")
     with pytest.raises(ValueError, match="is a histogram: say which part of it"):
         query.series(metrics.CHUNK_DURATION)
+
+
+def test_exemplars_are_asked_for_where_there_are_some() -> None:
+    """Of the buckets of those histograms that have them on a page, and of nothing else."""
+    hooks, tracer = HookManager(), TracerProvider(shutdown_on_exit=False).get_tracer("tests")
+    with PrometheusExporter(port=0).attach(hooks) as exporter:
+        with tracer.start_as_current_span("caller"):
+            amorsize.execute(abs, range(100), executor="thread", n_jobs=2, hooks=hooks)
+        request = urllib.request.Request(
+            exporter.url, headers={"Accept": "application/openmetrics-text"}
+        )
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            page = answer.read().decode()
+    buckets = {line.partition("{")[0] for line in page.splitlines() if " # {" in line}
+    assert buckets
+    asked = set()
+    for board in BOARDS.values():
+        for panel in board["panels"]:
+            for target in panel.get("targets", ()):
+                read = {name for name in buckets if f"{name}{{" in target["expr"]}
+                over_time = panel["type"] in ("timeseries", "heatmap")
+                assert target.get("exemplar", False) == bool(read and over_time), panel["title"]
+                asked |= read
+    assert asked == buckets
 
 
 # --- provisioning ----
