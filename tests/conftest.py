@@ -12,6 +12,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from documented import documented_keys
 from fake_time import FakeTime
 from modes import MODES, Engines, Mode
 from planned import PlanWith
@@ -79,9 +80,12 @@ def hooks() -> HookManager:
 
 
 @pytest.fixture
-def recorder(hooks: HookManager) -> RecordingHook:
-    """Records every event of ``hooks``."""
-    return RecordingHook().attach(hooks)
+def recorder(hooks: HookManager) -> Iterator[RecordingHook]:
+    """Records every event of ``hooks``, whose metadata is that of docs/events.md."""
+    recorder = RecordingHook().attach(hooks)
+    yield recorder
+    keys = {key for context in recorder.contexts for key in context.metadata}
+    assert keys <= documented_keys(), "keys that docs/events.md does not name"
 
 
 @pytest.fixture

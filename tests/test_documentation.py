@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from documented import documented_keys
 from modes import Engines
 
 ROOT = Path(__file__).parent.parent
@@ -125,6 +126,14 @@ def test_the_examples_of_hooks_print_what_the_page_says(
 def test_every_example_of_hooks_shows_what_it_prints() -> None:
     """So that every one is run."""
     assert len(SHOWN.findall(HOOKS)) == len(PYTHON.findall(HOOKS)) >= 8
+
+
+def test_every_key_of_the_table_of_events_is_in_the_code() -> None:
+    """The ``recorder`` of the tests asserts the reverse: each key of an event is in the table."""
+    written = "\n".join(path.read_text() for path in source_files())
+    assert len(documented_keys()) > 35
+    keys = sorted(documented_keys())
+    assert [key for key in keys if not re.search(rf'"{key}"|\b{key}=', written)] == []
 
 
 def test_every_fault_of_the_table_has_its_test() -> None:

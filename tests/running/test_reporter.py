@@ -403,10 +403,9 @@ def test_every_event_names_the_execution_the_function_and_the_plan(
         assert context.metadata["estimated_speedup"] == 1.8
 
 
-def test_what_a_hook_writes_into_metadata_stays_there(
-    hooks: HookManager, recorder: RecordingHook
-) -> None:
+def test_what_a_hook_writes_into_metadata_stays_there(hooks: HookManager) -> None:
     """Contexts do not share their metadata with each other, nor with the reporter."""
+    recorder = RecordingHook().attach(hooks)
     hooks.register(HookEvent.PRE_EXECUTE, lambda context: context.metadata.update(mine=1))
     hooks.register(HookEvent.ON_WORKER_START, lambda context: context.metadata.update(mine=1))
     emit_everything(reporter_for(hooks))
