@@ -6,8 +6,10 @@ Such functions are marked, on their code objects. A handler walks from the inter
 outwards to the nearest mark (:func:`is_protected`). User code stays interruptible: a function that
 calls it is marked with :func:`protected_between_calls`.
 
-A mark is made at import and costs nothing afterwards, as in trio's ``_core/_ki.py``. The rejected
-alternatives cost something per call (Python 3.11; the call alone takes 0.03 µs):
+A mark is made at import and costs nothing afterwards, as in trio's ``_core/_ki.py``. At import only
+the function or class is noted; its code objects are looked up when a signal comes, which few
+programs ever see (for all that the shortest run loads, 0.2 ms). The rejected alternatives cost
+something per call (Python 3.11; the call alone takes 0.03 µs):
 
 - a local variable that the handler finds in ``frame.f_locals`` (trio until 0.27), set by a function
   around the function: 0.05 µs;
@@ -39,6 +41,8 @@ without end."""
 # By identity: code objects of different files are equal if their contents are. The values keep the
 # code objects, so that no other object gets the identity of one of them.
 _marks: dict[int, tuple[CodeType, bool]] = {}
+_unread: list[tuple[object, bool]] = []
+"""What was marked and whose code objects are not in ``_marks`` yet, in the order of marking."""
 
 
 def protected(marked: MarkedT) -> MarkedT:
@@ -47,7 +51,7 @@ def protected(marked: MarkedT) -> MarkedT:
     Functions defined inside it are marked too. In a class, all functions are marked, except those
     with a mark of their own. A protected function must neither wait nor call user code.
     """
-    _mark(marked, calls=True)
+    _unread.append((marked, True))
     return marked
 
 
@@ -56,12 +60,13 @@ def protected_between_calls(marked: MarkedT) -> MarkedT:
 
     The functions that it calls can have a mark of their own. Otherwise like :func:`protected`.
     """
-    _mark(marked, calls=False)
+    _unread.append((marked, False))
     return marked
 
 
 def is_protected(frame: FrameType | None) -> bool:
     """Return whether a first signal must not raise an exception in this frame."""
+    _read_marks()
     interrupted = frame
     for _ in range(_MOST_FRAMES):
         if frame is None:
@@ -74,9 +79,15 @@ def is_protected(frame: FrameType | None) -> bool:
     return False
 
 
-def _mark(marked: object, *, calls: bool) -> None:
-    for code in _codes_of(marked):
-        _marks.setdefault(id(code), (code, calls))
+def _read_marks() -> None:
+    for unread in tuple(_unread):
+        marked, calls = unread
+        for code in _codes_of(marked):
+            _marks.setdefault(id(code), (code, calls))
+        try:
+            _unread.remove(unread)  # last: the handler of a second signal may come in the middle
+        except ValueError:
+            pass  # and has read it
 
 
 def _codes_of(marked: object) -> Iterator[CodeType]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import _thread
 import sys
 import threading
-from contextlib import contextmanager
 
 from amorsize.planning.planner import LOOK_SECONDS
 from amorsize.workers import in_forked_child
@@ -13,7 +12,7 @@ from amorsize.workers.thread_cache import run_beside
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Protocol
 
     class Look(Protocol):
@@ -159,23 +158,27 @@ def _switch_as_before() -> None:
         _switchers.clear()
 
 
-@contextmanager
-def switching_often() -> Iterator[None]:
+class switching_often:  # noqa: N801  # read as a verb, after "with"
     """Let a thread that computes give way a hundred times as often.
 
     Beside it, whatever reads a file or starts a process waits for the GIL each time: loading what
     chooses, and opening an engine, takes several tenths of a second instead of some 30 ms.
     """
-    # Not current_thread(): that would list the probe's thread among the program's for good.
-    if threading.get_ident() == threading.main_thread().ident:
-        yield  # nobody computes beside
-        return
-    with _switching:
-        _switchers.append(sys.getswitchinterval())
-        sys.setswitchinterval(min(_switchers[0], SWITCH_SECONDS))
-    try:
-        yield
-    finally:
+
+    __slots__ = ("_beside",)
+
+    def __enter__(self) -> None:
+        # Not current_thread(): that would list the probe's thread among the program's for good.
+        self._beside = threading.get_ident() != threading.main_thread().ident
+        if not self._beside:
+            return  # nobody computes beside
+        with _switching:
+            _switchers.append(sys.getswitchinterval())
+            sys.setswitchinterval(min(_switchers[0], SWITCH_SECONDS))
+
+    def __exit__(self, *exc: object) -> None:
+        if not self._beside:
+            return
         with _switching:
             if len(_switchers) == 1:  # the last to leave gives back what the first one found
                 sys.setswitchinterval(_switchers[0])
