@@ -158,7 +158,7 @@ def _switch_as_before() -> None:
         _switchers.clear()
 
 
-class switching_often:  # noqa: N801  # read as a verb, after "with"
+class switching_often:
     """Let a thread that computes give way a hundred times as often.
 
     Beside it, whatever reads a file or starts a process waits for the GIL each time: loading what

@@ -81,7 +81,7 @@ class EarlyWork(Record):
         dispatched: items that were handed to them.
         is_up: whether one is ready to work, or never will be.
         refused: whether they could not be started.
-        unassigned: worker processes that wait in the pool.
+        template: whether the template of worker processes was started.
     """
 
     engine: str | None = None
@@ -89,7 +89,7 @@ class EarlyWork(Record):
     dispatched: int = 0
     is_up: bool = False
     refused: bool = False
-    unassigned: int = 0
+    template: bool = False
 
 
 class ChunkTimes(Record):

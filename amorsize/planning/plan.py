@@ -54,6 +54,10 @@ class LookFurther(Record):
     note: str = ""
 
 
+class StartTemplate(Record):
+    """The process that worker processes are forked from starts ahead of the plan."""
+
+
 class StartWorkers(Record):
     """Workers start ahead of the plan.
 
@@ -62,8 +66,6 @@ class StartWorkers(Record):
         n_jobs: how many.
         dispatch: how many items go to them now, one per chunk.
         keep: items, before those, that stay for the calling thread.
-        unassigned: the processes only start, and wait in the pool for the run that asks first: the
-            engine that uses them is not loaded yet.
         look_again_seconds: of a call in progress: when to look again; None for never.
     """
 
@@ -71,7 +73,6 @@ class StartWorkers(Record):
     n_jobs: int
     dispatch: int = 0
     keep: int = 0
-    unassigned: bool = False
     look_again_seconds: float | None = None
 
 
@@ -134,4 +135,4 @@ class RunChunks(Record):
     most_bytes: int = 0
 
 
-Plan: TypeAlias = LookFurther | StartWorkers | RunChunks
+Plan: TypeAlias = LookFurther | StartTemplate | StartWorkers | RunChunks

@@ -41,6 +41,7 @@ from amorsize.planning.plan import (
     LookFurther,
     Plan,
     RunChunks,
+    StartTemplate,
     StartWorkers,
 )
 from amorsize.planning.workload import (
@@ -99,11 +100,8 @@ CHEAP_SECONDS = 5e-7
 MOST_GROWTHS = 8
 """How often a serial run goes over to workers: items may change for ever."""
 
-SURE_SECONDS = 0.13
-"""Serial work for each worker but the first that makes processes a sure gain: twice what starting
-two interpreters takes, about."""
-MOST_UNASSIGNED = 8
-"""Worker processes that start before it is planned how many there are to be."""
+SURE_SECONDS = 0.1
+"""Serial work that makes processes a sure gain: twice what the first results of two take, about."""
 
 SERIAL = Engine("serial")
 
@@ -115,8 +113,9 @@ class Planner:
         """Say what to do next.
 
         Returns:
-            A look, a start of workers, or chunks to run; None where nothing changes while the call
-            in progress lasts on. Asked with the same observations, it gives an equal answer.
+            A look, a start of workers or of their template, or chunks to run; None where nothing
+            changes while the call in progress lasts on. Asked with the same observations, it gives
+            an equal answer.
         """
         if seen.plan is not None:
             return _while_running(seen, seen.plan)
@@ -208,7 +207,7 @@ def _choose(seen: Observations) -> Plan:
             # So few are done before an engine is made for them.
             return LookFurther(ITEMS_TOGETHER, workload.remaining)
         return _run(seen, None, workload)
-    if (start := _start_unassigned(seen, workload)) is not None:
+    if (start := _start_template(seen, workload)) is not None:
         return start
     if seen.machine is None:
         return LookFurther(CORES)
@@ -257,23 +256,22 @@ def _is_short(workload: Workload) -> bool:
     return workload.item_seconds <= TOGETHER_SECONDS / 16
 
 
-def _start_unassigned(seen: Observations, workload: Workload) -> Plan | None:
-    """Start worker processes before what plans for them is loaded, where they surely gain.
+def _start_template(seen: Observations, workload: Workload) -> Plan | None:
+    """Start the template before what plans for workers is loaded, where these surely gain.
 
-    An interpreter takes some 50 ms to start, and so does, beside a call that holds the GIL, loading
-    what compares engines. Where the calls leave hardly a doubt, both happen at the same time.
+    It takes some 30 ms to start, and so does, beside a call that holds the GIL, loading what
+    compares engines. Where the calls leave hardly a doubt, both happen at the same time.
     """
     early = seen.early
     computes = not (workload.waits or workload.releases_gil or workload.parallel_inside)
-    wanted = 1 + int(workload.serial_seconds / SURE_SECONDS)
-    if not (seen.loading_seconds and computes and wanted > 1 and "process" in seen.allowed):
+    gains = computes and workload.remaining > 1 and workload.serial_seconds >= SURE_SECONDS
+    if not (seen.loading_seconds and gains and "process" in seen.allowed):
         return None
-    if early is None or early.engine or early.unassigned or early.refused or seen.n_jobs:
+    if early is None or early.engine or early.template or early.refused:
         return None
     if seen.machine is None:
         return LookFurther(CORES)
-    wanted = min(wanted, seen.machine.usable_cores, workload.remaining, MOST_UNASSIGNED)
-    return StartWorkers("process", wanted, unassigned=True) if wanted > 1 else None
+    return StartTemplate() if seen.machine.usable_cores > 1 else None
 
 
 def _is_open(seen: Observations, workload: Workload) -> bool:
@@ -455,7 +453,7 @@ def _during_call(seen: Observations) -> Plan | None:
     workload = _workload(seen)
     # The call in progress is work as well: two items are enough for two workers.
     workload = workload._replace(remaining=workload.remaining + 1)
-    if (start := _start_unassigned(seen, workload)) is not None:
+    if (start := _start_template(seen, workload)) is not None:
         return start
     if _is_little(seen, workload):
         return again

@@ -9,7 +9,7 @@ from threading import Lock, get_ident
 from amorsize.planning.clocks import ThreadClocks
 from amorsize.planning.gil_probe import GilProbe, switching_often
 from amorsize.planning.observations import Observations, Sample
-from amorsize.planning.plan import CALL, PAYLOAD, LookFurther, Plan, StartWorkers
+from amorsize.planning.plan import CALL, PAYLOAD, LookFurther, Plan, StartTemplate, StartWorkers
 from amorsize.planning.planner import LOOK_SECONDS
 
 TYPE_CHECKING = False
@@ -74,10 +74,13 @@ class CallMonitor:
                     else:
                         self._measurement.look_at_machine(plan)
                     continue
+                if isinstance(plan, StartTemplate):
+                    self._measurement.start_template()
+                    continue
             if not isinstance(plan, StartWorkers):
                 return None
             self._measurement.early.start(plan)
-            if not plan.unassigned and plan.look_again_seconds != 0.0:
+            if plan.look_again_seconds != 0.0:
                 return plan.look_again_seconds
 
     def _is_importing(self) -> bool:

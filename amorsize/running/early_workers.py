@@ -92,12 +92,6 @@ class EarlyWorkers:
             self.state.refused = True
 
     def _start(self, plan: StartWorkers) -> None:
-        if plan.unassigned:
-            from amorsize.engines.process.pool import pool
-
-            pool.prestart(plan.n_jobs)
-            self.state.unassigned = plan.n_jobs
-            return
         self._open(plan.engine, plan.n_jobs)
         if plan.dispatch:
             self._hand_out(plan.dispatch, plan.keep)

@@ -20,6 +20,7 @@ from amorsize.planning.plan import (
     STARTUP,
     LookFurther,
     RunChunks,
+    StartTemplate,
     StartWorkers,
 )
 from amorsize.planning.planner import Planner
@@ -117,6 +118,8 @@ class Measurement:
                 return plan
             if isinstance(plan, LookFurther):
                 perform(plan)
+            elif isinstance(plan, StartTemplate):
+                self.start_template()
             elif isinstance(plan, StartWorkers):
                 self.early.start(plan)
                 early = self.seen.early
@@ -142,6 +145,14 @@ class Measurement:
     def has_started(self) -> bool:
         """Whether workers were started, or might have been."""
         return self._early is not None
+
+    def start_template(self) -> None:
+        """Start the template of worker processes; whether that fails, the run meets later."""
+        from amorsize.engines.process.launcher import start_early
+
+        assert self.seen.early is not None
+        self.seen.early.template = True
+        start_early()
 
     def abandon(self) -> None:
         """End what was begun and not handed over; begin nothing more."""

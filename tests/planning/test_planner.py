@@ -27,13 +27,14 @@ from amorsize.planning.plan import (
     LookFurther,
     Plan,
     RunChunks,
+    StartTemplate,
     StartWorkers,
 )
-from amorsize.planning.planner import MOST_GROWTHS, MOST_UNASSIGNED, SERIAL, Planner
+from amorsize.planning.planner import MOST_GROWTHS, SERIAL, Planner
 from amorsize.planning.workload import Workload
 
 TWO = SystemFacts.of(2, total_bytes=16 << 30, available_bytes=8 << 30)
-LARGE = SystemFacts.of(4 * MOST_UNASSIGNED)
+LARGE = SystemFacts.of(32)
 SMALL = Payload(function_bytes=300, item_bytes=10, item_seconds=1e-6, result_bytes=10)
 HEAVY = Payload(item_bytes=8 << 20, item_seconds=0.02)
 UNPICKLABLE = Payload(problem="the function (f) cannot be pickled: TypeError: no")
@@ -418,37 +419,36 @@ def test_no_chunk_is_planned_of_more_items_than_there_are(seen: Observations) ->
         (calls(0.01, 0.01, waiting=True), 1000),
         (calls(0.01, 0.01, gil_share=0.7), 1000),
         (calls(0.01, 0.01, process_cpu_seconds=0.04), 1000),
-        (calls(0.01, 0.01), 12),
+        (calls(0.01, 0.01), 9),
         (calls(10.0, 10.0), 1),
     ],
     ids=["waits", "releases the GIL", "parallel inside", "little is left", "one item is left"],
 )
-def test_no_process_starts_unassigned_where_there_is_a_doubt(doubtful: Sample, left: int) -> None:
-    """One that starts needlessly takes cores away from those that run."""
+def test_no_template_starts_where_there_is_a_doubt(doubtful: Sample, left: int) -> None:
+    """One that starts needlessly takes a core away from what runs."""
     step = next_of(observed(doubtful, left, loading_seconds=0.01, machine=LARGE))
-    assert not (isinstance(step, StartWorkers) and step.unassigned)
+    assert step != StartTemplate()
 
 
-@pytest.mark.parametrize(
-    ("seconds", "left", "workers"), [(0.01, 30, 3), (1.0, 3, 3), (1.0, 1000, MOST_UNASSIGNED)]
-)
-def test_as_many_processes_start_unassigned_as_there_is_work_for(
-    seconds: float, left: int, workers: int
+@pytest.mark.parametrize("asked", [{}, {"n_jobs": 2}], ids=["nothing", "so many workers"])
+@pytest.mark.parametrize(("seconds", "left"), [(0.01, 10), (1.0, 2), (1.0, 1000)])
+def test_the_template_starts_where_processes_surely_gain(
+    seconds: float, left: int, asked: dict[str, Any]
 ) -> None:
-    """The work that is left bounds them, the items, and a number for machines with many cores."""
-    seen = observed(calls(seconds, seconds), left, loading_seconds=0.01, machine=LARGE)
-    step = StartWorkers("process", workers, unassigned=True)
-    assert next_of(seen) == step
+    """Before what compares engines is loaded, and once."""
+    seen = observed(calls(seconds, seconds), left, loading_seconds=0.01, machine=LARGE, **asked)
+    assert next_of(seen) == StartTemplate()
+    assert next_of(seen._replace(in_progress=True)) == StartTemplate()
     assert next_of(seen._replace(machine=None)) == LookFurther(CORES)
     for others in (
         {"allowed": ("serial", "thread")},
         {"loading_seconds": 0.0},
-        {"early": EarlyWork(unassigned=workers)},
+        {"machine": SystemFacts.of(1)},
+        {"early": EarlyWork(template=True)},
         {"early": EarlyWork(refused=True)},
         {"early": None},
-        {"n_jobs": 2},
     ):
-        assert next_of(seen._replace(**others)) != step
+        assert next_of(seen._replace(**others)) != StartTemplate()
 
 
 # --- while a call is in progress ----

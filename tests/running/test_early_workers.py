@@ -5,7 +5,6 @@ When they do is decided by script (:mod:`planned`); that they do is real.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -22,7 +21,6 @@ from waiting import PATIENCE, wait_until
 
 import amorsize
 from amorsize.engines.base import Task
-from amorsize.engines.process import pool as pool_module
 from amorsize.engines.process.pool import pool
 from amorsize.errors import TransportError
 from amorsize.hooks import HookEvent, HookManager
@@ -386,78 +384,58 @@ def test_workers_that_were_asked_for_are_kept(hooks: HookManager, recorder: Reco
     assert_contract(recorder.contexts)
 
 
-# --- worker processes that start before it is planned what they are for ----
+# --- the template that starts before it is planned what for ----
 
 
-def start_unassigned(workers: int) -> EarlyWork:
-    """Start worker processes as the planner says; return what it then sees of them."""
-    measurement = Measurement(Task(abs), Input([1]), Observations(), Planner(), starts_early=True)
-    measurement.early.start(StartWorkers("process", workers, unassigned=True))
-    return measurement.early.state
+PROGRAM = """
+import sys
+from amorsize.engines.base import Task
+from amorsize.planning.machine import SystemFacts
+from amorsize.planning.observations import Observations, Sample
+from amorsize.planning.planner import Planner
+from amorsize.running.input import Input
+from amorsize.running.measurement import Measurement
+
+started = []
+
+def hook(event, arguments):
+    if event == "os.posix_spawn":
+        started.append("amorsize.planning.cost" in sys.modules)
+        REFUSE
+
+sys.addaudithook(hook)
+seen = Observations(machine=SystemFacts.of(2), loading_seconds=0.01)
+measurement = Measurement(Task(abs), Input([0] * 300), seen, Planner(), starts_early=True)
+seen.left = 298
+seen.sample = Sample(
+    taken=2, seconds=0.02, item_seconds=[0.01] * 2, cpu_seconds=0.02, process_cpu_seconds=0.02,
+    input_seconds=[0.0] * 2, gil_share=0.0, asked_items=5, asked_together=True,
+)
+print(measurement.planner.next(seen))
+measurement.start_template()
+print(measurement.planner.next(seen).at, started)
+import amorsize
+print(amorsize.execute(abs, [-1, -2], executor=ENGINE), len(started))
+amorsize.shutdown()
+"""
 
 
-def test_where_none_can_be_started_the_run_goes_on(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("refuse", "engine", "last"),
+    [("pass", "process", "[1, 2] 1"), ("raise OSError", None, "[1, 2] 1")],
+    ids=["started", "refused"],
+)
+def test_the_template_starts_before_what_compares_engines_is_loaded(
+    tmp_path: Path, refuse: str, engine: str | None, last: str
 ) -> None:
-    """The run meets that again, if it needs them, and says so."""
-
-    def refuse(*args: Any) -> Any:
-        raise OSError("no more processes")
-
-    monkeypatch.setattr(pool_module, "WorkerProcess", refuse)
-    with caplog.at_level(logging.DEBUG, logger="amorsize"):
-        state = start_unassigned(2)
-    assert state.refused
-    assert "No workers are started ahead of the plan" in caplog.text
-    assert pool.pids() == []
-
-
-def test_an_execution_gets_those_that_were_started() -> None:
-    """They count as warm only once they are up, and no others are started."""
-    start_unassigned(2)
-    start_unassigned(2)
-    begun = set(pool.pids())
-    assert len(begun) == 2
-    results = amorsize.execute(
-        lambda item: item + 1, range(4), executor="process", n_jobs=2, chunksize=1
-    )
-    assert results == [1, 2, 3, 4]
-    assert set(pool.pids()) == begun
-
-
-def test_processes_start_before_what_compares_engines_is_loaded(tmp_path: Path) -> None:
-    """In a process that has run nothing yet, and whose planner asks for them at once."""
+    """In a process that has run nothing yet; a run takes it, or meets later that there is none."""
     script = tmp_path / "program.py"
-    script.write_text(
-        "import sys\n"
-        "from amorsize.engines.base import Task\n"
-        "from amorsize.planning.machine import SystemFacts\n"
-        "from amorsize.planning.observations import Observations, Sample\n"
-        "from amorsize.planning.planner import Planner\n"
-        "from amorsize.running.input import Input\n"
-        "from amorsize.running.measurement import Measurement\n"
-        "loaded = []\n"
-        "def hook(event, arguments):\n"
-        "    if event == 'os.posix_spawn':\n"
-        "        loaded.append('amorsize.planning.cost' in sys.modules)\n"
-        "sys.addaudithook(hook)\n"
-        "seen = Observations(machine=SystemFacts.of(2), loading_seconds=0.01)\n"
-        "measurement = Measurement(Task(abs), Input([0] * 300), seen, Planner(), "
-        "starts_early=True)\n"
-        "seen.left = 298\n"
-        "seen.sample = Sample(taken=2, seconds=0.02, item_seconds=[0.01] * 2, cpu_seconds=0.02, "
-        "process_cpu_seconds=0.02, input_seconds=[0.0] * 2, gil_share=0.0, asked_items=5)\n"
-        "plan = measurement.planner.next(seen)\n"
-        "measurement.early.start(plan)\n"
-        "print(plan.unassigned, plan.n_jobs, loaded[:1])\n"
-        "import amorsize\n"
-        "amorsize.shutdown()\n"
-    )
+    script.write_text(PROGRAM.replace("REFUSE", refuse).replace("ENGINE", repr(engine)))
     done = subprocess.run(
         [sys.executable, str(script)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "True 2 [False]\n"
+    assert done.stdout == f"StartTemplate()\nmemory [False]\n{last}\n"
 
 
 def test_workers_that_are_abandoned_begin_nothing_more() -> None:

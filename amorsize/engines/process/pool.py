@@ -331,18 +331,6 @@ class WorkerPool:
             self._members.append(member)
         return member
 
-    @protected
-    def prestart(self, workers: int, modules: Modules = ()) -> None:
-        """Start workers that no execution has asked for yet, unless so many are idle already.
-
-        Raises ExecutionError where none can be started.
-        """
-        with self._lock:
-            while len(self._idle) < workers:
-                worker = self._start(modules)
-                worker.idle_since = time.monotonic()
-                self._idle.append(worker)
-
     def warm_workers(self) -> int:
         """Count the idle workers that are up."""
         with self._lock:
