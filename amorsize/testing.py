@@ -20,12 +20,11 @@ from itertools import pairwise
 from typing import Any, Self
 
 from amorsize.errors import ContractError
+from amorsize.hooks.events import EXECUTOR_TYPES as EXECUTOR_TYPES
+from amorsize.hooks.events import EXIT_REASONS as EXIT_REASONS
+from amorsize.hooks.events import STATUSES as STATUSES
 from amorsize.hooks.events import HookContext, HookEvent
 from amorsize.hooks.manager import HookManager
-
-STATUSES = ("ok", "error", "cancelled", "timeout")
-EXIT_REASONS = ("finished", "died", "cancelled", "abandoned")
-EXECUTOR_TYPES = ("serial", "thread", "process", "dask", "custom")
 
 _RUN_KEYS = {"execution_id", "function", "executor_type"}
 _EVENT_KEYS = {

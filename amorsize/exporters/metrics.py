@@ -12,7 +12,7 @@ import threading
 from dataclasses import dataclass
 from enum import StrEnum
 
-from amorsize.hooks.events import HookEvent
+from amorsize.hooks.events import EXECUTOR_TYPES, STATUSES, HookEvent
 from amorsize.workers.names import MAX_CHARACTERS, bounded
 
 
@@ -79,9 +79,6 @@ class Metric:
 OTHER = "other"
 """The label of a missing name, and of names beyond the limit."""
 
-EXECUTORS = ("serial", "thread", "process", "dask", "custom")
-STATUSES = ("ok", "error", "cancelled", "timeout")
-
 ATTRIBUTES = {
     "function": "code.function.name",
     "executor": "amorsize.executor",
@@ -97,7 +94,7 @@ ATTRIBUTES = {
 same name, in CloudWatch dimensions in CamelCase."""
 
 CLOSED_LABELS: dict[str, tuple[str, ...]] = {
-    "executor": EXECUTORS,
+    "executor": EXECUTOR_TYPES,
     "status": STATUSES,
     "event": tuple(event.value for event in HookEvent),
 }

@@ -10,14 +10,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import NamedTuple, TypeAlias
 
-from amorsize.exporters.metrics import (
-    CLOSED_LABELS,
-    LONGEST_CHUNK,
-    METRICS,
-    STATUSES,
-    Kind,
-    Metric,
-)
+from amorsize.exporters.metrics import CLOSED_LABELS, LONGEST_CHUNK, METRICS, Kind, Metric
+from amorsize.hooks.events import STATUSES
 
 Labels: TypeAlias = tuple[str, ...]
 """Label values, in the order of the metric's labels."""

@@ -16,6 +16,7 @@ from amorsize.exporters.metrics import BoundedLabel, Metric, closed_label
 from amorsize.exporters.series import Labels, Series, Share, Totals, number
 from amorsize.exporters.user_totals import UserTotals
 from amorsize.hooks import HookContext, HookManager
+from amorsize.hooks.events import STATUSES
 from amorsize.hooks.executions import managers_of
 from amorsize.workers.names import bounded
 from amorsize.workers.user_metrics import UserMetrics
@@ -291,6 +292,6 @@ class TotalsExporter(Exporter):
 def status_of(context: HookContext) -> str:
     """Return the value of the label ``status`` for the end of an execution."""
     status = context.metadata.get("status")
-    if isinstance(status, str) and status in metrics.STATUSES:
+    if isinstance(status, str) and status in STATUSES:
         return status
     return "ok" if context.error is None else "error"

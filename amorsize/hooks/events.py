@@ -34,6 +34,16 @@ class HookEvent(StrEnum):
     """The run is over, however it ended. Once per ``PRE_EXECUTE``."""
 
 
+STATUSES = ("ok", "error", "cancelled", "timeout")
+"""``status`` in the metadata of ``POST_EXECUTE``: how a run ended."""
+
+EXIT_REASONS = ("finished", "died", "cancelled", "abandoned")
+"""``exit_reason`` in the metadata of ``ON_WORKER_END``."""
+
+EXECUTOR_TYPES = ("serial", "thread", "process", "dask", "custom")
+"""``executor_type`` in the metadata of every event: the engine."""
+
+
 @dataclass(slots=True, init=False, eq=False, repr=False)
 class HookContext:
     """The data of one event. Only ``event`` is required.

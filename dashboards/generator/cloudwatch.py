@@ -9,7 +9,8 @@ from typing import Any
 
 from amorsize.exporters import metrics
 from amorsize.exporters.cloudwatch.data import dimension_name
-from amorsize.exporters.metrics import STATUSES, Kind, Metric
+from amorsize.exporters.metrics import Kind, Metric
+from amorsize.hooks.events import STATUSES
 
 NAMESPACE = "Amorsize"
 

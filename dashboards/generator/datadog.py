@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from amorsize.exporters import metrics
-from amorsize.exporters.metrics import STATUSES, Kind, Metric
+from amorsize.exporters.metrics import Kind, Metric
+from amorsize.hooks.events import STATUSES
 
 VARIABLES = ("function", "executor")
 

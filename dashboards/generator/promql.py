@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from amorsize.exporters import metrics
-from amorsize.exporters.metrics import STATUSES, Kind, Metric
+from amorsize.exporters.metrics import Kind, Metric
+from amorsize.hooks.events import STATUSES
 
 RATE_WINDOW = "$__rate_interval"
 """At least four scrapes, says Grafana, so that a rate has points whatever the zoom."""

@@ -37,6 +37,7 @@ from amorsize.exporters.base import close_all
 from amorsize.exporters.prometheus.exporter import PrometheusExporter, enable_prometheus
 from amorsize.exporters.prometheus.settings import PORT_VARIABLE
 from amorsize.hooks import HookContext, HookEvent, HookManager, get_default_manager
+from amorsize.hooks.events import STATUSES
 
 from ..events import Run, Scrape, fetch
 
@@ -80,7 +81,7 @@ def test_two_executions_of_one_function_add_up(manager, exporter):
     assert scrape("amorsize_items_processed_total", **RUN) == 34
 
 
-@pytest.mark.parametrize("status", metrics.STATUSES)
+@pytest.mark.parametrize("status", STATUSES)
 def test_after_any_end_gauges_return_to_zero_and_counters_count_the_end(manager, exporter, status):
     """Even where the end of workers was never reported."""
     run = Run(manager)
@@ -90,7 +91,7 @@ def test_after_any_end_gauges_return_to_zero_and_counters_count_the_end(manager,
     run.end(status, elapsed=1.5)
     scrape = Scrape(exporter.url)
     assert [scrape(name, **RUN) for name in LIVE_GAUGES] == [0] * 5
-    for each in metrics.STATUSES:
+    for each in STATUSES:
         ended = 1 if each == status else 0
         assert scrape("amorsize_executions_total", **RUN, status=each) == ended
         for part, value in (("count", ended), ("sum", 1.5 * ended)):
@@ -126,7 +127,7 @@ def test_series_with_closed_labels_exist_at_zero_from_the_start(manager, exporte
     """So that rate() sees the first event of each."""
     Run(manager).begin()
     scrape = Scrape(exporter.url)
-    for status in metrics.STATUSES:
+    for status in STATUSES:
         assert scrape("amorsize_executions_total", **RUN, status=status) == 0
         at_zero = 0 if status == "ok" else None  # a histogram is two dozen series
         assert scrape("amorsize_execution_duration_seconds_count", **RUN, status=status) == at_zero
