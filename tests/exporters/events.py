@@ -8,6 +8,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import PATIENCE
 
+from amorsize.exporters import metrics
 from amorsize.hooks import HookContext, HookEvent, HookManager
 
 
@@ -106,6 +107,26 @@ class Run:
         if measured_speedup is not None:
             metadata["measured_speedup"] = measured_speedup
         self.emit(HookEvent.POST_EXECUTE, metadata, elapsed_time=elapsed, **fields)
+
+
+def emit_run(manager: HookManager, function: str = "parse", **fields: Any) -> Run:
+    """Emit a whole run, after which a row of the metric table has a value, unless it is UNCHANGED.
+
+    Two chunks, one failure, a death, and the end.
+    """
+    run = Run(manager, function=function, execution_id=f"run of {function}"[:40])
+    run.begin(total_items=10)
+    run.start_worker()
+    run.complete_chunk(4, chunk_time=0.25, queue_time=0.5, throughput=8.0, cpu_seconds=0.125)
+    run.fail(ValueError("bad"), failed_items=2)
+    run.complete_chunk(6, chunk_time=0.5, queue_time=0.0, throughput=10.0)
+    run.end_worker(exit_reason="died", busy_time=1.0, cpu_seconds=0.5)
+    run.end(**fields)
+    return run
+
+
+UNCHANGED = {metrics.USER_METRICS_DROPPED, metrics.EXPORTER_ERRORS}
+"""Rows of the metric table that :func:`emit_run` leaves without a value."""
 
 
 def fetch(url: str, accept: str = "text/plain") -> str:

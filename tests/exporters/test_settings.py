@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from dataclasses import FrozenInstanceError, dataclass, field, fields
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
 
 import amorsize
 from amorsize.errors import InvalidTypeError, InvalidValueError
-from amorsize.exporters import Exporter
+from amorsize.exporters import Exporter, registry
 from amorsize.exporters.base import close_all
-from amorsize.exporters.cloudwatch import CloudWatchExporter
-from amorsize.exporters.datadog import DatadogExporter
-from amorsize.exporters.opentelemetry import OpenTelemetryExporter
-from amorsize.exporters.prometheus import PrometheusExporter
 from amorsize.exporters.prometheus.settings import (
     DeliverySettings,
     ListenSettings,
@@ -24,26 +22,22 @@ from amorsize.exporters.prometheus.settings import (
 )
 from amorsize.exporters.settings import by_keywords, constructor, enable_with, settings_class
 
-OWN = {
-    amorsize.enable_cloudwatch: CloudWatchExporter,
-    amorsize.enable_datadog: DatadogExporter,
-    amorsize.enable_opentelemetry: OpenTelemetryExporter,
-    amorsize.enable_prometheus: PrometheusExporter,
-}
+ENABLERS = [resolve_name(place) for place in registry.OWN.values()]
 SECRET = "hunter2"
 SECRETS = {"password", "pushgateway_password", "pushgateway_token", "api_key"}
 
 
-@pytest.mark.parametrize("enable", OWN, ids=lambda enable: enable.__name__)
+@pytest.mark.parametrize("enable", ENABLERS, ids=lambda enable: enable.__name__)
 def test_a_setting_is_written_once(enable: Any) -> None:
     """The function, the exporter and the settings class have one signature."""
     signature = inspect.signature(enable)
-    assert signature.return_annotation == OWN[enable].__name__
+    exporter = getattr(sys.modules[enable.__module__], signature.return_annotation)
+    assert issubclass(exporter, Exporter)
     assert signature.parameters == inspect.signature(settings_class(enable)).parameters
-    assert signature.parameters == inspect.signature(OWN[enable]).parameters
+    assert signature.parameters == inspect.signature(exporter).parameters
 
 
-@pytest.mark.parametrize("enable", OWN, ids=lambda enable: enable.__name__)
+@pytest.mark.parametrize("enable", ENABLERS, ids=lambda enable: enable.__name__)
 def test_a_setting_is_described_where_help_looks_for_it(enable: Any) -> None:
     """All of them, in their order, and nothing else."""
     arguments = inspect.getdoc(enable).partition("Args:\n")[2].partition("\n\n")[0]
@@ -51,7 +45,7 @@ def test_a_setting_is_described_where_help_looks_for_it(enable: Any) -> None:
     assert described == list(inspect.signature(enable).parameters)
 
 
-@pytest.mark.parametrize("enable", OWN, ids=lambda enable: enable.__name__)
+@pytest.mark.parametrize("enable", ENABLERS, ids=lambda enable: enable.__name__)
 def test_no_text_of_settings_holds_a_secret(enable: Any) -> None:
     """Whatever is named like one is left out."""
     secret = re.compile("password|token|key$|secret|credential")

@@ -17,8 +17,8 @@ import amorsize
 from amorsize.exporters.cloudwatch.exporter import CloudWatchExporter
 from amorsize.hooks import HookManager
 
-from ..datadog.test_datadog import NASTY, emit_run
-from ..events import Run
+from ..datadog.test_datadog import NASTY
+from ..events import Run, emit_run
 
 UNIT = (
     "^(Seconds|Milliseconds|Microseconds|Percent|None"

@@ -18,8 +18,7 @@ from amorsize.exporters.datadog.exporter import DatadogExporter, enable_datadog
 from amorsize.hooks import HookEvent, HookManager
 
 from ..backends import dead_port
-from ..events import Run
-from .test_datadog import emit_run
+from ..events import Run, emit_run
 
 KEY = "hunter2hunter2"
 
