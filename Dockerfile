@@ -7,8 +7,9 @@ WORKDIR /src
 COPY pyproject.toml README.md CHANGELOG.md LICENSE ./
 COPY dashboards dashboards
 COPY amorsize amorsize
+COPY stack/constraints.txt stack/constraints.txt
 RUN python -m venv /opt/amorsize \
- && /opt/amorsize/bin/pip install --no-cache-dir ".[all]"
+ && /opt/amorsize/bin/pip install --no-cache-dir --constraint stack/constraints.txt ".[all]"
 
 FROM python:${PYTHON_TAG}
 RUN useradd --uid 10001 --create-home --shell /usr/sbin/nologin amorsize

@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stack test lint types check dashboards pictures bench soak clean
+.PHONY: help demo stack test lint types check dashboards pictures bench soak constraints clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,12 @@ bench: $(VENV)/.dev  ## Measure, side by side with peers
 
 soak: $(VENV)/.dev  ## Five minutes of random faults against random work
 	@$(BIN)/python -m benchmarks.soak
+
+constraints: $(BIN)/python  ## Pin what the image installs to the newest versions
+	@$(PYTHON) -m venv --clear $(VENV)/image
+	@$(BIN)/python -m pip --python $(VENV)/image/bin/python install --quiet ".[all]"
+	@{ head -1 stack/constraints.txt; $(BIN)/python -m pip --python $(VENV)/image/bin/python freeze --exclude amorsize; } \
+	  > $(VENV)/constraints.txt && mv $(VENV)/constraints.txt stack/constraints.txt
 
 clean:  ## Remove the files of the other commands
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

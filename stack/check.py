@@ -9,20 +9,29 @@ from __future__ import annotations
 import fnmatch
 import re
 import sys
+import tomllib
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from . import check_configuration
 from .compose import COMPOSE_FILE, ENV_FILE, Stack, environment_of, is_secret, strings
 
 WITHOUT_HEALTH_CHECK = {
-    "otel-collector": "its image has no shell and no client",
     "push-job": "it ends",
 }
 """Services without a health check, and the reason."""
 
+NOT_CONFINED = {
+    "datadog-agent": "its start is a script of root's, which writes and changes owners",
+}
+"""Services with capabilities and a writable file system, and the reason."""
+
 JOBS = {"push-job"}
 """Services that end, and are not restarted."""
+
+CONSTRAINTS = "stack/constraints.txt"
 
 _LOOPBACK = "127.0.0.1"
 _WHOLE_VERSION = re.compile(r"v?\d+\.\d+\.\d+([-.+][\w.+-]+)?")
@@ -43,6 +52,8 @@ def problems(root: Path) -> list[str]:
         *start_order(stack),
         *restarts_and_limits(stack),
         *privileges(stack),
+        *confinement(stack),
+        *networks(stack),
         *secrets(stack),
         *mounts(stack),
         *variables(stack),
@@ -55,6 +66,7 @@ def images(stack: Stack) -> Iterator[str]:
     """The tag of every image is a whole version, set in ``.env``."""
     for name, service in stack.raw["services"].items():
         if "build" in service:
+            yield from _inline_images(name, service["build"])
             continue
         image = service.get("image", "")
         if not re.fullmatch(r"[\w./-]+:\$\{\w+_TAG\}", image):
@@ -62,6 +74,13 @@ def images(stack: Stack) -> Iterator[str]:
     for variable, value in stack.env.items():
         if variable.endswith("_TAG") and not _WHOLE_VERSION.fullmatch(value):
             yield f"{ENV_FILE}: {variable}={value} floats; name a whole version, as in 1.2.3"
+
+
+def _inline_images(name: str, build: Any) -> Iterator[str]:
+    text = build.get("dockerfile_inline", "") if isinstance(build, dict) else ""
+    for image in re.findall(r"^FROM (\S+)", text, re.MULTILINE):
+        if not re.fullmatch(r"[\w./-]+:\$\{\w+_TAG\}", image):
+            yield f"{name}: the tag of {image!r} must be a variable of {ENV_FILE}, as ${{X_TAG}}"
 
 
 def ports(stack: Stack) -> Iterator[str]:
@@ -112,7 +131,7 @@ def start_order(stack: Stack) -> Iterator[str]:
 
 
 def restarts_and_limits(stack: Stack) -> Iterator[str]:
-    """Every service is restarted, and has a memory limit."""
+    """Every service is restarted, and has limits of memory and of processes."""
     for name, service in stack.services.items():
         restart = str(service.get("restart", "")).partition(":")[0]
         if name in JOBS:
@@ -120,8 +139,9 @@ def restarts_and_limits(stack: Stack) -> Iterator[str]:
                 yield f'{name}: is a job, and must say restart: "no"'
         elif restart not in _RESTARTS:
             yield f"{name}: no restart policy; one of {', '.join(_RESTARTS)}"
-        if not service.get("mem_limit"):
-            yield f"{name}: no mem_limit"
+        for limit in ("mem_limit", "pids_limit"):
+            if not service.get(limit):
+                yield f"{name}: no {limit}"
 
 
 def privileges(stack: Stack) -> Iterator[str]:
@@ -140,6 +160,37 @@ def privileges(stack: Stack) -> Iterator[str]:
             start = " ".join(map(str, service.get("entrypoint", ())))
             if "GF_SECURITY_ADMIN_PASSWORD=" not in start or "/dev/urandom" not in start:
                 yield f"{name}: without a password given, the administrator's is Grafana's default"
+
+
+def confinement(stack: Stack) -> Iterator[str]:
+    """No service has capabilities, gains any, or writes outside its volumes, without a reason."""
+    for name, service in stack.services.items():
+        if "no-new-privileges:true" not in service.get("security_opt", ()):
+            yield f"{name}: may gain privileges; add no-new-privileges:true to security_opt"
+        lacking = []
+        if "ALL" not in service.get("cap_drop", ()):
+            lacking.append("cap_drop: [ALL]")
+        if not service.get("read_only"):
+            lacking.append("read_only: true")
+        if lacking and name not in NOT_CONFINED:
+            yield f"{name}: lacks {' and '.join(lacking)}"
+        if not lacking and name in NOT_CONFINED:
+            yield f"{name}: is confined now; take it from NOT_CONFINED"
+
+
+def networks(stack: Stack) -> Iterator[str]:
+    """Dask, which runs what it is sent, shares a network with its clients alone."""
+    for name, service in stack.services.items():
+        for network in stack.networks(name):
+            if network not in stack.declared_networks:
+                yield f"{name}: the network {network} is not declared"
+        if list(service.get("command") or [])[:1] != ["dask"]:
+            continue
+        for other, described in stack.services.items():
+            words = list(strings(described.get("command") or []))
+            is_client = words[:1] == ["dask"] or any("tcp://dask-scheduler" in w for w in words)
+            if not is_client and stack.networks(name) & stack.networks(other):
+                yield f"{name}: {other} reaches it, and is no client; give it a network of its own"
 
 
 def secrets(stack: Stack) -> Iterator[str]:
@@ -214,9 +265,35 @@ def dockerfile(root: Path) -> Iterator[str]:
             yield f"Dockerfile: {name} {' '.join(words)} would keep a secret in the image"
         if name == "COPY" and not words[0].startswith("--from="):
             yield from _copied(root, words[:-1])
+    yield from _pins(root, text)
     users = [words[0] for name, words in instructions if name == "USER"]
     if not users or users[-1].partition(":")[0] in ("root", "0"):
         yield "Dockerfile: the last USER is root, or there is none"
+
+
+def _pins(root: Path, text: str) -> Iterator[str]:
+    """Every package that the image installs has one version."""
+    if f"--constraint {CONSTRAINTS} " not in text:
+        yield f"Dockerfile: what pip installs floats; pass it --constraint {CONSTRAINTS}"
+    lines = (root / CONSTRAINTS).read_text(encoding="utf-8").splitlines()
+    pinned = set()
+    for line in lines:
+        if line.startswith("#"):
+            continue
+        name, equals, version = line.partition("==")
+        pinned.add(_normal(name))
+        if not equals or not re.fullmatch(r"[\w.+!-]+", version):
+            yield f"{CONSTRAINTS}: {line} is no version; write name==1.2.3"
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"].values()
+    for requirement in [*project["dependencies"], *chain.from_iterable(extras)]:
+        name = _normal(re.split(r"[^\w.-]", requirement)[0])
+        if name not in pinned | {"amorsize"}:
+            yield f"{CONSTRAINTS}: {name} is missing; run make constraints"
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _copied(root: Path, sources: list[str]) -> Iterator[str]:

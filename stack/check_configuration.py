@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from amorsize.exporters.metrics import METRICS
+
 from .compose import Stack, environment_of, is_secret, strings
 
 PROMETHEUS, ALERTMANAGER, COLLECTOR, JAEGER, GRAFANA = (
@@ -70,11 +72,11 @@ def addresses(stack: Stack) -> Iterator[str]:
         for text in filter(None, given):
             match = _ADDRESS.match(text)
             if match:
-                yield from _reachable(stack, f"{name}: {text}", match[1], int(match[2]))
+                yield from _reachable(stack, f"{name}: {text}", match[1], int(match[2]), name)
         host = environment_of(service).get("DD_AGENT_HOST")
         port = environment_of(service).get("DD_DOGSTATSD_PORT")
         if host:
-            yield from _reachable(stack, f"{name}: DD_AGENT_HOST", host, int(port or 8125))
+            yield from _reachable(stack, f"{name}: DD_AGENT_HOST", host, int(port or 8125), name)
             # With an API key, the host is the agent.
             if f"{host}-datadog" not in stack.names:
                 yield f"{name}: no service is named {host}-datadog, which is used with an API key"
@@ -97,16 +99,16 @@ def prometheus(stack: Stack) -> Iterator[str]:
         for target in _targets(job):
             host, _, port = target.rpartition(":")
             if host != "127.0.0.1":
-                yield from _reachable(stack, where, host, int(port))
+                yield from _reachable(stack, where, host, int(port), PROMETHEUS)
         for discovery in job.get("dns_sd_configs", ()):
             for host in discovery["names"]:
-                yield from _reachable(stack, where, host, discovery["port"])
+                yield from _reachable(stack, where, host, discovery["port"], PROMETHEUS)
                 if host == "pushgateway" and not job.get("honor_labels"):
                     yield f"{where}: needs honor_labels: true, or all pushes have one job"
     for manager in config.get("alerting", {}).get("alertmanagers", ()):
         for target in _targets(manager):
             host, _, port = target.rpartition(":")
-            yield from _reachable(stack, f"{path.name}: alerting", host, int(port))
+            yield from _reachable(stack, f"{path.name}: alerting", host, int(port), PROMETHEUS)
     interval = config["global"]["scrape_interval"]
     for source in _sources(stack):
         said = source.get("jsonData", {}).get("timeInterval")
@@ -129,9 +131,40 @@ def collector(stack: Stack) -> Iterator[str]:
         here = _ENDPOINT.match(endpoint)
         if here is None:
             host, _, port = endpoint.removeprefix("http://").rpartition(":")
-            yield from _reachable(stack, f"{path.name}: {name}", host, int(port or 0))
+            yield from _reachable(stack, f"{path.name}: {name}", host, int(port or 0), COLLECTOR)
         elif f"{COLLECTOR}:{here[1]}" not in _scraped(stack):
             yield f"{path.name}: {name} listens on {here[1]}, and Prometheus does not scrape it"
+    yield from _numbers(path, config)
+
+
+def _numbers(path: Path, config: dict[str, Any]) -> Iterator[str]:
+    """What the collector passes on is what it received: fractions, distributions, exemplars."""
+    receivers, exporters = config.get("receivers", {}), config.get("exporters", {})
+    for name, receiver in receivers.items():
+        if name.partition("/")[0] != "statsd":
+            continue
+        if receiver.get("counter_type") != "float":
+            yield f"{path.name}: {name} drops the fractions of counters; add counter_type: float"
+        for mapping in receiver.get("timer_histogram_mapping", ()):
+            if mapping.get("observer_type") != "histogram":
+                yield f"{path.name}: {name} makes no histograms of each {mapping['statsd_type']}"
+                continue
+            named = mapping.get("histogram", {}).get("explicit_buckets", ())
+            for row in METRICS:
+                found = [
+                    each["buckets"]
+                    for each in named
+                    if re.search(each["matcher_pattern"], row.dotted)
+                ]
+                if row.buckets and found[:1] != [list(row.buckets)]:
+                    yield f"{path.name}: {name} has other buckets for {row.dotted} than its table"
+    for pipeline in config["service"]["pipelines"].values():
+        if "otlp" not in pipeline.get("receivers", ()):
+            continue
+        for name in pipeline.get("exporters", ()):
+            exporter = exporters.get(name) or {}
+            if name.partition("/")[0] == "prometheus" and not exporter.get("enable_open_metrics"):
+                yield f"{path.name}: {name} drops exemplars; add enable_open_metrics: true"
 
 
 def jaeger(stack: Stack) -> Iterator[str]:
@@ -145,6 +178,8 @@ def jaeger(stack: Stack) -> Iterator[str]:
     backends = (extensions.get("jaeger_storage") or {}).get("backends", {})
     named = [extensions.get("jaeger_query", {}).get("storage", {}).get("traces")]
     named += [each.get("trace_storage") for each in config.get("exporters", {}).values()]
+    if extensions.get("jaeger_query", {}).get("enable_tracing", True):
+        yield f"{path.name}: Jaeger traces itself into its store; add enable_tracing: false"
     for storage in named:
         if storage not in backends:
             yield f"{path.name}: the storage {storage} is not defined"
@@ -160,9 +195,8 @@ def data_sources(stack: Stack) -> Iterator[str]:
         yield "data sources: a uid stands twice"
     for source in sources:
         name, url = source["name"], urlsplit(source["url"])
-        yield from _reachable(
-            stack, f"data source {name}: {source['url']}", url.hostname or "", url.port or 80
-        )
+        where = f"data source {name}: {source['url']}"
+        yield from _reachable(stack, where, url.hostname or "", url.port or 80, GRAFANA)
         if source.get("secureJsonData"):
             yield f"data source {name}: has secrets in its file"
         settings = source.get("jsonData", {})
@@ -222,10 +256,12 @@ def listening(stack: Stack, service: str) -> set[int]:
     return found
 
 
-def _reachable(stack: Stack, where: str, host: str, port: int) -> Iterator[str]:
+def _reachable(stack: Stack, where: str, host: str, port: int, by: str) -> Iterator[str]:
     service = stack.names.get(host)
     if service is None:
         yield f"{where}: {host!r} is no service of the stack"
+    elif not stack.networks(service) & stack.networks(by):
+        yield f"{where}: {by} and {service} share no network"
     elif port not in listening(stack, service):
         yield f"{where}: {service} does not listen on {port}"
 

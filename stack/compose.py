@@ -94,6 +94,15 @@ class Stack:
                     found |= dict.fromkeys((network or {}).get("aliases", ()), name)
         return found
 
+    @property
+    def declared_networks(self) -> set[str]:
+        """The networks of the file; ``default`` is always one."""
+        return {"default", *(self.raw.get("networks") or {})}
+
+    def networks(self, service: str) -> set[str]:
+        """The networks of a service."""
+        return set(self.services[service].get("networks") or ["default"])
+
     def mounts(self, service: str) -> list[Mount]:
         """The mounts of a service."""
         found = []

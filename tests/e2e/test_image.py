@@ -31,6 +31,7 @@ def test_what_the_image_copies_installs_and_works(tmp_path: Path) -> None:
     for sources in re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE, re.MULTILINE):
         *names, to = sources.split()
         for name in names:
+            (source / to).parent.mkdir(exist_ok=True)
             if (ROOT / name).is_dir():
                 ignored = shutil.ignore_patterns("__pycache__")
                 shutil.copytree(ROOT / name, source / to, ignore=ignored)
@@ -45,6 +46,9 @@ def test_what_the_image_copies_installs_and_works(tmp_path: Path) -> None:
     if done.returncode != 0 and not os.environ.get("CI"):
         pytest.skip(f"pip cannot install here: {done.stderr[-500:]}")
     assert done.returncode == 0, done.stderr
+    frozen = run(str(target / "bin" / "pip"), "freeze", "--exclude", "amorsize", cwd=source)
+    pins = (source / "stack" / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert set(frozen.stdout.splitlines()) <= set(pins)
     command = str(target / "bin" / "amorsize")
     # Not from the copied sources: from what was installed.
     demo = run(command, "demo", "--quick", "--port", "0", cwd=tmp_path)

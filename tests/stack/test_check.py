@@ -16,6 +16,7 @@ from stack.compose import Stack, interpolate
 ROOT = Path(__file__).parents[2]
 
 COMPOSE, ENV, DOCKERFILE = "docker-compose.yml", ".env", "Dockerfile"
+CONSTRAINTS = "stack/constraints.txt"
 PROMETHEUS, ALERTMANAGER = "stack/prometheus.yml", "stack/alertmanager.yml"
 COLLECTOR, JAEGER = "stack/otel-collector.yml", "stack/jaeger.yml"
 SOURCES = "dashboards/grafana/provisioning/datasources/amorsize.yml"
@@ -151,9 +152,9 @@ BROKEN = {
     ),
     "a service waits for the health of one that has no check": (
         COMPOSE,
-        "otel-collector: { condition: service_started }\n    mem_limit: 1g\n\n  prometheus:",
-        "otel-collector: { condition: service_healthy }\n    mem_limit: 1g\n\n  prometheus:",
-        r"app: waits for otel-collector to be healthy, which has no health check",
+        "    depends_on:\n      pushgateway: { condition: service_healthy }",
+        "    depends_on:\n      push-job: { condition: service_healthy }",
+        r"push-job: waits for push-job to be healthy, which has no health check",
     ),
     "a service waits for one that is not started": (
         COMPOSE,
@@ -175,10 +176,69 @@ BROKEN = {
     ),
     "a service may take all memory": (
         COMPOSE,
-        "aliases: [dogstatsd]\n    depends_on:\n      jaeger: { condition: service_started }\n"
-        "    mem_limit: 512m",
-        "aliases: [dogstatsd]\n    depends_on:\n      jaeger: { condition: service_started }",
+        "      jaeger: { condition: service_started }\n    mem_limit: 512m\n\n  jaeger:",
+        "      jaeger: { condition: service_started }\n\n  jaeger:",
         r"otel-collector: no mem_limit",
+    ),
+    "a service may start processes without end": (
+        COMPOSE,
+        "  pids_limit: 512",
+        "  # pids_limit: 512",
+        r"grafana: no pids_limit",
+    ),
+    "a service keeps its capabilities": (
+        COMPOSE,
+        "  cap_drop: [ALL]\n",
+        "",
+        r"jaeger: lacks cap_drop: \[ALL\]$",
+    ),
+    "a service may write to its image": (
+        COMPOSE,
+        "    image: prom/alertmanager:${ALERTMANAGER_TAG}\n",
+        "    image: prom/alertmanager:${ALERTMANAGER_TAG}\n    read_only: false\n",
+        r"alertmanager: lacks read_only: true$",
+    ),
+    "a service may gain privileges": (
+        COMPOSE,
+        '  security_opt: ["no-new-privileges:true"]\n',
+        "",
+        r"datadog-agent: may gain privileges",
+    ),
+    "a service is no longer an exception": (
+        COMPOSE,
+        "    cap_drop: []\n    read_only: false\n",
+        "",
+        r"datadog-agent: is confined now; take it from NOT_CONFINED",
+    ),
+    "everybody reaches the scheduler of Dask": (
+        COMPOSE,
+        "    networks: [dask] # it runs what it is sent, by anybody who reaches it\n",
+        "",
+        r"dask-scheduler: prometheus reaches it, and is no client",
+    ),
+    "a worker of Dask is on the network of all": (
+        COMPOSE,
+        "      - --local-directory=/tmp\n    networks: [dask]\n",
+        "      - --local-directory=/tmp\n    networks: [dask, default]\n",
+        r"dask-worker: grafana reaches it, and is no client",
+    ),
+    "the app does not reach the scheduler": (
+        COMPOSE,
+        "    networks: [default, dask]\n",
+        "",
+        r"app-dask: --dask=tcp://dask-scheduler:8786: app-dask and dask-scheduler share no network",
+    ),
+    "a network is not declared": (
+        COMPOSE,
+        "networks:\n  default:\n  dask:\n",
+        "networks:\n  default:\n",
+        r"dask-worker: the network dask is not declared",
+    ),
+    "an image that is built from others names a tag": (
+        COMPOSE,
+        "FROM busybox:${BUSYBOX_TAG} AS client",
+        "FROM busybox:latest AS client",
+        r"otel-collector: the tag of 'busybox:latest' must be a variable",
     ),
     "everybody is an administrator": (
         COMPOSE,
@@ -271,6 +331,24 @@ BROKEN = {
         "COPY amorsize amorsize\n",
         "COPY amorsize amorsize\nADD https://example.com/tool /usr/bin/tool\n",
         r"Dockerfile: ADD https://example\.com/tool",
+    ),
+    "what the image installs floats": (
+        DOCKERFILE,
+        "--constraint stack/constraints.txt ",
+        "",
+        r"Dockerfile: what pip installs floats",
+    ),
+    "a package of the image has no version": (
+        CONSTRAINTS,
+        "grpcio==",
+        "grpcio>=",
+        r"constraints\.txt: grpcio>=\S+ is no version",
+    ),
+    "a package of the image is not pinned": (
+        CONSTRAINTS,
+        "\nprometheus_client==",
+        "\nprometheus_server==",
+        r"constraints\.txt: prometheus-client is missing",
     ),
     "the image has a secret": (
         DOCKERFILE,
@@ -415,6 +493,48 @@ BROKEN = {
         "aliases: [dogstatsd-datadog]",
         "aliases: [datadog]",
         r"no service is named dogstatsd-datadog",
+    ),
+    "exemplars do not pass the collector": (
+        COLLECTOR,
+        "    enable_open_metrics: true # the only format that has exemplars\n",
+        "",
+        r"prometheus/otlp drops exemplars",
+    ),
+    "the collector drops fractions of counters": (
+        COLLECTOR,
+        "counter_type: float",
+        "counter_type: int",
+        r"statsd drops the fractions of counters",
+    ),
+    "the collector makes summaries": (
+        COLLECTOR,
+        "observer_type: histogram",
+        "observer_type: summary",
+        r"statsd makes no histograms of each distribution",
+    ),
+    "the collector has other buckets": (
+        COLLECTOR,
+        "[0.005, 0.01, 0.025, 0.05,",
+        "[0.005, 0.01, 0.05,",
+        r"statsd has other buckets for amorsize\.planning\.duration than its table",
+    ),
+    "the collector has no buckets": (
+        COLLECTOR,
+        r"^amorsize\.chunk\.queue$",
+        r"^amorsize\.chunk\.wait$",
+        r"statsd has other buckets for amorsize\.chunk\.queue than its table",
+    ),
+    "the collector's health is not served": (
+        COLLECTOR,
+        "  extensions: [health_check]\n",
+        "",
+        r"health_check is defined below extensions, and used nowhere",
+    ),
+    "Jaeger traces itself": (
+        JAEGER,
+        "enable_tracing: false",
+        "enable_tracing: true",
+        r"Jaeger traces itself into its store",
     ),
     "Jaeger's query has no storage": (
         JAEGER,
