@@ -67,6 +67,10 @@ def enable_opentelemetry(settings: OpenTelemetrySettings) -> OpenTelemetryExport
             the slowest are kept.
         instrument_workers: whether worker processes send back the spans that the function's code
             opens; False passes them the trace's context, and no more.
+        prometheus_labels: whether the attributes of metrics are named as the labels of ``/metrics``
+            (``function``, ``executor``, ``status``), so that the dashboards, rules and alerts find
+            them in a Prometheus that receives OTLP; False for OpenTelemetry's conventions. Those
+            of spans follow the conventions in any case.
 
     Returns:
         The exporter; its ``close()`` ends it. Called again with the same arguments, the same one.
@@ -287,7 +291,11 @@ class OpenTelemetryExporter(TotalsExporter):
             provider = self._own_metrics.provider
             if is_missing:
                 otel_metrics.set_meter_provider(provider)
-        self._instruments = instruments_of(provider.get_meter(*_SCOPE), self.snapshot)
+        self._instruments = instruments_of(
+            provider.get_meter(*_SCOPE),
+            self.snapshot,
+            prometheus_labels=self._settings.prometheus_labels,
+        )
 
     def _may_make(self, signal: str) -> bool:
         """Whether a provider may be made for a signal.

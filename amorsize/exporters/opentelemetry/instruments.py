@@ -25,7 +25,9 @@ _ADDITIVE = {*LIVE_GAUGES} - {metrics.THROUGHPUT}
 _MADE = "amorsize_instruments"
 
 
-def instruments_of(meter: Meter, snapshot: Callable[[], Series]) -> Instruments:
+def instruments_of(
+    meter: Meter, snapshot: Callable[[], Series], *, prometheus_labels: bool = False
+) -> Instruments:
     """Return the instruments of a meter, which read ``snapshot`` from now on.
 
     They are made once per meter: an instrument cannot be removed, and the SDK never reads a second
@@ -33,9 +35,9 @@ def instruments_of(meter: Meter, snapshot: Callable[[], Series]) -> Instruments:
     """
     made = getattr(meter, _MADE, None)
     if isinstance(made, Instruments):
-        made.read_from(snapshot)
+        made.read_from(snapshot, prometheus_labels=prometheus_labels)
         return made
-    made = Instruments(meter, snapshot)
+    made = Instruments(meter, snapshot, prometheus_labels=prometheus_labels)
     try:
         setattr(meter, _MADE, made)
     except AttributeError:
@@ -49,10 +51,14 @@ class Instruments:
     Args:
         meter: makes them.
         snapshot: the totals of this moment; empty once the exporter is closed.
+        prometheus_labels: whether attributes have the names of Prometheus' labels.
     """
 
-    def __init__(self, meter: Meter, snapshot: Callable[[], Series]) -> None:
+    def __init__(
+        self, meter: Meter, snapshot: Callable[[], Series], *, prometheus_labels: bool = False
+    ) -> None:
         self._meter = meter
+        self._prometheus_labels = prometheus_labels
         self._snapshot = snapshot
         self._lock = threading.Lock()
         self._series: Series = {}
@@ -70,8 +76,9 @@ class Instruments:
             else:
                 self._observe(row)
 
-    def read_from(self, snapshot: Callable[[], Series]) -> None:
+    def read_from(self, snapshot: Callable[[], Series], *, prometheus_labels: bool) -> None:
         """Read other totals from now on."""
+        self._prometheus_labels = prometheus_labels
         self._lock = threading.Lock()  # a thread of a forked child's parent may hold the old one
         self._snapshot = snapshot
         self._read_rows = set()
@@ -80,7 +87,7 @@ class Instruments:
         self, row: Metric, labels: Labels, seconds: float, context: Context | None = None
     ) -> None:
         """Record a duration; ``context`` holds the span that it was measured in."""
-        self._histograms[row].record(seconds, attributes_of(row, labels), context)
+        self._histograms[row].record(seconds, self._attributes(row, labels), context)
 
     def follow(self, user_rows: Iterable[Metric]) -> None:
         """Make instruments for those of the user's numbers that have none yet."""
@@ -119,7 +126,7 @@ class Instruments:
     def _read(self, row: Metric, options: CallbackOptions) -> Iterable[Observation]:
         for labels, value in self._values(row, "value").items():
             if not isinstance(value, series.Histogram):
-                yield Observation(value, attributes_of(row, labels))
+                yield Observation(value, self._attributes(row, labels))
 
     def _read_histogram(
         self, row: Metric, figure: str, options: CallbackOptions
@@ -127,7 +134,7 @@ class Instruments:
         for labels, value in self._values(row, figure).items():
             if isinstance(value, series.Histogram):
                 number = sum(value.counts) if figure == "count" else value.total
-                yield Observation(number, attributes_of(row, labels))
+                yield Observation(number, self._attributes(row, labels))
 
     def _read_buckets(self, row: Metric, options: CallbackOptions) -> Iterable[Observation]:
         bounds = [f"{bound:g}" for bound in row.buckets] + ["+Inf"]
@@ -136,7 +143,10 @@ class Instruments:
                 reached = 0
                 for bound, count in zip(bounds, value.counts, strict=True):
                     reached += count
-                    yield Observation(reached, {**attributes_of(row, labels), "le": bound})
+                    yield Observation(reached, {**self._attributes(row, labels), "le": bound})
+
+    def _attributes(self, row: Metric, labels: Labels) -> Mapping[str, str]:
+        return attributes_of(row, labels, prometheus_labels=self._prometheus_labels)
 
     def _values(self, row: Metric, figure: str) -> Mapping[Labels, series.Value]:
         # Instruments are read one after the other, and share one snapshot of the totals until one
@@ -152,6 +162,9 @@ class Instruments:
 
 
 @lru_cache(maxsize=1024)
-def attributes_of(row: Metric, labels: Labels) -> Mapping[str, str]:
-    """Name a series' labels as OpenTelemetry does."""
-    return {ATTRIBUTES[name]: value for name, value in zip(row.labels, labels, strict=True)}
+def attributes_of(
+    row: Metric, labels: Labels, *, prometheus_labels: bool = False
+) -> Mapping[str, str]:
+    """Name a series' labels as OpenTelemetry does, or as Prometheus."""
+    names = row.labels if prometheus_labels else [ATTRIBUTES[name] for name in row.labels]
+    return dict(zip(names, labels, strict=True))

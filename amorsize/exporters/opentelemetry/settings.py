@@ -23,6 +23,7 @@ class OpenTelemetrySettings:
     metrics: bool = True
     max_chunk_spans: int = 1000
     instrument_workers: bool = True
+    prometheus_labels: bool = False
 
     def __post_init__(self) -> None:
         _check_provider("tracer_provider", self.tracer_provider, "get_tracer")
@@ -30,6 +31,7 @@ class OpenTelemetrySettings:
         check_switch("traces", self.traces)
         check_switch("metrics", self.metrics)
         check_switch("instrument_workers", self.instrument_workers)
+        check_switch("prometheus_labels", self.prometheus_labels)
         spans = self.max_chunk_spans
         if isinstance(spans, bool) or not isinstance(spans, int):
             raise InvalidTypeError(f"max_chunk_spans must be a whole number; got {spans!r}")
