@@ -13,7 +13,17 @@ if TYPE_CHECKING:
 
     AnyExecutor: TypeAlias = str | Executor | Client | None
 
-NAMES = ("serial", "thread", "process", "dask")
+TITLES = {
+    "serial": "Serial",
+    "thread": "Threads",
+    "process": "Processes",
+    "dask": "Dask",
+    "custom": "The executor that was passed",
+}
+"""Every type of engine, and what explanations call it."""
+
+NAMES = tuple(name for name in TITLES if name != "custom")
+"""The types that ``executor=`` can name."""
 
 _HOW = (
     "Make one first, as in client = distributed.Client() for processes of this machine, or "

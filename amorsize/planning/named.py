@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from amorsize.planning.cost import MAX_THREADS
-from amorsize.planning.engine import Engine
+from amorsize.planning.engine import TITLES, Engine
 from amorsize.planning.observations import Observations
 from amorsize.planning.plan import Choice, RunChunks
 
 DEFAULT_THREADS_PER_CORE = 4
 """Threads per core where the caller asks for threads and nothing was measured: a caller who names
 threads expects waiting, and too many that wait cost little. At least 8, at most 64."""
-
-NAMES = {
-    "serial": "Serial",
-    "thread": "Threads",
-    "process": "Processes",
-    "dask": "Dask",
-    "custom": "The executor that was passed",
-}
 
 
 def needs_cores(engine: Engine, n_jobs: int | None) -> bool:
@@ -50,7 +42,7 @@ def plan_named(seen: Observations, engine: Engine) -> RunChunks:
         jobs = max(1, engine.workers)
     else:
         jobs = cores
-    reason = f"{NAMES[named]}, as asked for."
+    reason = f"{TITLES[named]}, as asked for."
     if seen.engine is None:
         reason = "Serial, because one worker was asked for."
     speedup = 1.0 if named == "serial" else None

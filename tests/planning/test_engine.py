@@ -9,8 +9,9 @@ import pytest
 
 import amorsize
 from amorsize.errors import InvalidTypeError, InvalidValueError
+from amorsize.hooks.events import EXECUTOR_TYPES
 from amorsize.planning import machine
-from amorsize.planning.engine import NAMES, Engine, resolve
+from amorsize.planning.engine import NAMES, TITLES, Engine, resolve
 from amorsize.planning.explanation import OptimizationResult, make_result
 from amorsize.planning.observations import Observations
 from amorsize.planning.plan import CORES, LookFurther, RunChunks
@@ -39,9 +40,14 @@ def plan(executor: Any, total: int | None = 100, **options: Any) -> Optimization
 
 @pytest.mark.parametrize("name", ["serial", "thread", "process"])
 def test_our_own_engines_go_by_their_names(name: str) -> None:
-    """They lend nothing."""
+    """Nothing is owned by the caller."""
     assert resolve(name) == Engine(name)
     assert name in NAMES
+
+
+def test_every_type_of_engine_has_a_title_and_is_known_to_the_events() -> None:
+    """The events do not import this module, and short runs import no events."""
+    assert tuple(TITLES) == EXECUTOR_TYPES
 
 
 def test_none_leaves_the_choice_open_and_an_engine_is_one() -> None:
