@@ -90,7 +90,7 @@ def dashboard() -> dict[str, Any]:
                 _lines(
                     "Busy share",
                     query(rows.WORKER_BUSY, "function", rate=True),
-                    query(rows.WORKERS, "function"),
+                    query(rows.WORKER_AVAILABLE, "function", rate=True),
                     formula="a / b",
                 ),
                 _lines(

@@ -181,7 +181,7 @@ def health() -> Board:
                 "100% further names are all called 'other'.",
                 SHARE,
                 *(
-                    Line(f"max({_names(q, label, None)}) / {limit}", label)
+                    Line(f"clamp_max(max({_names(q, label, None)}) / {limit}, 1)", label)
                     for label, limit in LABEL_LIMITS.items()
                 ),
                 width=8,

@@ -207,8 +207,29 @@ def _check_panel(where: str, panel: Mapping[str, Any]) -> Iterator[str]:
         many = any(f"{{{{{label}}}}}" in target.get("legendFormat", "") for label in USERS_LABELS)
         if many and not target["expr"].startswith(("topk(", "bottomk(")):
             yield f"{where}: draws as many series as there are names; keep the top ten"
+    yield from _check_shares(where, panel)
     for holder in (panel, *panel.get("targets", ())):
         yield from _check_source(where, holder)
+
+
+def _check_shares(where: str, panel: Mapping[str, Any]) -> Iterator[str]:
+    """A share is never above 100 %: one that can be says nothing."""
+    config = panel.get("fieldConfig", {})
+    columns = {
+        field.removeprefix("Value #"): title
+        for change in panel.get("transformations", ())
+        for field, title in change["options"].get("renameByName", {}).items()
+    }
+    of_column = {
+        each["matcher"]["options"]: setting["value"]
+        for each in config.get("overrides", ())
+        for setting in each["properties"]
+        if setting["id"] == "unit"
+    }
+    for target in panel.get("targets", ()):
+        unit = of_column.get(columns.get(target["refId"]), config["defaults"].get("unit"))
+        if unit == "percentunit" and "clamp_max(" not in target["expr"]:
+            yield f"{where}: a share that may be above 100 %; clamp it"
 
 
 def _check_source(where: str, holder: Mapping[str, Any]) -> Iterator[str]:

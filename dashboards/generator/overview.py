@@ -24,7 +24,7 @@ from .panels import (
     rows,
     single,
 )
-from .promql import or_zero, top
+from .promql import or_zero, share, top
 
 TOP = 10
 
@@ -70,8 +70,10 @@ def overview() -> Board:
                 "Success",
                 "Share of the executions that succeeded, of those that ended in the time shown "
                 "and were not cancelled.",
-                f"{q.count(metrics.EXECUTIONS, status=SUCCEEDED)} / "
-                f"({q.count(metrics.EXECUTIONS, status=ENDED)} > 0)",
+                share(
+                    q.count(metrics.EXECUTIONS, status=SUCCEEDED),
+                    q.count(metrics.EXECUTIONS, status=ENDED),
+                ),
                 SHARE,
                 steps=[(None, RED), (0.9, ORANGE), (0.99, GREEN)],
             ),

@@ -160,8 +160,7 @@ class Query:
 
     def busy_share(self, *by: str, spent: Metric = metrics.WORKER_BUSY) -> str:
         """The share of the workers' time that is spent in the function, or there on a CPU."""
-        available = self.rate(metrics.WORKER_AVAILABLE, *by)
-        return f"clamp_max({self.rate(spent, *by)} / ({available} > 0), 1)"
+        return share(self.rate(spent, *by), self.rate(metrics.WORKER_AVAILABLE, *by))
 
     def busy_workers(self, *by: str, spent: Metric = metrics.WORKER_BUSY) -> str:
         """How many workers' worth of time is spent in the function, or there on a CPU."""
@@ -179,17 +178,16 @@ class Query:
     def failed_share(self, *by: str, window: str) -> str:
         """How many of the items fail; 1 where chunks fail as a whole, and so are not processed."""
         failed = self.growth(metrics.ITEMS_FAILED, *by, window=window)
-        return (
-            f"clamp_max({failed} / {self.growth(metrics.ITEMS_PROCESSED, *by, window=window)}, 1)"
-        )
+        processed = self.growth(metrics.ITEMS_PROCESSED, *by, window=window)
+        return f"clamp_max({failed} / {processed}, 1)"
 
     def progress(self, *by: str) -> str:
         """How much of the input is done, of executions in progress whose input's length is known.
 
         Empty where nothing runs.
         """
-        expected = self.total(metrics.ITEMS_EXPECTED, *by)
-        return f"{self.total(metrics.ITEMS_COMPLETED, *by)} / ({expected} > 0)"
+        completed = self.total(metrics.ITEMS_COMPLETED, *by)
+        return share(completed, self.total(metrics.ITEMS_EXPECTED, *by))
 
     def time_left(self, *by: str) -> str:
         """Seconds until all items are done at the present rate; empty where nothing runs."""
@@ -235,6 +233,14 @@ def grown(series: str, window: str) -> str:
         f"(({now} - ({before} <= {least})) or {now}) unless resets({series}[{window}]) > 0 "
         f"or increase({series}[{window}])"
     )
+
+
+def share(part: str, whole: str) -> str:
+    """How much of a whole its part is; empty where there is no whole.
+
+    Never above 1: two rates, or two sums of programs that end, are not of the very same moments.
+    """
+    return f"clamp_max({part} / ({whole} > 0), 1)"
 
 
 def top(count: int, query: str) -> str:

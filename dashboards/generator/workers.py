@@ -18,7 +18,7 @@ from .panels import (
     lines,
     single,
 )
-from .promql import Query, or_zero, top
+from .promql import Query, or_zero, share, top
 
 TOP = 10
 
@@ -192,8 +192,10 @@ def workers() -> Board:
                 Line(
                     top(
                         TOP,
-                        f"{q.growth(metrics.PLANNING_DURATION, 'function', part='sum')} / "
-                        f"({q.growth(metrics.EXECUTION_DURATION, 'function', part='sum')} > 0)",
+                        share(
+                            q.growth(metrics.PLANNING_DURATION, "function", part="sum"),
+                            q.growth(metrics.EXECUTION_DURATION, "function", part="sum"),
+                        ),
                     ),
                     "{{function}}",
                 ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,29 @@ def test_every_query_of_datadog_is_of_the_table() -> None:
     assert problems(queries, known) == []
     assert problems(queries, {name: labels - {"status"} for name, labels in known.items()})
     assert len(problems(queries, {})) == len(queries)
+
+
+def requests_with_formulas(value: Any) -> Iterator[dict[str, Any]]:
+    """Every request in nested lists and dictionaries that computes something."""
+    if isinstance(value, dict):
+        if "formulas" in value:
+            yield value
+        for each in value.values():
+            yield from requests_with_formulas(each)
+    elif isinstance(value, list):
+        for each in value:
+            yield from requests_with_formulas(each)
+
+
+def test_what_datadog_divides_is_of_one_kind() -> None:
+    """A rate over a gauge was a busy share of 185 %: time of workers that the gauge missed."""
+    divided = [
+        [query["query"].rpartition("}")[2] for query in request["queries"]]
+        for request in requests_with_formulas(DATADOG)
+        if any("/" in each["formula"] for each in request["formulas"])
+    ]
+    assert len(divided) >= 4
+    assert [kinds for kinds in divided if len(set(kinds)) > 1] == []
 
 
 def test_every_search_of_cloudwatch_is_of_the_table() -> None:

@@ -164,6 +164,20 @@ BREAKS: dict[str, tuple[Break, str]] = {
         lambda board: panel(board)["fieldConfig"]["defaults"].update(unit="seconds"),
         "has no unit that Grafana knows, but 'seconds'",
     ),
+    "a share may be above 100 %": (
+        replace_in_queries("clamp_max(", "("),
+        "a share that may be above 100 %",
+    ),
+    "a share of a table may be above 100 %": (
+        lambda board: replace_in_queries("clamp_max(", "(")(
+            {
+                "panels": [panel(board, "table")],
+                "templating": {"list": []},
+                "annotations": {"list": []},
+            }
+        ),
+        "Executions in progress: a share that may be above 100 %",
+    ),
     "a number has no text for nothing": (
         lambda board: panel(board, "stat")["fieldConfig"]["defaults"].pop("noValue"),
         "has no text for the time without data",
