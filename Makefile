@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo stack test lint types check dashboards pictures bench soak constraints clean
+.PHONY: help demo stack test lowest lint types check dashboards pictures bench soak constraints clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,14 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml
 	@$(BIN)/python -m pip --python $(VENV)/otlp-receiver/bin/python install --quiet --group otlp-receiver
 	@touch $@ $(VENV)/.demo $(VENV)/.stack
 
+$(VENV)/.lowest: $(BIN)/python pyproject.toml tests/lowest.py
+	@echo "Installing amorsize with the lowest versions of its extras into $(VENV)/lowest ..."
+	@$(BIN)/python tests/lowest.py > $(VENV)/lowest.txt
+	@$(PYTHON) -m venv --without-pip $(VENV)/lowest
+	@$(BIN)/python -m pip --python $(VENV)/lowest/bin/python install --quiet -e ".[all]" --group tests \
+	  --constraint $(VENV)/lowest.txt
+	@touch $@
+
 demo: $(VENV)/.demo  ## Run the main job on real input, in about 30 seconds
 	@$(BIN)/amorsize demo
 
@@ -41,6 +49,9 @@ stack: $(VENV)/.stack  ## The demo with Prometheus, alerts and a Pushgateway, wi
 
 test: $(VENV)/.dev  ## Run the tests
 	@$(BIN)/python -m pytest
+
+lowest: $(VENV)/.lowest  ## The exporters' tests, with the lowest versions that the extras allow
+	@$(VENV)/lowest/bin/python -m pytest tests/exporters tests/engines tests/faults/test_dask.py
 
 lint: $(VENV)/.dev  ## Lint and check the format
 	@$(BIN)/ruff check .

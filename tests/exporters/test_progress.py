@@ -94,7 +94,8 @@ def test_a_bar_fits_a_real_terminal(hooks, size):
             drawn += os.read(reader, 100_000)
     last = drawn.decode().rstrip().split("\r")[-1]
     assert last.startswith("work (process x2): 100%")
-    assert len(last) == (size[1] or 80) - 1
+    columns = size[1] or 80
+    assert len(last) in (columns - 1, columns)  # old versions of tqdm use the last one, too
 
 
 def test_the_time_runs_from_the_call_of_execute(hooks):
