@@ -14,6 +14,8 @@ import pytest
 from documented import documented_keys
 from modes import Engines
 
+from amorsize.exporters import registry
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 LINK = re.compile(r"\]\(([^)#:\s]*)(?:#([^)\s]+))?\)")
@@ -189,6 +191,18 @@ def test_pages_for_users_name_public_modules_alone(page: Path) -> None:
         if f"{name}.".startswith(f"{module}.")
     }
     assert named <= PUBLIC_MODULES
+
+
+@pytest.mark.parametrize("name", registry.OWN)
+def test_each_exporter_has_its_rows_and_is_known_to_type_checkers(name: str) -> None:
+    """In the table of exporters and the README's table of extras; and the package declares it."""
+    exporters, readme, package = (
+        (ROOT / path).read_text()
+        for path in ("docs/exporters.md", "README.md", "amorsize/__init__.py")
+    )
+    assert f"| `{name}` |" in exporters
+    assert re.search(rf"^\| `.*`enable_{name}\(\)`.* \|$", readme, re.MULTILINE)
+    assert f"enable_{name} as enable_{name}" in package
 
 
 # --- the maintainers' guide ----
