@@ -247,6 +247,20 @@ def test_pages_of_the_guide_are_linked() -> None:
     assert "docs/development/README.md" in (ROOT / "CONTRIBUTING.md").read_text()
 
 
+LOCK = re.compile(r"(\w+)(?:: \w+)? = (?:threading\.)?(?:R?Lock|Condition)\(\)")
+
+
+def test_locks_of_the_guide_exist_where_it_says() -> None:
+    """Each ``name`` or ``Class.name``, in the module that follows it in parentheses."""
+    guide = (ROOT / "docs" / "development" / "threads-and-locks.md").read_text()
+    named = re.findall(r"`(?:(\w+)\.)?(_[a-z]\w*)`[\w\s']*\(`(amorsize/[^`]+)`", guide)
+    assert len(named) > 12
+    for owner, lock, path in named:
+        source = (ROOT / path).read_text()
+        assert lock in LOCK.findall(source), f"{path} has no lock {lock}"
+        assert not owner or f"class {owner}" in source, f"{path} has no class {owner}"
+
+
 @pytest.mark.parametrize(
     ("page", "pattern"),
     [
