@@ -247,6 +247,16 @@ def test_pages_of_the_guide_are_linked() -> None:
     assert "docs/development/README.md" in (ROOT / "CONTRIBUTING.md").read_text()
 
 
+def test_the_guide_names_every_private_module() -> None:
+    """Of Python's, which may change with any version."""
+    guide = (ROOT / "docs" / "development" / "internals.md").read_text()
+    imported = re.compile(r"^\s*(?:import|from) (_[a-z]\w*)", re.MULTILINE)
+    modules = {name for path in source_files() for name in imported.findall(path.read_text())}
+    modules -= {"_typeshed"}  # for type checkers alone
+    assert len(modules) > 4
+    assert {name for name in modules if f"`{name}`" not in guide} == set()
+
+
 LOCK = re.compile(r"(\w+)(?:: \w+)? = (?:threading\.)?(?:R?Lock|Condition)\(\)")
 
 

@@ -163,6 +163,14 @@ def test_the_module_behind_socket_passes_descriptors() -> None:
     assert isinstance(_locale.setlocale(_locale.LC_ALL, None), str)
 
 
+def test_the_limit_of_csv_is_in_its_module_of_c() -> None:
+    """``csv`` only passes the function on, and cannot be loaded without that module."""
+    import _csv
+    import csv
+
+    assert csv.field_size_limit is _csv.field_size_limit
+
+
 def test_the_modules_behind_signal_pickle_and_functools_have_the_same() -> None:
     """Without the enums, and the Python code, that those add."""
     import _functools
@@ -414,6 +422,16 @@ def test_an_exporter_of_the_sdk_has_its_preferences() -> None:
     assert hasattr(exporter, "_preferred_temporality")
     assert hasattr(exporter, "_preferred_aggregation")
     assert context._SUPPRESS_INSTRUMENTATION_KEY
+
+
+def test_dask_s_executor_has_its_client() -> None:
+    """In an attribute that no other executor has."""
+    from distributed import Client
+    from distributed.cfexecutor import ClientExecutor
+
+    client = Client.__new__(Client)
+    assert ClientExecutor(client)._client is client
+    assert hasattr(Client, "scheduler_info")
 
 
 def test_dask_names_the_last_worker_of_a_killed_task() -> None:
