@@ -16,7 +16,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -97,6 +97,8 @@ class Sender(Generic[ItemT]):
         max_backoff_seconds: the longest such wait.
         latest: whether an item is a request to deliver the present numbers: what one that fails
             did not deliver, the next one does, so that none is called lost.
+        messages_of: how many messages an item stands for, where it is not one: losses and
+            deliveries are counted in messages.
         clock, wait, jitter: in place of ``time.monotonic``, ``threading.Condition.wait`` (for
             lingering and between attempts) and ``random.random``, for tests.
 
@@ -128,6 +130,7 @@ class Sender(Generic[ItemT]):
         backoff_seconds: float = 0.5,
         max_backoff_seconds: float = 10.0,
         latest: bool = False,
+        messages_of: Callable[[ItemT], int] | None = None,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[threading.Condition, float], object] = threading.Condition.wait,
         jitter: Callable[[], float] = random.random,
@@ -156,6 +159,7 @@ class Sender(Generic[ItemT]):
         self._max_backoff_seconds = max_backoff_seconds
         self._not_before = float("-inf")  # by the clock: the backend's own word
         self.latest = latest
+        self._messages_of = messages_of
         self._clock = clock
         self._wait = wait
         self._jitter = jitter
@@ -191,8 +195,7 @@ class Sender(Generic[ItemT]):
             self._queue.append(item)
             overflow = len(self._queue) > self._capacity
             if overflow:
-                self._queue.popleft()
-                self._dropped += 1
+                self._dropped += self._messages([self._queue.popleft()])
             dropped = self._dropped
             self._start()
             if len(self._queue) in (1, self._batch_items):
@@ -253,7 +256,7 @@ class Sender(Generic[ItemT]):
                 return
             self._closed = True
             hanging = bool(self._in_flight)
-            self._dropped += len(self._queue) + len(self._in_flight)
+            self._dropped += self._messages(self._queue) + self._messages(self._in_flight)
             self._queue.clear()
             self._in_flight = ()
             self._changed.notify_all()
@@ -285,6 +288,9 @@ class Sender(Generic[ItemT]):
                 waiting=len(self._queue) + len(self._in_flight),
                 last_error=self._last_error,
             )
+
+    def _messages(self, items: Collection[ItemT]) -> int:
+        return len(items) if self._messages_of is None else sum(map(self._messages_of, items))
 
     def _pending_from(self) -> int:
         """How many items were put before the oldest one that is still pending."""
@@ -384,7 +390,7 @@ class Sender(Generic[ItemT]):
         return None
 
     def _give_up(self, batch: list[ItemT], error: BaseException) -> None:
-        self._log_failure(error, lost=len(batch), again=False)
+        self._log_failure(error, lost=self._messages(batch), again=False)
         self._settle(batch, delivered=False)
 
     def _settle(self, batch: list[ItemT], *, delivered: bool) -> None:
@@ -393,9 +399,9 @@ class Sender(Generic[ItemT]):
             if self._in_flight is batch:
                 self._in_flight = ()
                 if delivered:
-                    self._sent += len(batch)
+                    self._sent += self._messages(batch)
                 else:
-                    self._failed += len(batch)
+                    self._failed += self._messages(batch)
                 self._changed.notify_all()
 
     def _log_failure(self, error: BaseException, *, lost: int, again: bool) -> None:

@@ -39,7 +39,13 @@ if __name__ == "__main__":
     flush, *switches = sys.argv[1:]
     exporter = None
     if "off" not in switches:
-        exporter = amorsize.enable_opentelemetry(metrics="metrics" in switches)
+        if "full" in switches:
+            from amorsize.exporters.opentelemetry import execution_traces
+            execution_traces._MAX_LATER = -30  # beside 40 of max_chunk_spans: room for ten chunks
+            execution_traces._AT_ONCE = 1
+        exporter = amorsize.enable_opentelemetry(
+            metrics="metrics" in switches, max_chunk_spans=40 if "full" in switches else 1000
+        )
     began = time.perf_counter()
     results = amorsize.execute(work, range(40), executor="process", n_jobs=2, chunksize=1)
     report(results=results, seconds=time.perf_counter() - began)
@@ -139,6 +145,18 @@ def test_what_a_full_queue_drops_is_counted_while_the_program_runs(
     )
     assert closed is not None
     assert 8 <= int(closed[1]) <= 12  # those that waited, and the batch on its way
+
+
+def test_chunks_that_wait_for_a_queue_are_counted_by_their_spans(
+    run: Callable[..., Ran], otlp_double: Callable[..., OtlpDouble]
+) -> None:
+    """Every span is counted once, when it is dropped or when the exporter closes."""
+    with collector("none", otlp_double) as endpoint:
+        ran = run(endpoint, "full", OTEL_BSP_MAX_QUEUE_SIZE="8", OTEL_BSP_MAX_EXPORT_BATCH_SIZE="4")
+    dropped, _ = ran.said["stats"]
+    [closed] = re.findall(r"closed before (\d+) items were delivered", ran.log)
+    assert dropped > 0
+    assert dropped + int(closed) == SPANS
 
 
 def test_a_collector_that_recovers_gets_everything(

@@ -305,6 +305,21 @@ def test_an_overflow_drops_the_oldest_and_counts_exactly():
     assert (stats.sent, stats.dropped) == (6, 15)
 
 
+def test_an_item_may_stand_for_several_messages():
+    """Losses, deliveries and what is left at the end are counted in messages; room in items."""
+    gated = Gated()
+    with closing(Sender(gated, capacity=2, batch_items=1, messages_of=len)) as sender:
+        sender.put("a")
+        assert gated.entered.wait(BOUND)
+        for item in ("bb", "ccc", "dddd"):
+            sender.put(item)
+        assert sender.stats().dropped == 2
+        gated.gate.set()
+        assert sender.flush(BOUND)
+        assert sender.stats().sent == 1 + 3 + 4
+        assert sender.lost == 2
+
+
 def test_flush_returns_whether_items_were_lost():
     """What was dropped while it waited was not delivered."""
     gated = Gated()

@@ -100,7 +100,13 @@ class ExecutionTraces:
         self._credit_since = time.monotonic()
         # The end of an execution releases all of its waiting chunks at once.
         capacity = _MAX_LATER + max_chunk_spans
-        self._later = new_sender(self._write_later, capacity=capacity, batch_items=1, attempts=1)
+        self._later = new_sender(
+            self._write_later,
+            capacity=capacity,
+            batch_items=1,
+            attempts=1,
+            messages_of=lambda item: _spans_of(item[0]),
+        )
 
     def begin(self, execution_id: str, function: str) -> TraceLink | None:
         """Begin an execution's span, under the caller's; None where the SDK is disabled."""
@@ -286,7 +292,7 @@ class ExecutionTraces:
 
     def _release(self, trace: _Trace, record: ChunkRecord) -> None:
         """Write a chunk now, where processors surely have room, or else in the background."""
-        spans = 1 + len(record.spans())
+        spans = _spans_of(record)
         now = time.monotonic()
         with self._lock:
             if now - self._credit_since > _DRAINED_SECONDS:
@@ -303,7 +309,7 @@ class ExecutionTraces:
     def _write_later(self, batch: list[Any]) -> None:
         """Write chunks on the sender's thread, and wait where processors are full."""
         for record, execution, context in batch:
-            spans = 1 + len(record.spans())
+            spans = _spans_of(record)
             with self._lock:
                 is_full = self._credit < spans
                 self._credit = (_AT_ONCE if is_full else self._credit) - spans
@@ -352,6 +358,11 @@ class ExecutionTraces:
                 }
             )
             span.end(ended)
+
+
+def _spans_of(record: ChunkRecord) -> int:
+    """How many spans a chunk has: its own, and those of the user's code in it."""
+    return 1 + len(record.spans())
 
 
 def _epoch_ns(seconds: float) -> int:
