@@ -51,7 +51,7 @@ test: $(VENV)/.dev  ## Run the tests
 	@$(BIN)/python -m pytest
 
 lowest: $(VENV)/.lowest  ## The exporters' tests, with the lowest versions that the extras allow
-	@$(VENV)/lowest/bin/python -m pytest -n logical tests/exporters tests/engines tests/faults/test_dask.py
+	@$(VENV)/lowest/bin/python -m pytest -n 4 tests/exporters tests/engines tests/faults/test_dask.py
 
 lint: $(VENV)/.dev  ## Lint and check the format
 	@$(BIN)/ruff check .

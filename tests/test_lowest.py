@@ -30,7 +30,7 @@ def test_every_requirement_has_its_lowest_version() -> None:
     ).stdout
     assert "tests/lowest.py > .venv/lowest.txt" in steps
     assert "--constraint .venv/lowest.txt" in steps
-    assert ".venv/lowest/bin/python -m pytest -n logical tests/exporters" in steps
+    assert ".venv/lowest/bin/python -m pytest -n 4 tests/exporters" in steps
 
 
 def test_a_requirement_without_a_bound_is_refused(
