@@ -98,6 +98,7 @@ LOOKED_UP_AMONG_LOADED_MODULES = {
     "exporters.base": "celery's signals: a process of its pool runs no exit functions",
     "workers.by_value": "modules that no worker can import; what numpy and cloudpickle hold",
     "workers.log_capture": "whether the function loaded logging, whose records are then captured",
+    "workers.thread_limits": "libraries that compute on several cores, if they are loaded",
     "workers.observers": "the level of the log: where logging is not loaded, none was set",
     "workers.trace_link": "the current span: where OpenTelemetry is not loaded, there is none",
 }
@@ -467,5 +468,6 @@ def test_a_worker_process_imports_what_it_needs_alone() -> None:
         "workers.record",
         "workers.role",
         "workers.slices",
+        "workers.thread_limits",
     }
     assert not {"cloudpickle", "dataclasses", "inspect", "logging", "pickle", "psutil"} & loaded

@@ -30,6 +30,8 @@ LIVE_GAUGES = (
 )
 """Gauges that are sums over the executions in progress."""
 
+_WORKER_SECONDS = (metrics.WORKER_BUSY, metrics.WORKER_CPU, metrics.WORKER_AVAILABLE)
+
 _SPEEDS = {
     metrics.ESTIMATED_SPEEDUP: "estimated_speedup",
     metrics.MEASURED_SPEEDUP: "measured_speedup",
@@ -44,8 +46,8 @@ class LiveRun:
     Attributes:
         labels: function and executor.
         expected: the length of the input; None while it is unknown.
-        counted_until: by worker: up to when its time was counted, in seconds from the start.
-        spent: by worker: how much of its time in the function was counted, and of its CPU time.
+        since: by worker: when it began at the latest, in seconds from the start of the run.
+        spent: by worker: how much of its time was counted: in the function, on a CPU, and in all.
         longest_chunk: in seconds; None before the first.
     """
 
@@ -56,8 +58,8 @@ class LiveRun:
     throughput: float = 0.0
     workers: int = 0
     deaths: int = 0
-    counted_until: dict[int, float] = field(default_factory=dict)
-    spent: dict[int, tuple[float, float]] = field(default_factory=dict)
+    since: dict[int, float] = field(default_factory=dict)
+    spent: dict[int, tuple[float, float, float]] = field(default_factory=dict)
     longest_chunk: float | None = None
 
     def totals(self) -> tuple[float, ...]:
@@ -113,7 +115,7 @@ class TotalsExporter(Exporter):
             run = self._run_of(context)
             run.workers = context.worker_count
             if context.worker_id is not None:
-                run.counted_until[context.worker_id] = context.elapsed_time
+                run.since[context.worker_id] = context.elapsed_time
 
     def on_chunk_complete(self, context: HookContext) -> None:
         # ON_PROGRESS would add nothing: it repeats the numbers of this event.
@@ -160,10 +162,8 @@ class TotalsExporter(Exporter):
                 run.deaths += 1
                 self._totals.add(metrics.WORKER_DEATHS, run.labels, 1)
             if context.worker_id is not None:
-                # Its chunks were counted while it ran.
-                counted = run.spent.get(context.worker_id, (0.0, 0.0))
                 busy_seconds = number(context.metadata.get("busy_time")) or 0.0
-                self._count_time(run, context, busy_seconds, counted)
+                self._count_time(run, context, busy_seconds, of_all=True)
 
     def post_execute(self, context: HookContext) -> None:
         metadata, totals = context.metadata, self._totals
@@ -233,28 +233,30 @@ class TotalsExporter(Exporter):
         run: LiveRun,
         context: HookContext,
         busy_seconds: float,
-        counted: tuple[float, float] = (0.0, 0.0),
+        *,
+        of_all: bool = False,
     ) -> None:
         """Count a worker's time since it was last counted, and how much of it was in the function.
 
-        Both at once, so that what is busy is never more than what is available. Of the context's
-        times in the function and on a CPU, ``counted`` is counted already.
+        Both at once, so that what is busy is never more than what is available. The context's times
+        in the function and on a CPU are those of a chunk, or ``of_all`` that the worker did.
         """
         worker_id = context.worker_id
         if worker_id is None:
             return
+        counted = run.spent.get(worker_id, (0.0, 0.0, 0.0))
         cpu_seconds = number(context.metadata.get("cpu_seconds")) or 0.0
-        busy_seconds = max(0.0, busy_seconds - counted[0])
-        cpu_seconds = max(0.0, cpu_seconds - counted[1])
-        since = run.counted_until.get(worker_id, context.elapsed_time)
-        # The start of a worker may be reported when it has worked for a while.
-        available = max(context.elapsed_time - since, busy_seconds)
-        run.counted_until[worker_id] = context.elapsed_time
-        busy, cpu = run.spent.get(worker_id, (0.0, 0.0))
-        run.spent[worker_id] = busy + busy_seconds, cpu + cpu_seconds
-        self._totals.add(metrics.WORKER_BUSY, run.labels, busy_seconds)
-        self._totals.add(metrics.WORKER_CPU, run.labels, cpu_seconds)
-        self._totals.add(metrics.WORKER_AVAILABLE, run.labels, available)
+        if of_all:
+            busy, cpu = max(counted[0], busy_seconds), max(counted[1], cpu_seconds)
+        else:
+            busy, cpu = counted[0] + busy_seconds, counted[1] + cpu_seconds
+        # The start of a worker, and its chunks, may be reported when it has worked for a while.
+        elapsed = context.elapsed_time
+        since = run.since[worker_id] = min(run.since.get(worker_id, elapsed), elapsed - busy)
+        available = max(counted[2], elapsed - since)
+        run.spent[worker_id] = busy, cpu, available
+        for metric, now, before in zip(_WORKER_SECONDS, run.spent[worker_id], counted, strict=True):
+            self._totals.add(metric, run.labels, now - before)
 
     def _add_user_totals(self, labels: Labels, context: HookContext) -> None:
         self._user_totals.add(labels, context.metadata)

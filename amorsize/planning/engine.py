@@ -38,11 +38,13 @@ class Engine(Record):
         type: ``serial``, ``thread``, ``process``, ``dask`` or ``custom``.
         external: the Dask client or the executor that the caller owns; None for our own engines.
         workers: how many chunks an external one runs at once, or None when that is not known.
+        instead_of: the type that the caller named, where this process cannot have it; else "".
     """
 
     type: str
     external: Any = None
     workers: int | None = None
+    instead_of: str = ""
 
 
 def resolve(executor: Any) -> Engine | None:

@@ -43,7 +43,12 @@ def plan_named(seen: Observations, engine: Engine) -> RunChunks:
     else:
         jobs = cores
     reason = f"{TITLES[named]}, as asked for."
-    if seen.engine is None:
+    if engine.instead_of:
+        reason = (
+            f"Serial, because this process is a worker itself: {engine.instead_of!r} cannot be "
+            "used here."
+        )
+    elif seen.engine is None:
         reason = "Serial, because one worker was asked for."
     speedup = 1.0 if named == "serial" else None
     choice = Choice(engine, jobs, reason, speedup, warnings=warnings)

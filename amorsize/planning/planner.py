@@ -313,6 +313,8 @@ def _join_early_workers(seen: Observations, early: EarlyWork, workload: Workload
     if (known := seen.known.workload) is not None and is_like(workload, known):
         # The items that others ran beside it have disturbed this call.
         workload = known.over(seen.total, workload.sampled, workload.sample_seconds)
+    else:
+        workload = workload._replace(is_sure=False)
     workload = workload._replace(
         remaining=max(0, workload.remaining - early.dispatched),
         payload=seen.payload if engine == "process" else None,

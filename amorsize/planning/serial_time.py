@@ -4,9 +4,10 @@ A call in a worker takes longer than it does alone: it waits for a CPU, and for 
 its time the workers of the run have cost each other is known within bounds::
 
     at most   the time of the calls, less what they waited for a CPU because of each other
-    at least  their CPU time, and what they waited for a CPU because of other programs; and the
-              most, less the CPU time that others of their process had meanwhile: so long these may
-              have held the GIL, or worked for the call (threads, child processes)
+    at least  their CPU time, less that of others of a worker process, and what they waited for a
+              CPU because of other programs; and the most, less the CPU time that others of their
+              process had meanwhile: so long these may have held the GIL, or worked for the call
+              (threads, child processes)
 
 Beside ``n - 1`` others, on ``m`` cores that are shared fairly, a thread that has a CPU for a second
 waits for one for ``(n - 1) / m`` seconds because of them. What it waits beyond that is due to other
@@ -15,7 +16,8 @@ programs, and a serial run would have waited for them, too.
 Where the bounds are as good as one, their middle is the serial time: of processes, and of threads
 that hardly compute. Where they are far apart, what is known of the function's calls alone decides
 between them: of one that computes, serial time is CPU time; of one that waits, CPU time and the
-waits that were measured. Else it is not known.
+waits that were measured. Else it is not known; nor is it where one call uses several cores by
+itself, or where what is known comes of a single call, or of calls that others disturbed.
 
 What this cannot see: workers that wait for each other (a lock, a disk) seem to wait for themselves.
 """
@@ -48,6 +50,11 @@ class SerialTime(Record):
         crowded_seconds: for how long they may have done so because of each other.
         helped_seconds: for how long others of their processes may have worked for them, or have
             held the GIL.
+        inner_seconds: for how long others of worker processes computed: alone, calls that use
+            several cores by themselves take less CPU time of the thread that calls, which spins
+            while it waits for the others.
+        limited_seconds: CPU time of calls that may take less where libraries are free to use all
+            cores, as in the caller.
         queue_known: whether it is known for how long they waited for a CPU.
     """
 
@@ -61,6 +68,8 @@ class SerialTime(Record):
     queued_seconds: float = 0.0
     crowded_seconds: float = 0.0
     helped_seconds: float = 0.0
+    inner_seconds: float = 0.0
+    limited_seconds: float = 0.0
     queue_known: bool = True
 
     def add(
@@ -98,8 +107,13 @@ class SerialTime(Record):
         self.crowded_seconds += own * (workers - 1) / cores
         # Others of a worker process may be in the queue as often as it is; those of this process
         # are the other workers.
-        crowd = 1.0 if threads else max(1.0, workers / cores)
-        self.helped_seconds += crowd * (cpu.other_seconds + cpu.children_seconds)
+        if cpu.is_limited:
+            self.limited_seconds += own
+        helpers = cpu.other_seconds + cpu.children_seconds
+        if not threads:
+            self.inner_seconds += helpers
+            helpers *= max(1.0, workers / cores)
+        self.helped_seconds += helpers
         if cpu.queued_seconds is None:
             self.queue_known = False
         else:
@@ -141,17 +155,27 @@ class SerialTime(Record):
         return self.cpu_seconds + self.alone_cpu_seconds
 
     def _calls(self, known: Workload | None) -> float | None:
+        alone = self.alone_seconds
+        if self.items == 0 and self.seconds == 0.0:
+            return alone
+        if known is not None and not known.is_sure:
+            known = None
+        if known is not None and known.parallel_inside:
+            return None
         mutual = min(self.queued_seconds, self.crowded_seconds)
         most = max(self.cpu_seconds, self.seconds - mutual)
-        least = computing = self.cpu_seconds
+        computing = self.cpu_seconds
         if self.queue_known:
             computing += self.queued_seconds - mutual
-            least = max(computing, most - self.uncounted_seconds - self.helped_seconds)
+        limited = self.limited_seconds if known is None else 0.0
+        least = max(0.0, computing - self.inner_seconds - limited)
+        if self.queue_known:
+            unsure = self.uncounted_seconds + self.helped_seconds + limited
+            least = max(least, most - unsure)
         computing, least = min(computing, most), min(least, most)
-        alone = self.alone_seconds
         if alone + least >= CLOSE * (alone + most):
             return alone + (least + most) / 2
-        if known is None or known.parallel_inside or self.uncounted_seconds > 0:
+        if known is None or self.uncounted_seconds > 0:
             return None
         calls = computing
         if known.waits:

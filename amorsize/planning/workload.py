@@ -30,6 +30,10 @@ TAKEN_CPU_SHARE = 0.3
 GIL_FREE_SHARE = 0.25
 """Ticks of the probe above which the GIL is free: between 0.06 (held) and 0.32 (free, with every
 core busy elsewhere)."""
+FEWEST_SURE_CALLS = 2
+SURE_SPREAD = 1.5
+"""Calls that wait say how long others do where there are so many, and the longest took at most so
+many times what the shortest did."""
 SHORTEST_ITEM_SECONDS = 3e-7
 """Calls as short as this are done sooner than their items are handed to anybody else."""
 LITTLE_SECONDS = 2e-3
@@ -56,6 +60,9 @@ class Workload(Record):
         inner_parallelism: cores that one call uses.
         gil_known: whether the GIL was probed.
         queued_share: the share of the calls' time in which they had to wait for a CPU, where known.
+        is_sure: whether it says what calls are like alone: several were measured (one is enough
+            that uses several cores), with no other worker beside them, and those that waited did
+            so for about as long.
         working_bytes: memory that one call was seen to need.
         payload: what crosses to a worker process; None when not measured.
     """
@@ -72,6 +79,7 @@ class Workload(Record):
     inner_parallelism: float = 1.0
     gil_known: bool = False
     queued_share: float = 0.0
+    is_sure: bool = False
     working_bytes: int = 0
     payload: Payload | None = None
 
@@ -134,7 +142,8 @@ def describe(
     if sample.exhausted:
         total = taken
     warming = len(calls) >= 3 and calls[0] > 10 * _typical(calls[1:])
-    item = _typical(calls[1:] if warming else calls)
+    usual = calls[1:] if warming else calls
+    item = _typical(usual)
     if sample.together:
         item = sample.together_seconds / sample.together
     # CPU times have no finer reading than the calls around the sample: shares of it.
@@ -203,6 +212,8 @@ def describe(
         inner_parallelism=inner,
         gil_known=free is not None,
         queued_share=queued / sample.seconds if queued else 0.0,
+        is_sure=(len(usual) >= FEWEST_SURE_CALLS or inner > INNER_PARALLELISM)
+        and not (waits and max(usual) > SURE_SPREAD * min(usual)),
         working_bytes=sample.peak_growth_bytes,
         payload=payload,
     )

@@ -137,6 +137,7 @@ class Run:
         self._items_completed = 0
         self._busy_seconds = 0.0
         self._slowest: tuple[float, int] | None = None
+        self._planning_seconds = 0.0
         self._failures: list[Failure] = []
         self._reported_size = 1
         self._corrections = 0
@@ -270,6 +271,8 @@ class Run:
     def _follow(self, plan: RunChunks, *, is_first: bool = False) -> None:
         """Go by a plan: use its engine from now on, after the items that were measured for it."""
         global _loaded
+        if is_first:
+            self._planning_seconds = time.perf_counter() - self._began
         seen, choice, first = self._seen, plan.choice, self._measurement.first
         self._explain_choice(plan, is_first)
         self._plan = seen.plan = plan
@@ -294,8 +297,11 @@ class Run:
         if is_first:
             if self._report is not None:
                 self._emit_start(self._report)
-        elif not alone:
-            self._note_change(plan)
+        else:
+            if self._report is not None:
+                self._report.measured_again(first.sample.taken)
+            if not alone:
+                self._note_change(plan)
         self._take_measured()
         if first.interrupted is not None:
             raise first.interrupted
@@ -896,6 +902,7 @@ class Run:
             total_items=self._input.total,
             executor_type=plan.choice.engine.type,
             estimated_speedup=plan.choice.estimated_speedup,
+            planning_seconds=self._planning_seconds,
             decided={
                 "reason": reason_of(plan.choice, self._seen),
                 "sampled_items": self._measurement.first.sample.taken,
@@ -1008,6 +1015,8 @@ class Run:
     def _handle_late(self, message: Message) -> None:
         """Handle what is reported once the run is over: workers have ended, time was spent."""
         if isinstance(message, WorkerLost):
+            if message.recovered:
+                self._take_loss(message)
             self._end_worker(message)
         elif not isinstance(message, ChunkDone):
             self._handle(message)
@@ -1052,4 +1061,4 @@ def _engine_here(engine: Engine | None) -> Engine | None:
     from amorsize.running.failures import warn_of_nested_run
 
     warn_of_nested_run(engine.type)
-    return Engine("serial")
+    return Engine("serial", instead_of=engine.type)

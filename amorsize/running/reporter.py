@@ -17,7 +17,7 @@ from amorsize.hooks.events import HookContext, HookEvent
 from amorsize.hooks.interruption import protected
 from amorsize.hooks.manager import HookManager
 from amorsize.planning.serial_time import SerialTime
-from amorsize.workers import trace_link
+from amorsize.workers import thread_limits, trace_link
 from amorsize.workers.chunk import HOSTNAME, Chunk, ChunkOutcome, text_of
 from amorsize.workers.collectors import CollectSettings
 from amorsize.workers.cpu_time import CpuTime
@@ -167,9 +167,13 @@ class Reporter:
         total_items: int | None,
         executor_type: str,
         estimated_speedup: float | None,
+        planning_seconds: float | None = None,
         decided: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """Report that the plan is made; ``decided`` goes into the metadata of ``POST_EXECUTE``."""
+        """Report that the plan is made; ``decided`` goes into the metadata of ``POST_EXECUTE``.
+
+        ``planning_seconds`` is how long that took; None for all the time so far.
+        """
         self._decided = dict(decided)
         self.n_jobs = n_jobs
         self.chunksize = chunksize
@@ -177,11 +181,15 @@ class Reporter:
         self._metadata["executor_type"] = executor_type
         if estimated_speedup is not None:
             self._metadata["estimated_speedup"] = estimated_speedup
-        self._planning_seconds = self._elapsed()
+        self._planning_seconds = planning_seconds or self._elapsed()
         self._note_workers()
         self._open = True
         executions.begin(self.execution_id, self._managers)
         self._emit(HookEvent.PRE_EXECUTE)
+
+    def measured_again(self, items: int) -> None:
+        """Note that further items were sampled, because they had become others."""
+        self._decided["sampled_items"] = self._decided.get("sampled_items", 0) + items
 
     def changed_engine(self, plan: RunChunks, change: str) -> None:
         """Note that the run goes on with another engine, and why."""
@@ -526,6 +534,7 @@ def _take_cpu_time(outcome: ChunkOutcome) -> CpuTime | None:
     if values is None:
         return None
     cpu = CpuTime(*values)
+    cpu.is_limited = cpu.is_limited and not thread_limits.are_set()  # else a serial run is, too
     cpu.seconds = min(cpu.seconds, outcome.duration)  # the clocks are read one after the other
     return cpu
 

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 
-from amorsize.workers import in_forked_child
+from amorsize.workers import in_forked_child, thread_limits
 from amorsize.workers.item_slots import CHUNK, CHUNK_STARTED, CPU_STARTED
 from amorsize.workers.record import Record
 from amorsize.workers.role import is_worker
@@ -33,12 +33,14 @@ class CpuTime(Record):
         children_seconds: CPU time of child processes that ended in the calls.
         queued_seconds: for how long the thread was ready to run, but had no CPU; None where the
             system does not count that.
+        is_limited: whether libraries may have used fewer cores than elsewhere.
     """
 
     seconds: float
     other_seconds: float = 0.0
     children_seconds: float = 0.0
     queued_seconds: float | None = None
+    is_limited: bool = False
 
 
 class Unfinished(Record):
@@ -60,12 +62,14 @@ class CpuTimeCollector:
         item_slots: where to write when the calls began, for those who stop the worker.
     """
 
-    __slots__ = ("_before", "_item_slots", "_read", "_taken")
+    __slots__ = ("_before", "_in_worker", "_item_slots", "_queued", "_read", "_taken")
 
     def __init__(self, item_slots: ItemSlots | None = None) -> None:
         self._item_slots = item_slots
-        self._read = _read_in_worker if is_worker() else _read
-        self._taken: list[float] = [0.0, 0.0, 0.0, 0.0]
+        self._in_worker = is_worker()
+        self._read = _read_in_worker if self._in_worker else _read
+        self._taken = [0.0, 0.0, 0.0]
+        self._queued: float | None = 0.0
         self._before: Reading
 
     def enter(self) -> None:
@@ -84,15 +88,15 @@ class CpuTimeCollector:
         taken[1] += max(0.0, process - process_before - seconds)
         taken[2] += max(0.0, children - children_before)
         if queued is None or queued_before is None:
-            del taken[3:]
-        elif len(taken) > 3:
-            taken[3] += max(0.0, queued - queued_before)
+            self._queued = None
+        elif self._queued is not None:
+            self._queued += max(0.0, queued - queued_before)
         slots = self._item_slots
         if slots is not None:
             slots[CHUNK_STARTED] -= time.monotonic_ns()  # negative: that long, and over
 
-    def take(self) -> tuple[float, ...]:
-        return tuple(self._taken)
+    def take(self) -> tuple[float | None, ...]:
+        return *self._taken, self._queued, self._in_worker and thread_limits.apply()
 
 
 def unfinished(item_slots: ItemSlots, pid: int, thread_id: int) -> Unfinished | None:

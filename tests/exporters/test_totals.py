@@ -161,6 +161,16 @@ def test_a_worker_whose_start_is_reported_late_was_available_while_it_was_busy(m
     assert busy_and_available(totals) == (6.0, 6.0)
 
 
+def test_chunks_that_are_reported_late_do_not_make_a_worker_available_twice(manager, totals):
+    """A hook takes long, and the next chunk is done meanwhile."""
+    run = Run(manager)
+    run.begin()
+    run.start_worker(0, elapsed_time=0.0)
+    run.complete_chunk(1, chunk_time=0.5, elapsed=1.0)
+    run.complete_chunk(1, chunk_time=0.5, elapsed=1.125)
+    assert busy_and_available(totals) == (1.0, 1.125)
+
+
 def test_progress_is_of_inputs_whose_length_is_known(manager, totals):
     """And never more than all of it, also where the input was longer than it said."""
 

@@ -246,6 +246,27 @@ def test_describe_waiting() -> None:
 
 
 @pytest.mark.parametrize(
+    ("calls", "waits", "sure"),
+    [
+        ([0.01], False, False),
+        ([0.01], True, False),
+        ([0.01, 0.012], True, True),
+        ([0.1, 0.01], True, False),
+        ([0.1, 0.01], False, True),
+        ([0.5, 0.01, 0.01], True, True),
+        ([0.5, 0.01], True, False),
+    ],
+    ids=["one", "one waits", "alike", "not alike", "compute", "warm-up", "warm-up and one"],
+)
+def test_what_a_sample_says_for_sure(calls: list[float], waits: bool, sure: bool) -> None:
+    """Not by a single call; nor how long others wait, where two waited for unlike times."""
+    share = 0.3 if waits else 1.0
+    taken = sample(calls, cpu_seconds=share * sum(calls), voluntary_switches=9)
+    workload = describe(taken, 100)
+    assert (workload.waits, workload.is_sure) == (waits, sure)
+
+
+@pytest.mark.parametrize(
     "facts",
     [
         {"voluntary_switches": 1},

@@ -265,6 +265,19 @@ def test_measuring_that_was_stopped_runs_nothing_more() -> None:
 @pytest.mark.parametrize(
     ("named", "step"),
     [
+        (
+            {"engine": Engine("serial", instead_of="process")},
+            RunChunks(
+                Choice(
+                    Engine("serial", instead_of="process"),
+                    1,
+                    "Serial, because this process is a worker itself: 'process' cannot be used "
+                    "here.",
+                ),
+                1,
+                1,
+            ),
+        ),
         ({"engine": SERIAL}, RunChunks(Choice(SERIAL, 1, "Serial, as asked for."), 1, 1)),
         (
             {"n_jobs": 1},
@@ -338,7 +351,7 @@ def test_a_function_that_is_known_is_begun_with_at_once(
 
 def test_one_item_is_measured_beside_those_that_were_handed_out() -> None:
     """And its plan is for what was begun, whatever it looks like beside the others."""
-    known = Known(workload=workload(waits=True))
+    known = Known(workload=workload(waits=True)._replace(is_sure=True))
     early = EarlyWork("thread", 48, 95)
     seen = observed(known=known, early=early)
     assert next_of(seen) == LookFurther(ITEMS, 1, monitored=False)
@@ -346,9 +359,11 @@ def test_one_item_is_measured_beside_those_that_were_handed_out() -> None:
     plan = next_of(seen)
     assert (plan.choice.engine.type, plan.choice.workload.item_seconds) == ("thread", 0.02)
     assert "workers began with 95 items" in plan.choice.notes[-1]
-    seen.sample = calls(0.9)  # no longer what is known
+    assert plan.choice.workload.is_sure
+    seen.sample = calls(0.9, 0.9)  # no longer what is known; alone they may take less
     plan = next_of(seen)
     assert (plan.choice.engine.type, plan.choice.workload.item_seconds) == ("thread", 0.9)
+    assert not plan.choice.workload.is_sure
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from amorsize.planning.serial_time import ALIKE, CLOSE, SerialTime
 from amorsize.planning.workload import Workload
 from amorsize.workers.cpu_time import CpuTime
 
-COMPUTES = Workload(None, 5, 1000, 0.0, 0.1, 0.1, 0.1)
-RELEASES = Workload(None, 5, 1000, 0.0, 0.1, 0.1, 0.0)
-WAITS = Workload(None, 5, 1000, 0.0, 0.1, 0.02, 0.02, 0.08)
+COMPUTES = Workload(None, 5, 1000, 0.0, 0.1, 0.1, 0.1, is_sure=True)
+RELEASES = COMPUTES._replace(gil_seconds=0.0)
+WAITS = COMPUTES._replace(cpu_seconds=0.02, gil_seconds=0.02, wait_seconds=0.08)
 PARALLEL = COMPUTES._replace(inner_parallelism=2.0)
 
 
@@ -52,7 +52,8 @@ def test_bounds_that_are_close_need_no_knowledge(
 ) -> None:
     """The time of the calls, less that in which they had to wait for each other."""
     assert times.speedup(elapsed) == pytest.approx(speedup)
-    assert times.speedup(elapsed, known=PARALLEL) == pytest.approx(speedup)
+    guess = COMPUTES._replace(is_sure=False)
+    assert times.speedup(elapsed, known=guess) == pytest.approx(speedup)
 
 
 @pytest.mark.parametrize(
@@ -63,17 +64,45 @@ def test_bounds_that_are_close_need_no_knowledge(
         # Threads or processes work for the call, and may be in the queue for it.
         shown(*[(8.0, had(0.0, other_seconds=2.0))] * 8),
         shown(*[(8.0, had(0.0, children_seconds=2.0))] * 8),
+        # They do, and the thread that calls spins meanwhile: it seems to compute all the time.
+        shown(*[(2.0, had(2.0, other_seconds=1.9))] * 8, workers=2),
         # The system does not say how long they were in the queue.
         shown(*[(8.0, had(2.0, None))] * 8),
         shown(*[(8.0, None)] * 8),
         SerialTime(),
     ],
-    ids=["threads", "inner threads", "children", "no scheduler", "not counted", "no items"],
+    ids=["threads", "inner threads", "children", "spinning", "no scheduler", "not counted", "none"],
 )
 def test_else_it_is_not_known(times: SerialTime) -> None:
     """Not 0, and no guess."""
     assert times.speedup(8.0) is None
     assert times.speedup(8.0, known=PARALLEL) is None
+    assert times.speedup(8.0, known=WAITS._replace(is_sure=False)) is None
+
+
+def test_of_calls_that_use_several_cores_it_is_known_only_where_each_ran_alone() -> None:
+    """Beside others they have fewer, and their threads wait for each other."""
+    beside = shown(*[(1.0, had(1.0))] * 8)
+    assert beside.speedup(4.0) == pytest.approx(2.0)
+    assert beside.speedup(4.0, known=PARALLEL) is None
+    alone = shown(*[(1.0, had(1.0, other_seconds=1.0))] * 8, workers=1)
+    assert alone.speedup(8.0, known=PARALLEL) == pytest.approx(1.0)
+
+
+def test_a_library_that_workers_limit_may_be_faster_alone() -> None:
+    """Unless the calls were seen to use one core, or hardly compute."""
+    limited = shown(*[(1.0, had(1.0, is_limited=True))] * 8)
+    assert limited.speedup(4.0) is None
+    assert limited.speedup(4.0, known=COMPUTES) == pytest.approx(2.0)
+    assert limited.speedup(4.0, known=PARALLEL) is None
+    waits = shown(*[(1.0, had(0.1, is_limited=True))] * 8)
+    assert waits.speedup(4.0) == pytest.approx(1.9)
+
+
+def test_a_little_help_from_other_threads_of_a_worker_widens_the_bounds() -> None:
+    """Of a library that logs, or of Dask: the error is within what the bounds are apart."""
+    times = shown(*[(1.0, had(1.0, other_seconds=0.1))] * 8, workers=2)
+    assert times.speedup(4.0) == pytest.approx(1.9)
 
 
 THREADS = shown(*[(8.0, had(1.0, other_seconds=7.0))] * 8, threads=True)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from waiting import PATIENCE, wait_until
 
-from amorsize.workers import cpu_time
+from amorsize import HookContext, HookEvent, HookManager, execute
+from amorsize.workers import cpu_time, thread_limits
 from amorsize.workers.chunk import Chunk, ChunkOutcome, run_chunk
 from amorsize.workers.collectors import CollectSettings
 from amorsize.workers.cpu_time import CpuTime, CpuTimeCollector, unfinished
@@ -212,3 +213,36 @@ def test_a_call_in_progress_has_spent_what_its_thread_has() -> None:
     slots[CHUNK] = -1
     assert unfinished(slots, os.getpid(), 0) is None
     assert slots[CPU_STARTED] >= 0
+
+
+def square(size: int) -> float:
+    import numpy as np
+
+    matrix = np.ones((size, size))
+    return float((matrix @ matrix)[0, 0])
+
+
+@pytest.mark.parametrize("variable", ["", "OMP_NUM_THREADS"])
+def test_a_library_that_workers_limit_is_named(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its calls may take less CPU time in the program, unless that is limited as well."""
+    for name in thread_limits.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, "1")
+    ends: list[HookContext] = []
+    hooks = HookManager()
+    hooks.register(HookEvent.POST_EXECUTE, ends.append)
+    execute(square, [300] * 4, executor="process", n_jobs=2, chunksize=1, hooks=hooks)
+    assert ("measured_speedup" in ends[0].metadata) <= bool(variable)
+
+
+def test_without_such_a_library_nothing_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor without such a variable."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setitem(sys.modules, "numpy", sys)
+    assert thread_limits.apply()
+    for name in thread_limits.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert not thread_limits.apply()

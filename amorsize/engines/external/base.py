@@ -58,6 +58,7 @@ class SubmittedChunk(Record):
         place: where it last started, or None.
         with_task: send the function along, whatever its size.
         refused: why it could not be packed.
+        sent: when it was handed to the executor, by the monotonic clock.
     """
 
     chunk: Chunk
@@ -65,6 +66,7 @@ class SubmittedChunk(Record):
     place: Place | None = None
     with_task: bool = False
     refused: TransportError | None = None
+    sent: float = made(factory=time.monotonic)
 
 
 class Worker(Record):
@@ -73,7 +75,8 @@ class Worker(Record):
     Attributes:
         key: its number.
         place: where it is.
-        since: when it began the chunk that it is at, or was seen to end the one before.
+        since: when it began the chunk that it is at, or ended the one before; 0 where neither is
+            known.
     """
 
     key: int
@@ -91,11 +94,11 @@ class FutureDone(Record):
 
 
 class ChunkStarted(Record):
-    """A chunk has started at a place."""
+    """A chunk has started at a place; ``at`` is the monotonic clock of that place."""
 
     place: Place
     chunk_id: int
-    at: float = made(factory=time.monotonic)
+    at: float
 
 
 Change: TypeAlias = FutureDone | ChunkStarted | None
@@ -131,6 +134,10 @@ class ExternalBackend(Backend):
     @abstractmethod
     def window(self, short: bool) -> int:
         """Return how many chunks may be in flight; ``short`` when they take a few milliseconds."""
+
+    def reports_starts(self) -> bool:
+        """Whether a chunk whose start was not reported has not begun."""
+        return False
 
     @abstractmethod
     def send(self, submitted: SubmittedChunk) -> None:
@@ -169,7 +176,10 @@ class ExternalBackend(Backend):
                 submitted = self.in_flight.get(chunk_id)
                 if submitted is not None:
                     self.chunk_started(submitted, place, messages)
-                    self.worker_at(place, messages).since = at
+                    now = time.monotonic()
+                    if place.hostname != HOSTNAME:
+                        at = now
+                    self.worker_at(place, messages).since = max(submitted.sent, min(at, now))
             case FutureDone(submitted):
                 if self.in_flight.get(submitted.chunk.id) is submitted:
                     self._take_done(change, messages)
@@ -185,7 +195,7 @@ class ExternalBackend(Backend):
         """Return the worker at a place; reports its start when it is new."""
         worker = self.workers.get(place)
         if worker is None:
-            worker = self.workers[place] = Worker(next(self._keys), place, time.monotonic())
+            worker = self.workers[place] = Worker(next(self._keys), place, 0.0)
             messages.append(
                 WorkerStarted(
                     worker.key, place.pid, place.hostname, place.thread_name, place.details
@@ -273,7 +283,7 @@ class ExternalBackend(Backend):
                 outcome = protocol.unpack_outcome(
                     header, payload, pid=place.pid, hostname=place.hostname
                 )
-                submitted.place = place
+                self.chunk_started(submitted, place, messages)
                 self._take_outcome(done, outcome, messages)
             case ("missing", Place()):
                 submitted.with_task, submitted.place = True, None
@@ -300,9 +310,11 @@ class ExternalBackend(Backend):
             )
         assert submitted.place is not None
         worker = self.worker_at(submitted.place, messages)
-        worker.since = time.monotonic()
         self._short = outcome.duration < SHORT_CHUNK_SECONDS
         _clamp(outcome, submitted.chunk.dispatched_at, done.at)
+        ago = max(0.0, time.time() - (outcome.started_at + outcome.duration))
+        # It may be at the next one, whose start was reported first.
+        worker.since = max(worker.since, time.monotonic() - ago)
         messages.append(ChunkDone(worker.key, outcome))
         return None
 
@@ -325,34 +337,38 @@ class ExternalBackend(Backend):
     ) -> list[Message]:
         """Report the end of all workers; ``at_work`` is another reason for those at work."""
         busy = self.at_work() if at_work else set()
-        unfinished = self._unfinished()
+        unfinished = self.unfinished()
         for place, worker in self.workers.items():
             why = at_work if at_work and place in busy else reason
             messages.append(WorkerEnded(worker.key, why, unfinished=unfinished.get(worker.key)))
         self.workers.clear()
         return messages
 
-    def spent_by(self, worker: Worker) -> Unfinished | None:
-        """Say what a worker has spent on its chunk; None where nobody observes."""
+    def spent_by(self, worker: Worker, since: float = 0.0) -> Unfinished | None:
+        """Say what a worker has spent on its chunk, at most since then; None if nobody observes."""
         if self.task.collect is None:
             return None
         from amorsize.workers.cpu_time import Unfinished
 
-        return Unfinished(max(0.0, time.monotonic() - worker.since))
+        return Unfinished(max(0.0, time.monotonic() - max(since, worker.since)))
 
-    def _unfinished(self) -> dict[int, Unfinished | None]:
+    def unfinished(self) -> dict[int, Unfinished | None]:
         """Say, by their keys, what workers have spent on chunks in flight."""
         placed = self.at_work()
-        busy = [worker for place, worker in self.workers.items() if place in placed]
+        spent = {w.key: self.spent_by(w) for place, w in self.workers.items() if place in placed}
         # Of chunks that do not report their start, one is with each of those idle for longest.
-        unplaced = sum(each.place is None for each in self.in_flight.values())
+        unplaced = [each for each in self.in_flight.values() if each.place is None]
+        if self.reports_starts():
+            unplaced = []
         others = [worker for place, worker in self.workers.items() if place not in placed]
-        busy += sorted(others, key=lambda worker: worker.since)[:unplaced]
-        return {worker.key: self.spent_by(worker) for worker in busy}
+        others.sort(key=lambda worker: worker.since)
+        for worker, submitted in zip(others, unplaced, strict=False):
+            spent[worker.key] = self.spent_by(worker, submitted.sent)
+        return spent
 
     def lose_workers(self, messages: list[Message]) -> list[Message]:
         """Report that all workers died."""
-        unfinished = self._unfinished()
+        unfinished = self.unfinished()
         for worker in self.workers.values():
             spent = unfinished.get(worker.key)
             messages.append(WorkerLost(worker.key, worker.place.pid, None, True, unfinished=spent))

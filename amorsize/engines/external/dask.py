@@ -15,12 +15,13 @@ import asyncio
 import itertools
 import re
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from amorsize.engines.base import Message, Task, WorkerEnded, WorkerLost
@@ -35,6 +36,9 @@ from amorsize.engines.external.worker import PackedChunk, Place, Reply, here, th
 from amorsize.errors import ExecutionError, ExecutorBrokenError
 from amorsize.workers import in_forked_child
 from amorsize.workers.record import Record
+
+if TYPE_CHECKING:
+    from amorsize.workers.cpu_time import Unfinished
 
 TOPIC = "amorsize"
 """The topic of Dask's event log in which workers report their start."""
@@ -72,6 +76,8 @@ class DaskBackend(ExternalBackend):
         self._numbers = itertools.count()
         self._outbox: list[tuple[SubmittedChunk, PackedChunk]] = []
         self._polling: Any = None
+        self._present: dict[str, int] = {}
+        self._lost: dict[int, Unfinished | None] = {}
         self._removed: set[str] = set()
         self._suspects: deque[SubmittedChunk] = deque()
 
@@ -158,15 +164,13 @@ class DaskBackend(ExternalBackend):
     def close(self, *, cancel: bool) -> Sequence[Message]:
         if self._polling is not None:
             self._polling.cancel()
+            if self.workers and self._is_connected():  # one may have died since the last look
+                self._wait_for(self._look_at_workers())
             _unsubscribe(self._client, self)
         futures = [each.future for each in self.in_flight.values() if each.future is not None]
         reported = self.last_reports([])
         if futures and self._is_connected():
-            done = self._on_loop(self._cancel(futures))
-            try:
-                done.result(_CLOSE_SECONDS)
-            except Exception:
-                pass  # the scheduler does not answer: it drops tasks of released futures
+            self._wait_for(self._cancel(futures))
         ended = self.end_workers(reported, reason="cancelled" if cancel else "finished")
         self.in_flight.clear()
         return ended
@@ -197,12 +201,18 @@ class DaskBackend(ExternalBackend):
             message["thread_name"],
             message["details"],
         )
-        self.changes.put(ChunkStarted(place, message["chunk"]))
+        self.changes.put(ChunkStarted(place, message["chunk"], message["at"]))
 
     # --- on the client's event loop -----------------------------------------------------------
 
     def _on_loop(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._client.loop.asyncio_loop)
+
+    def _wait_for(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        try:
+            self._on_loop(coroutine).result(_CLOSE_SECONDS)
+        except Exception:
+            pass  # the scheduler does not answer: it drops tasks of released futures
 
     async def _await_future(self, submitted: SubmittedChunk, future: Any) -> None:
         try:
@@ -219,20 +229,21 @@ class DaskBackend(ExternalBackend):
 
     async def _poll_workers(self) -> None:
         """Follow which workers are in the cluster, for as long as the run goes on."""
-        known: dict[str, int] = {}
         while True:
             try:
-                present = await self._client.nthreads()
-                for address in known.keys() - present.keys():
-                    events = await self._client.get_events(address)
-                    self.changes.put(_Removed(address, _read_removal(events)))
+                await self._look_at_workers()
             except (OSError, RuntimeError):
                 pass  # the connection is lost: the futures fail
-            else:
-                if present != known:
-                    self.changes.put(_Threads(sum(present.values())))
-                known = present
             await asyncio.sleep(_POLL_SECONDS)
+
+    async def _look_at_workers(self) -> None:
+        known, present = self._present, await self._client.nthreads()
+        for address in known.keys() - present.keys():
+            events = await self._client.get_events(address)
+            self.changes.put(_Removed(address, _read_removal(events)))
+        if present != known:
+            self.changes.put(_Threads(sum(present.values())))
+        self._present = present
 
     def chunk_started(
         self, submitted: SubmittedChunk, place: Place, messages: list[Message]
@@ -242,6 +253,10 @@ class DaskBackend(ExternalBackend):
         if any(each.pid != place.pid for each in before):  # its nanny has restarted it
             detail = f"the Dask worker {address}; Dask runs its chunks again"
             self._handle_death(address, messages, detail=detail)
+        elif submitted.place not in (None, place) and submitted.place in self.workers:
+            # Its worker has left the cluster, dead or retired: the scheduler knows which.
+            left = self.workers[submitted.place]
+            self._lost[left.key] = self.spent_by(left)
         super().chunk_started(submitted, place, messages)
 
     # --- deaths -------------------------------------------------------------------------------
@@ -249,12 +264,12 @@ class DaskBackend(ExternalBackend):
     def _take_killed(self, submitted: SubmittedChunk, error: Any, messages: list[Message]) -> None:
         """Report a chunk that Dask gave up: it cost as many workers as Dask allows."""
         address = error.last_worker.address
-        del self.in_flight[submitted.chunk.id]
         detail = (
             f"the Dask worker {address}; it is the last of {error.allowed_failures + 1} that died "
             "with this chunk, and Dask no longer tries it"
         )
         self._handle_death(address, messages, submitted=submitted, detail=detail)
+        del self.in_flight[submitted.chunk.id]
 
     def _take_removal(self, removed: _Removed, messages: list[Message]) -> None:
         if removed.address in self._removed:
@@ -262,7 +277,8 @@ class DaskBackend(ExternalBackend):
             return  # reported with the chunk that killed it
         if removed.expected:
             for worker in self._pop_workers(removed.address):
-                messages.append(WorkerEnded(worker.key, "finished"))
+                unfinished = self._lost.get(worker.key)
+                messages.append(WorkerEnded(worker.key, "finished", unfinished=unfinished))
             return
         detail = f"the Dask worker {removed.address}; Dask runs its chunks again"
         self._handle_death(removed.address, messages, detail=detail)
@@ -276,6 +292,7 @@ class DaskBackend(ExternalBackend):
         submitted: SubmittedChunk | None = None,
     ) -> None:
         """Report the death of a Dask worker: one loss, and the ends of its other threads."""
+        spent = self._lost | self.unfinished()
         gone = self._pop_workers(address)
         if gone and submitted is not None:
             self._removed.add(address)  # its removal is still to be seen
@@ -284,8 +301,6 @@ class DaskBackend(ExternalBackend):
         if not gone and submitted is None:
             return  # it took no part
         first = gone[0] if gone else None
-        at_work = bool(self.in_flight) or submitted is not None
-        spent = {worker.key: self.spent_by(worker) if at_work else None for worker in gone}
         messages.append(
             WorkerLost(
                 -1 if first is None else first.key,
@@ -295,11 +310,11 @@ class DaskBackend(ExternalBackend):
                 None if submitted is None else submitted.chunk,
                 detail=detail,
                 recovered=submitted is None,
-                unfinished=None if first is None else spent[first.key],
+                unfinished=None if first is None else spent.get(first.key),
             )
         )
         messages.extend(
-            WorkerEnded(worker.key, "died", unfinished=spent[worker.key]) for worker in gone[1:]
+            WorkerEnded(worker.key, "died", unfinished=spent.get(worker.key)) for worker in gone[1:]
         )
 
     def _pop_workers(self, address: str) -> list[Worker]:
@@ -386,9 +401,9 @@ def run_chunk_there(packed: PackedChunk) -> Reply:
     worker = get_worker()
     place = here(worker_name=str(worker.name), worker_address=worker.address)
 
-    def on_start(place: Place, chunk_id: int) -> None:
-        if getattr(_reported, "key", None) == packed.key:
-            return  # once per thread is enough
+    def on_start(place: Place, chunk_id: int, observed: bool) -> None:
+        if getattr(_reported, "key", None) == packed.key and not observed:
+            return  # once per thread is enough; of each chunk, the time in one that is lost
         _reported.key = packed.key
         message = {
             "key": packed.key,
@@ -398,6 +413,7 @@ def run_chunk_there(packed: PackedChunk) -> Reply:
             "thread": place.thread,
             "thread_name": place.thread_name,
             "details": place.details,
+            "at": time.monotonic(),
         }
         worker.log_event(TOPIC, message)
 

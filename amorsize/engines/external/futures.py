@@ -146,9 +146,12 @@ class FuturesBackend(ExternalBackend):
             at_work="abandoned",
         )
 
-    def note_start(self, place: Place, chunk_id: int) -> None:
+    def note_start(self, place: Place, chunk_id: int, at: float) -> None:
         """Take note that a chunk has started; called from any thread."""
-        self.changes.put(ChunkStarted(place, chunk_id))
+        self.changes.put(ChunkStarted(place, chunk_id, at))
+
+    def reports_starts(self) -> bool:
+        return all(place.hostname == HOSTNAME for place in self.workers)
 
     def start_pipe(self) -> str:
         """Return the path of the pipe in which other processes report starts, or ""."""
@@ -160,7 +163,7 @@ class FuturesBackend(ExternalBackend):
 
     def _run_here(self, submitted: SubmittedChunk) -> ChunkOutcome:
         submitted.place = place = here()
-        self.note_start(place, submitted.chunk.id)
+        self.note_start(place, submitted.chunk.id, time.monotonic())
         return run_chunk(
             self.task.func,
             submitted.chunk,
@@ -178,6 +181,8 @@ class FuturesBackend(ExternalBackend):
                 break
             messages.extend(_wait_ignoring_errors(super().wait, left))
         for chunk_id, submitted in list(self.in_flight.items()):
+            if self._broken:  # its workers died at work
+                break
             if submitted.future is None or submitted.future.done():
                 del self.in_flight[chunk_id]
 

@@ -80,8 +80,8 @@ class Place(Record):
 
 
 Reply: TypeAlias = tuple[str, Place, *tuple[Any, ...]]
-OnStart: TypeAlias = Callable[[Place, int], object]
-"""Reports to the parent that a chunk, by its id, starts at a place."""
+OnStart: TypeAlias = Callable[[Place, int, bool], object]
+"""Reports to the parent that a chunk, by its id, starts at a place; and whether it is observed."""
 
 
 def here(**details: Any) -> Place:
@@ -149,7 +149,7 @@ class PackedChunk(Record):
         if task is None:
             return "missing", place
         if on_start is not None:
-            on_start(place, self.chunk_id)
+            on_start(place, self.chunk_id, task.settings.collect is not None)
         settings = task.settings
         with _records_kept(settings.log_levels, elsewhere) as keeper:
             outcome = self._run(task, stopped)
@@ -243,8 +243,9 @@ def _records_kept(levels: dict[str, int], elsewhere: bool) -> Iterator[RecordKee
 
 
 def _start_writer(path: str) -> OnStart:
-    def on_start(place: Place, chunk_id: int) -> None:
-        parts = [place.hostname, place.pid, place.thread, place.thread_name, chunk_id]
+    def on_start(place: Place, chunk_id: int, observed: bool) -> None:
+        now = time.monotonic()
+        parts = [place.hostname, place.pid, place.thread, place.thread_name, chunk_id, now]
         try:
             pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
         except OSError:
@@ -260,10 +261,10 @@ def _start_writer(path: str) -> OnStart:
     return on_start
 
 
-def read_start(line: bytes) -> tuple[Place, int]:
-    """Read a line that a chunk wrote into its pipe: place and chunk id."""
-    hostname, pid, thread, thread_name, chunk_id = json.loads(line)
-    return Place(hostname, pid, thread, thread_name), chunk_id
+def read_start(line: bytes) -> tuple[Place, int, float]:
+    """Read a line that a chunk wrote into its pipe: place, chunk id, and when, by its clock."""
+    hostname, pid, thread, thread_name, chunk_id, at = json.loads(line)
+    return Place(hostname, pid, thread, thread_name), chunk_id, at
 
 
 def _run_ended(path: str) -> Callable[[], bool] | None:

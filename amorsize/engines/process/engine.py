@@ -399,6 +399,8 @@ class ProcessBackend(Backend):
         chunk = self._chunk_at_work(slot)
         item = slot.process.item_slots[ITEM] if chunk is not None else None
         spent = slot.unfinished() if chunk is not None else None
+        if spent is not None:
+            spent.cpu_seconds = None  # the system forgets it, sooner or later
         code = self._member.discard(slot.process, _REAP_SECONDS)
         if slot.process.start_error:
             number = slot.process.start_error

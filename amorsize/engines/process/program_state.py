@@ -17,6 +17,8 @@ import sys
 import time
 import warnings
 
+from amorsize.workers import thread_limits
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
@@ -26,16 +28,6 @@ if TYPE_CHECKING:
     State: TypeAlias = dict[str, Any]
 else:
     import _signal as signal  # what signal wraps in enums, which takes 2 ms
-
-THREAD_LIMITS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "RAYON_NUM_THREADS",
-)
 
 _STREAMS = (1, 2)
 
@@ -233,7 +225,7 @@ def read_state(inner_threads: int) -> State:
     """
     from amorsize.engines.process.launcher import needs_site  # no worker asks
 
-    environment = dict.fromkeys(THREAD_LIMITS, str(inner_threads)) | _environment()
+    environment = dict.fromkeys(thread_limits.VARIABLES, str(inner_threads)) | _environment()
     state: State = {name: setting.here() for name, setting in SETTINGS.items()}
     return state | {
         "path": [str(entry) for entry in sys.path],
