@@ -262,23 +262,35 @@ def say_reason(
     lead = f"Threads, {workers}, because" if n_jobs else "Threads, because"
     if workload.waits:
         share = workload.wait_seconds / workload.item_seconds
-        return (
-            f"{lead} {share:.0%} of a call's {item} is waiting, and "
-            f"{chosen.n_jobs} calls wait at the same time."
-        )
+        at_once = _calls_at_once(chosen.n_jobs, workload, begun)
+        waiting = f"{share:.0%} of a call's {item} is waiting"
+        return f"{lead} {waiting}, and {at_once} wait at the same time."
     if workload.releases_gil:
+        at_once = _calls_at_once(chosen.n_jobs, workload, begun)
+        if n_jobs or begun:
+            at_once = "calls"  # as many as there are cores
         return (
             f"{lead} the function releases the GIL while it computes for {item} per item: "
-            f"{chosen.n_jobs} calls compute at the same time, and nothing is copied."
+            f"{at_once} compute at the same time, and nothing is copied."
         )
     if begun:
         return f"{lead} {ahead}."
     payload = workload.payload
     if payload is not None and payload.problem is not None:
         return f"{lead} processes are out of the question: {payload.problem}."
-    if _candidate(comparison, "process") is None:
+    process = _candidate(comparison, "process")
+    if process is None:
         return f"{lead} {IN_A_WORKER}."
+    if process.problem is not None:
+        return f"{lead} processes are out of the question: {process.problem}."
     return f"{lead} processes would take longer for calls of {item}."
+
+
+def _calls_at_once(n_jobs: int, workload: Workload, begun: bool) -> str:
+    """How many calls are in progress at once, where there are no more items than workers."""
+    items = workload.remaining if not begun else workload.total
+    number = n_jobs if workload.total is None or items is None else min(n_jobs, items)
+    return count_of(number, "call")
 
 
 def _why_serial(comparison: Comparison, workload: Workload) -> str:
@@ -291,7 +303,9 @@ def _why_serial(comparison: Comparison, workload: Workload) -> str:
     process = _candidate(comparison, "process")
     if payload is not None and payload.problem is not None:
         return f"{payload.problem}, and threads would gain nothing"
-    if process is not None and process.problem == ONE_CORE:
+    if workload.remaining == 1 and workload.total is not None:
+        return "only one item remains" if workload.sampled else "there is only one item"
+    if process is not None and process.problem == ONE_CORE and not workload.waits:
         return f"one core is usable, and a call computes for its {item}"
     if payload is not None and process is not None:
         move = process.pickling_seconds / workload.remaining
@@ -310,9 +324,21 @@ def _why_serial(comparison: Comparison, workload: Workload) -> str:
         )
     if process is None and _candidate(comparison, "thread") is not None:
         return f"{IN_A_WORKER}, and threads would gain nothing"
+    problems = {each.problem for each in comparison.candidates if each.problem is not None}
+    possible = [each for each in comparison.candidates[1:] if each.problem is None]
+    if problems and not possible:
+        return " and ".join(sorted(problems))
+    left = format_seconds(workload.serial_seconds)
+    if possible:
+        best = min(possible, key=lambda each: each.seconds)
+        if best.startup_seconds < workload.serial_seconds / 2 and workload.serial_seconds > 0.01:
+            workers = "threads" if best.engine == "thread" else "processes"
+            return (
+                f"{best.n_jobs} {workers} are predicted to take {format_seconds(best.seconds)} for "
+                f"the remaining {left} of work"
+            )
     if workload.total is None:
         return f"a call takes {item}, too little to gain from workers"
-    left = format_seconds(workload.serial_seconds)
     return f"the remaining {left} of work are too little to gain from workers"
 
 

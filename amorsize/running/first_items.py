@@ -115,6 +115,7 @@ class FirstItems:
         self._peak_bytes = 0
         self._gil: GilProbe | None = None
         self.thread: ThreadClocks | None = None
+        self._queue_unread = False
         self._closed = False
         self._taking = Lock()
 
@@ -221,6 +222,7 @@ class FirstItems:
     def forget_times(self) -> None:
         """Forget how long calls took: from here on they are others."""
         sample = self.sample
+        self._queue_unread = False
         self.sample = Sample(
             taken=sample.taken,
             exhausted=sample.exhausted,
@@ -415,7 +417,12 @@ class FirstItems:
                     sample.process_cpu_seconds += seconds
                 else:
                     before, unread = _add_usage(sample, before, clocks.read()), 0.0
-                    if self.thread is not None and (queued := self.thread.begin()) is not None:
+                    queued = None if self.thread is None else self.thread.begin()
+                    # Of a part of the calls it would say nothing of the others.
+                    self._queue_unread |= queued is None
+                    if self._queue_unread or queued is None:
+                        sample.queued_seconds = None
+                    else:
                         sample.queued_seconds = queued + (sample.queued_seconds or 0.0)
             spent += seconds
             if spent >= budget_seconds or (spent >= CLEAR_SECONDS and _is_clear(sample, gil)):

@@ -49,6 +49,15 @@ def said(
             {"cpu_seconds": 0.0, "gil_seconds": 0.0, "wait_seconds": 0.02},
             "Threads, because 100% of a call's 20 ms is waiting, and 64 calls wait at the same",
         ),
+        (
+            {"wait_seconds": 0.02, "n_jobs": 8, "total": 8, "remaining": 3},
+            "Threads, 8 workers as asked for, because 100% of a call's 20 ms is waiting, and 3 ",
+        ),
+        (
+            {"gil_seconds": 0.0, "n_jobs": 64},
+            "Threads, 64 workers as asked for, because the function releases the GIL while it "
+            "computes for 20 ms per item: calls compute at the same time, and nothing is copied.",
+        ),
         ({"payload": PROBLEM, "n_jobs": 2}, "Threads, 2 workers as asked for, because processes "),
         (
             {"item_seconds": 1e-7, "cpu_seconds": 1e-7, "gil_seconds": 1e-7, "n_jobs": 2},
@@ -58,6 +67,24 @@ def said(
         ({"remaining": 0, "sampled": 0}, "Serial, because the input is empty."),
         ({"inner_parallelism": 2.0}, "Serial, because the function already uses 2.0 cores by it"),
         ({"payload": PROBLEM}, "Serial, because the function (f) cannot be pickled: TypeError: no"),
+        ({"remaining": 1, "item_seconds": 9.0}, "Serial, because only one item remains."),
+        (
+            {"remaining": 1, "item_seconds": 9.0, "sampled": 0},
+            "Serial, because there is only one item.",
+        ),
+        (
+            {"working_bytes": 7 << 30, "item_seconds": 9.0},
+            "Serial, because memory does not hold two of its workers.",
+        ),
+        (
+            {
+                "system": SystemFacts.of(1),
+                "wait_seconds": 0.001,
+                "cpu_seconds": 0.019,
+                "gil_seconds": 0.019,
+            },
+            "Serial, because 2 threads are predicted to take 18.9 s for the remaining 19.9 s of",
+        ),
         ({"system": SystemFacts.of(1)}, "Serial, because one core is usable, and a call computes"),
         ({"payload": HEAVY}, "Serial, because moving an item and its result (8.4 MB) to a worker"),
         ({"input_seconds": 1.0}, "Serial, because producing an item takes 1 s, and the call only"),
