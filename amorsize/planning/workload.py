@@ -20,16 +20,10 @@ WAITING_CPU_SHARE = 0.8
 TAKEN_PER_GIVEN = 3
 """More involuntary context switches than this for each voluntary one: the CPU is taken away (10 and
 more for a computing function on an overcommitted machine, 0 to 2 for one that waits)."""
-CPU_SHARE_FLOOR = 0.2
-SURELY_FREE_SHARE = 0.3
-"""From here on the ticks came in quick succession, or there were very many, whatever else runs."""
-UNSEEN_SHARE = 0.5
-"""Missing ticks say nothing of the GIL where the calls had no CPU for more of their time."""
 TAKEN_CPU_SHARE = 0.3
 """What computes keeps more than this of a CPU on a machine three times overcommitted."""
 GIL_FREE_SHARE = 0.25
-"""Ticks of the probe above which the GIL is free: between 0.06 (held) and 0.32 (free, with every
-core busy elsewhere)."""
+"""Ticks of the probe above which the GIL is free: between 0.06 (held) and 0.7 (free)."""
 FEWEST_SURE_CALLS = 2
 SURE_SPREAD = 1.5
 """Calls that wait say how long others do where there are so many, and the longest took at most so
@@ -180,16 +174,6 @@ def describe(
         wait = max(0.0, item - cpu)
     else:
         cpu, wait = item * max(1.0, inner), 0.0
-        if free is not None and free < GIL_FREE_SHARE and queued > UNSEEN_SHARE * sample.seconds:
-            free = None  # the probe stood in the queue as well
-        elif free is not None and queued:
-            # Waiting for a CPU it does not hold the GIL, whatever computes.
-            away = queued / sample.seconds
-            free = max(0.0, free - away) / max(CPU_SHARE_FLOOR, 1.0 - away)
-        elif free is not None and free < SURELY_FREE_SHARE and cpu_share > TAKEN_CPU_SHARE:
-            # While the CPU is taken away from the function, the probe runs, whatever holds the GIL.
-            away = max(0.0, 1.0 - cpu_share)
-            free = max(0.0, free - away) / max(CPU_SHARE_FLOOR, 1.0 - away)
         held = 1.0 if free is None else (0.5 - free) / (0.5 - 0.06)
         gil = item * min(1.0, max(0.0, held))
     input_seconds = _typical(sample.input_seconds)

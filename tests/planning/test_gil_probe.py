@@ -8,7 +8,8 @@ import time
 import pytest
 from waiting import PATIENCE, wait_until
 
-from amorsize.planning.gil_probe import GilProbe
+from amorsize.planning.clocks import ThreadClocks
+from amorsize.planning.gil_probe import WINDOW_SECONDS, GilProbe
 from amorsize.workers import thread_cache
 from amorsize.workers.thread_cache import _Thread
 
@@ -51,6 +52,33 @@ def test_a_probe_that_is_stopped_before_it_begins_never_looks() -> None:
     probe._run()
     assert probe.share() is None
     assert look.seen == []
+
+
+@pytest.mark.parametrize(
+    ("queued", "is_known"),
+    [(0.0, True), (None, True), (PATIENCE, False)],
+    ids=["none", "not counted", "all of it"],
+)
+def test_time_for_which_the_probe_has_no_cpu_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, queued: float | None, is_known: bool
+) -> None:
+    """On a busy machine it gets few ticks, whether the function holds the GIL or not."""
+
+    class Clocks:
+        def begin(self) -> float | None:
+            return None
+
+        def queued(self) -> float | None:
+            return queued
+
+    monkeypatch.setattr(ThreadClocks, "of_this_thread", Clocks)
+    probe = GilProbe(time.perf_counter)
+    assert probe.start()
+    probe.enter(began := time.perf_counter())
+    wait_until(lambda: probe.window() > 2 * WINDOW_SECONDS, "a window that is long enough")
+    probe.leave(began, time.perf_counter())
+    probe.stop()
+    assert (probe.share() is not None) == is_known
 
 
 def test_threads_are_used_again_and_end_when_nothing_comes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,18 +268,6 @@ def test_switches_of_both_kinds_are_counted() -> None:
     assert first.sample.cpu_seconds == 0.5  # of a child process
 
 
-def test_ticks_in_quick_succession_are_a_free_gil() -> None:
-    """On a busy machine there are few, but where the GIL is held there are none."""
-    probe = GilProbe(time.perf_counter)
-    probe.leave(0.0, 0.05)
-    probe._ticks, probe._quick = 24, 21
-    assert probe.share() == pytest.approx(0.4375)
-    probe._ticks, probe._quick = 24, 3
-    assert probe.share() == pytest.approx(0.144)
-    probe._ticks, probe._quick = 2, 2
-    assert probe.share() == pytest.approx(0.012)
-
-
 def test_very_short_calls_are_timed_together() -> None:
     """The clock takes longer than they do; nothing is lost, and nothing runs twice."""
     calls: list[int] = []
