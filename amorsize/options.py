@@ -128,7 +128,7 @@ def _check_function(func: Any) -> None:
 
 
 def _check_data(data: Any) -> None:
-    # What iter() looks for, without calling it: that may already start something.
+    # Looks for the methods that iter() needs, without calling it: that may already start something.
     kind = type(data)
     if not hasattr(kind, "__getitem__") and getattr(kind, "__iter__", None) is None:
         raise _type_error(

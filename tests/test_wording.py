@@ -79,6 +79,20 @@ def test_the_package_uses_the_fields_words() -> None:
     assert not found
 
 
+def test_the_package_names_its_subjects() -> None:
+    """No docstring, comment or sentence in them begins with "What" or "Who"; a message may ask."""
+    begins = re.compile(
+        r"(?:^\s*(?:# |\"{3})|(?<=[.:;] ))(?:What|Who(?:ever)?|Whatever)\b(?!.*\?)", re.MULTILINE
+    )
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for path in sorted((ROOT / "amorsize").rglob("*.py"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if begins.search(line)
+    ]
+    assert not found
+
+
 def terms() -> list[str]:
     """Return the glossary's terms: what stands in bold."""
     return re.findall(r"\*\*([^*]+)\*\*", GLOSSARY.read_text(encoding="utf-8"))

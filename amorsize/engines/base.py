@@ -27,7 +27,7 @@ while that is sent (0.1 ms). After a longer one it does not: a chunk would wait 
 
 
 class Task(Record):
-    """What all chunks of an execution have in common."""
+    """The part that all chunks of an execution share."""
 
     func: Callable[[Any], Any]
     return_exceptions: bool = False

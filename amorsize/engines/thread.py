@@ -157,7 +157,7 @@ class ThreadBackend(Backend):
             # Idle threads end at once; work in progress is ended only by a cancelled run.
             if worker.thread.ident is not None:
                 worker.thread.join(max(0.0, deadline - time.monotonic()))
-        # What threads reported at last is still unread: a start, a chunk that comes too late.
+        # The last reports of the threads are still unread: a start, a chunk that comes too late.
         ended.extend(self.wait(0))
         for worker in self._workers.values():
             if worker.started:

@@ -70,7 +70,7 @@ class Exporter:
     """Its name in messages and in the ``exporter`` label."""
 
     remedy: ClassVar[str] = "Enable it in this process, after amorsize.enable_in_child_process()"
-    """What to do where it is inert in a process that runs executions."""
+    """The advice where it is inert in a process that runs executions."""
 
     def __init__(self, *, in_children: bool = False) -> None:
         self._state_lock = threading.Lock()

@@ -21,7 +21,7 @@ Stats: TypeAlias = dict[str, dict[str, Any]]
 class HookTotals:
     """Adds up the statistics of managers, and has them measure their hooks.
 
-    Managers are often made for one execution. What their hooks did stays counted when they are
+    Managers are often made for one execution. The calls of their hooks stay counted when they are
     gone, and nothing here keeps them alive.
 
     Args:
@@ -81,7 +81,7 @@ class HookTotals:
 
 
 class _Sums:
-    """What several managers' hooks did, by labels."""
+    """The calls of several managers' hooks, by labels."""
 
     def __init__(self) -> None:
         self.errors: dict[Labels, float] = {(e,): 0 for e in metrics.CLOSED_LABELS["event"]}

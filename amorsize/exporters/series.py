@@ -73,7 +73,7 @@ SetTimes: TypeAlias = dict[Metric, dict[Labels, float]]
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one process adds to the totals of its program.
+    """The part of one process in the totals of its program.
 
     Attributes:
         series: its values, but for the executions in progress.

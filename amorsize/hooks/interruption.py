@@ -42,7 +42,7 @@ without end."""
 # code objects, so that no other object gets the identity of one of them.
 _marks: dict[int, tuple[CodeType, bool]] = {}
 _unread: list[tuple[object, bool]] = []
-"""What was marked and whose code objects are not in ``_marks`` yet, in the order of marking."""
+"""Marked functions whose code objects are not in ``_marks`` yet, in the order of marking."""
 
 
 def protected(marked: MarkedT) -> MarkedT:

@@ -1,1 +1,2 @@
-"""What to do with the items, by measurement: the machine, the first items, cost, the planner."""
+"""The decision how to run the items, by measurement: the machine, the first items, cost, the
+planner."""

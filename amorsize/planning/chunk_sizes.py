@@ -28,19 +28,19 @@ SHARE_OF_PAST = 0.05
 may be the last, which all other workers wait for."""
 
 CHUNK_BYTES = 32 << 20
-"""What the items and results of a chunk weigh at most, together."""
+"""The greatest weight of a chunk: its items and results together."""
 SENT_CHUNK_BYTES = 8 << 20
 """The same where they are sent to other processes. 150 items of 1 MB, computing 4 ms, two workers:
 650 to 670 ms in chunks of 1 to 8 MB, 760 ms in chunks of 16 and 870 ms in chunks of 32 MB, for
 which the allocator maps new memory each time; results of 1 MB: 610 to 660 ms, 650 and 770 ms. Dask
 warns of tasks of 10 MB."""
 HELD_BYTES = 4 * CHUNK_BYTES
-"""What all chunks that are in flight, or wait for their consumer, weigh at most."""
+"""The greatest weight of all chunks that are in flight, or wait for their consumer."""
 HELD_CHUNKS_PER_WORKER = 3
 """So many chunks per worker, and one more, are in flight or wait for the consumer of a stream."""
 
 TASK_SECONDS = 0.004
-"""What a Dask task costs its scheduler and client, which take them one by one."""
+"""The time that a Dask task costs its scheduler and client, which handle one at a time."""
 SCHEDULER_SHARE = 0.2
 """The share of their time that may go into our tasks."""
 

@@ -1,4 +1,5 @@
-"""What the system counts: of the thread that asks and its process; of one thread, for another."""
+"""The system's clocks and counters: of the thread that asks and its process; of one thread, for
+another."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ BYTES_PER_SECOND = 1e9
 
 MAX_THREADS = 64
 WORKER_BYTES = 30 << 20
-"""What an interpreter with the worker's imports takes."""
+"""The memory of an interpreter with the worker's imports."""
 MEMORY_SHARE = 0.8
 """The share of the available memory that a plan may fill."""
 CHUNKS_PER_WORKER = 16
@@ -52,14 +52,15 @@ SHORT_CHUNK_SECONDS = 5e-3
 """Too short: a hundred times what a chunk's way to a worker and back costs."""
 
 HYPERTHREAD_YIELD = 0.3
-"""What the second hardware thread of a core adds (Intel gives up to 30 %: Marr et al.,
+"""The gain by the second hardware thread of a core (Intel gives up to 30 %: Marr et al.,
 "Hyper-Threading Technology Architecture and Microarchitecture", 2002)."""
 
 MEANWHILE_SECONDS = 0.04
 """Calls shorter than this go on in the caller's thread while workers start: it notices those
 within 50 ms."""
 MEANWHILE_SHARE = 0.8
-"""What it gets done in that time, of what it would alone: workers that start need cores, too."""
+"""The share of its usual work that it gets done in that time: workers that start need cores,
+too."""
 
 MINIMUM_GAIN = 1.1
 """A serial run is left only for a speedup of at least this much."""
@@ -70,7 +71,7 @@ ONE_CORE = "one core is usable"
 
 
 class Candidate(Record):
-    """What one engine is predicted to take for the remaining items.
+    """The predicted time of one engine for the remaining items.
 
     Attributes:
         engine: ``serial``, ``thread`` or ``process``.

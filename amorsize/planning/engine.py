@@ -1,4 +1,4 @@
-"""What ``executor=`` stands for: an engine of amorsize's own by its name, or an external one."""
+"""The meaning of ``executor=``: an engine of amorsize's own by its name, or an external one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _HOW = (
 
 
 class Engine(Record):
-    """What a run is to use.
+    """The engine that a run is to use.
 
     Attributes:
         type: ``serial``, ``thread``, ``process``, ``dask`` or ``custom``.

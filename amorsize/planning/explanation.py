@@ -26,7 +26,7 @@ IN_A_WORKER = "this process is a worker itself, and starts no processes"
 
 
 class Details(Record):
-    """What a choice was made from.
+    """The facts that a choice was made from.
 
     Attributes:
         comparison: the candidates and the one taken.
@@ -114,7 +114,7 @@ class OptimizationResult:
         self.changes = [] if changes is None else changes
 
     def _choice(self) -> dict[str, Any]:
-        """What is compared, and shown: data and details may be large."""
+        """The fields that are compared, and shown: data and details may be large."""
         names = ("n_jobs", "chunksize", "executor_type", "estimated_speedup", "reason", "warnings")
         return {name: getattr(self, name) for name in names}
 
@@ -343,7 +343,7 @@ def _why_serial(comparison: Comparison, workload: Workload) -> str:
 
 
 def say_warnings(comparison: Comparison, workload: Workload, system: SystemFacts) -> list[str]:
-    """What the user may want to change."""
+    """Warnings: settings that the user may want to change."""
     chosen = comparison.chosen
     warnings = []
     for candidate in comparison.candidates:

@@ -1,4 +1,4 @@
-"""What earlier runs have shown of functions."""
+"""Facts that earlier runs have shown about functions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Known(Record):
-    """What is known of one function.
+    """The facts known about one function.
 
     Attributes:
         workload: what its calls are like, where it last ran with workers; else None.
@@ -64,4 +64,4 @@ class KnownFunctions:
 
 
 KNOWN = KnownFunctions()
-"""What the runs of this process have shown."""
+"""The facts from the runs of this process."""

@@ -1,4 +1,4 @@
-"""What this process may use: cores, memory, and what starting workers costs.
+"""The resources that this process may use: cores, memory; and the cost of starting workers.
 
 The numbers a machine reports are not those a process may use. Cores are cut by the affinity mask
 and by the CPU quota of every control group above the process, memory by the groups' limits; both
@@ -44,7 +44,7 @@ def engines_here() -> tuple[str, ...]:
 
 
 class SystemFacts(Record):
-    """What this process may use.
+    """The cores and the memory that this process may use.
 
     Attributes:
         logical_cores: hardware threads of the machine.
@@ -316,7 +316,7 @@ def _stat(level: str, field: str) -> int:
 
 
 class StartupModel(Record):
-    """What starting workers of one engine costs.
+    """The cost of starting workers of one engine.
 
     Attributes:
         boot_seconds: a worker's own start, done by as many at a time as there are cores.
@@ -424,7 +424,7 @@ def measure_startup(engine: str) -> float:
         import subprocess  # 3 ms, needed here alone
 
         began = time.perf_counter()
-        # What a worker imports before it can take its first chunk.
+        # The modules that a worker imports before it can take its first chunk.
         subprocess.run(
             [sys.executable, "-c", "import cloudpickle, amorsize.workers.chunk"],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

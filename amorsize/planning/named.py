@@ -1,4 +1,4 @@
-"""What an engine that the caller named leaves open; nothing is measured for it."""
+"""The plan for an engine that the caller named; nothing is measured for it."""
 
 from __future__ import annotations
 

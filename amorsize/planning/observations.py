@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Sample(Record):
-    """What the first items cost, or those that were measured like first ones.
+    """The cost of the first items, or of items that were measured like first ones.
 
     Attributes:
         taken: items that were taken from the input.
@@ -93,7 +93,7 @@ class EarlyWork(Record):
 
 
 class ChunkTimes(Record):
-    """What chunks took since the engine began; older ones count half as much each time.
+    """The time of chunks since the engine began; older ones count half as much each time.
 
     Attributes:
         recent_items, recent_seconds: the weighted sums.
@@ -119,13 +119,13 @@ class ChunkTimes(Record):
 
     @property
     def item_seconds(self) -> float | None:
-        """What an item has taken lately; None where nothing was measured."""
+        """The recent time of an item; None where nothing was measured."""
         return self.recent_seconds / self.recent_items if self.recent_items > 0 else None
 
 
 class Weights(Record):
-    """What items and results weigh, in bytes. What is heavier than before counts at once, what is
-    lighter by half.
+    """The weight of items and results, in bytes. A greater weight than before counts at once, a
+    lower one by half.
 
     Attributes:
         item_bytes, result_bytes: of one item, and of its result.
@@ -151,7 +151,7 @@ class Weights(Record):
 
 
 class Observations(Record):
-    """What is known of a run. The run writes it, the planner reads it.
+    """All that is known about a run. The run writes it, the planner reads it.
 
     Attributes:
         engine: the engine that the caller named; None where the choice is open.
@@ -246,7 +246,7 @@ class Observations(Record):
         return None if self.left is None else self.left + self.sample.taken
 
     def weights_on(self, engine: str) -> Weights:
-        """What items and results weigh: of chunks that came back, or else of the sample."""
+        """The weight of items and results: of chunks that came back, or else of the sample."""
         if self.weights.count:
             return self.weights
         weights, sample, payload = Weights(), self.sample, self.payload

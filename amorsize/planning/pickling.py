@@ -16,7 +16,7 @@ PICKLE_LIMIT_BYTES = 64 << 20
 
 
 class Payload(Record):
-    """What crosses to a worker process and back, and whether it can.
+    """The objects sent to a worker process and back: their sizes, and whether they can be pickled.
 
     Attributes:
         function_bytes, function_seconds: size of the pickled function, time to pickle it.
@@ -115,7 +115,7 @@ def _pickled(obj: Any, wall: Callable[[], float], limit_bytes: int) -> tuple[int
     """Bytes and seconds of pickling an object; raises where it cannot be pickled."""
     meter = _Meter(limit_bytes, by_value.modules_by_value())
     # By name first: it is right for nearly everything, and importing cloudpickle costs some 10 ms.
-    # What no worker can import is sent by value, though.
+    # An object that no worker can import is sent by value, though.
     began = wall()
     try:
         by_value.dump_by_name(meter, obj, maps=True)

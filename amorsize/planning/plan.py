@@ -1,4 +1,4 @@
-"""What the planner may answer: look further, start workers ahead, run chunks.
+"""The answers of the planner: look further, start workers ahead, run chunks.
 
 There is one vocabulary for the first plan and for every later one; ``running`` carries it out.
 """

@@ -92,7 +92,7 @@ DEVIATION = 4
 """Items are no longer what they were once they take so many times as long."""
 
 REPLANNING_SECONDS = 0.01
-"""What planning again takes, about, in a process that has not loaded what it needs."""
+"""The approximate time of re-planning, in a process that has not loaded the modules for it."""
 
 CHEAP_SECONDS = 5e-7
 """An item that takes less is done sooner than it is handed to a worker and back."""
@@ -327,7 +327,7 @@ def _join_early_workers(seen: Observations, early: EarlyWork, workload: Workload
 
     begun = _candidate(comparison, engine)
     n_jobs = early.n_jobs if begun is None else max(begun.n_jobs, early.n_jobs)
-    # What was handed out runs beside the first items, and is work of the whole.
+    # Dispatched items run beside the first items, and are part of the whole work.
     whole = workload.over(seen.total, 0)
     planned = _compare(seen, whole, n_jobs=n_jobs, warm=early.n_jobs, allowed=(engine,))
     expected = _candidate(planned, engine) or planned.chosen
@@ -384,7 +384,7 @@ def _compare(
 
 
 def _warm_workers(seen: Observations) -> int:
-    # What starting those costs that were started ahead is spent.
+    # The cost of workers that were started ahead is spent.
     early = seen.early
     started = early.n_jobs if early is not None and early.engine == "process" else 0
     return max(seen.warm_workers, started)

@@ -1,4 +1,4 @@
-"""What a serial run would have taken, by what a run has shown: arithmetic only, no clock.
+"""The time of a serial run, estimated from the chunks of a run: arithmetic only, no clock.
 
 A call in a worker takes longer than it does alone: it waits for a CPU, and for the GIL. How much of
 its time the workers of the run have cost each other is known within bounds::
@@ -10,7 +10,7 @@ its time the workers of the run have cost each other is known within bounds::
               (threads, child processes)
 
 Beside ``n - 1`` others, on ``m`` cores that are shared fairly, a thread that has a CPU for a second
-waits for one for ``(n - 1) / m`` seconds because of them. What it waits beyond that is due to other
+waits for one for ``(n - 1) / m`` seconds because of them. A longer wait is due to other
 programs, and a serial run would have waited for them, too.
 
 Where the bounds are as good as one, their middle is the serial time: of processes, and of threads
@@ -19,7 +19,7 @@ between them: of one that computes, serial time is CPU time; of one that waits, 
 waits that were measured. Else it is not known; nor is it where one call uses several cores by
 itself, or where what is known comes of a single call, or of calls that others disturbed.
 
-What this cannot see: workers that wait for each other (a lock, a disk) seem to wait for themselves.
+Not visible here: workers that wait for each other (a lock, a disk) seem to wait by themselves.
 """
 
 from __future__ import annotations

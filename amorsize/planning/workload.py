@@ -1,4 +1,4 @@
-"""What a sample means for the whole input: arithmetic only, no clock, no I/O."""
+"""The workload of the whole input, estimated from a sample: arithmetic only, no clock, no I/O."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 SHORT_CALL_SECONDS = 20e-6
 CLOCK_SECONDS = 2e-6
-"""What the sample measures for an item taken from a list: its own clock."""
+"""The time that the sample measures for taking an item from a list: that of its own clock."""
 INNER_PARALLELISM = 1.5
 """CPU time over wall time above which the function uses several cores by itself."""
 WAITING_CPU_SHARE = 0.8
@@ -21,7 +21,8 @@ TAKEN_PER_GIVEN = 3
 """More involuntary context switches than this for each voluntary one: the CPU is taken away (10 and
 more for a computing function on an overcommitted machine, 0 to 2 for one that waits)."""
 TAKEN_CPU_SHARE = 0.3
-"""What computes keeps more than this of a CPU on a machine three times overcommitted."""
+"""A call that computes keeps more than this share of a CPU on a machine three times
+overcommitted."""
 GIL_FREE_SHARE = 0.25
 """Ticks of the probe above which the GIL is free: between 0.06 (held) and 0.7 (free)."""
 FEWEST_SURE_CALLS = 2
@@ -39,7 +40,7 @@ STREAM_ITEMS = 1000
 
 
 class Workload(Record):
-    """What the sample says about the whole input.
+    """The properties of the whole input, as far as the sample shows them.
 
     Attributes:
         total: items of the input, or None when unknown.
@@ -145,7 +146,8 @@ def describe(
     queued = min(sample.queued_seconds or 0.0, off_cpu)
     ran = sample.seconds - queued
     cpu_share = min(1.0, sample.cpu_seconds / ran) if ran > 0 else 1.0
-    # Whoever looks at a call needs the GIL, and on a busy machine may hold it without a CPU.
+    # The thread that looks at a call needs the GIL, and on a busy machine may hold it without a
+    # CPU.
     undisturbed = max(sample.cpu_seconds, ran - sample.looks_seconds)
     surely = sample.cpu_seconds >= WAITING_CPU_SHARE * undisturbed and cpu_share > TAKEN_CPU_SHARE
     inner = sample.process_cpu_seconds / sample.seconds if sample.seconds > 1e-3 else 1.0
@@ -168,7 +170,7 @@ def describe(
     if sample.seconds > 0 and not sample.together:
         item *= (ran if waits else min(ran, undisturbed)) / sample.seconds
     if waits:
-        # What a waiting function computes is taken to hold the GIL: ticks cannot show it.
+        # The CPU time of a waiting function is assumed to hold the GIL: ticks cannot show it.
         cpu = item * cpu_share
         gil = min(cpu, item)
         wait = max(0.0, item - cpu)

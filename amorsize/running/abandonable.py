@@ -28,7 +28,7 @@ def run_abandonable(work: Callable[[Draw], T], *, draw: Draw, check: Callable[[]
             behind, and given no further item.
 
     Returns:
-        What ``work`` returned; raises what it raised.
+        The return value of ``work``; raises the exception that it raised.
 
     >>> items = iter([1, 2, 3])
     >>> run_abandonable(

@@ -65,7 +65,7 @@ class Driver:
         self.ask_to_cancel()
         if not self.started or self._thread is threading.current_thread():
             return  # it has not begun; or it closes its own stream, in a hook or as garbage
-        # What cannot be stopped, such as an input that blocks, must not hold the consumer.
+        # A run that cannot be stopped (its input blocks) must not hold the consumer.
         self._thread.join(CLOSE_SECONDS)
         self.abandon()
 

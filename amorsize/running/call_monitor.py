@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class CallMonitor:
-    """What the probe's thread does while the first calls run.
+    """The observer of a call in progress, on the probe's thread.
 
     Args:
         measurement: what is known so far, and what can be done about it.
@@ -42,7 +42,7 @@ class CallMonitor:
     def __call__(self, probe: GilProbe) -> float | None:
         """Look; return in how many seconds to do so again, or None."""
         with self._looking:
-            # What is computed here is not the function's.
+            # CPU time spent here is not the function's.
             self._spent -= time.thread_time()
             self._looked -= time.perf_counter()
             try:

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class HandedOver(Record):
-    """What was begun ahead of the plan, for the run that goes on with it, and closes it.
+    """Workers that were started ahead of the plan; the run continues with them, and closes them.
 
     Attributes:
         backend: open, with its workers started.

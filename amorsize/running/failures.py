@@ -1,4 +1,4 @@
-"""What a run says of its failures: their words, and what they make of the run."""
+"""The failures of a run: their messages, and the status and error that the run ends with."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ class FirstItems:
 
     @property
     def stopped(self) -> str:
-        """What ended the measuring, in words; empty where nothing did."""
+        """The reason why measuring ended early; empty where it did not."""
         if self.interrupted is not None:
             return f"{type(self.interrupted).__name__} stopped the run in its first items"
         if self._source.error is not None:

@@ -18,10 +18,10 @@ _NEVER = float("inf")
 
 LOOK_SECONDS = 5e-5
 LOOK_ITEMS = 127
-"""What has come is weighed after so long, or so many items: the first and the last of them stand
-for all. The clock is read after each item anyway, so that the weighing cannot be measured where
-items are light (119 and 120 ns per item; 340 where each is weighed), and heavy ones, which take
-long to make, are weighed one by one. Odd, so that what alternates is met in turn."""
+"""Drawn items are weighed after so many seconds, or so many items: the first and the last of them
+stand for all. The clock is read after each item anyway: the weighing cannot be measured where items
+are light (119 and 120 ns per item; 340 where each is weighed), and heavy ones, which take long to
+make, are weighed one by one. Odd, so that what alternates is met in turn."""
 STRIDE_ITEMS = 61
 """Of a sequence, whose items take no time to come, one of so many is weighed."""
 
@@ -126,7 +126,7 @@ class Input:
                 items.extend(islice(self.iterator, size))
                 self.exhausted = len(items) < size
         except Exception as error:
-            # What came before it is kept (extend() has it) and runs; then the error is raised.
+            # Items drawn before it are kept (extend() has them) and run; then the error is raised.
             self.exhausted, self.error = True, error
             self.iterator = iter(())
         self.seconds += time.monotonic() - began

@@ -1008,7 +1008,7 @@ class Run:
                 for message in () if backend is None else backend.close(cancel=cancel):
                     self._handle_late(message)
             finally:
-                # Whatever kept the backend from reporting, every start has its end.
+                # Every start has its end, also where the backend could not report it.
                 for worker in list(self._workers):
                     self._end_worker(WorkerEnded(worker, "cancelled" if cancel else "finished"))
 

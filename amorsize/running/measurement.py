@@ -54,7 +54,7 @@ def asked_for(options: Options) -> Observations:
 
 
 class Measurement:
-    """What is known of a run, and the means to know more.
+    """The observations of a run, and the means to make more.
 
     Args:
         task: the function, and how it is called.

@@ -56,7 +56,7 @@ class Spent(Record):
 
 
 class _WorkerRecord:
-    """What ``ON_WORKER_END`` reports of a worker."""
+    """The data of a worker for ``ON_WORKER_END``."""
 
     def __init__(self, id: int, metadata: dict[str, Any]) -> None:
         self.id = id

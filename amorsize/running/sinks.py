@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     class Sink(Protocol):
-        """What the run loop asks of the place that results go to."""
+        """The interface between the run loop and the place that results go to."""
 
         @property
         def cancelled(self) -> bool:

@@ -65,7 +65,7 @@ class Failure(Record):
 
 
 class ChunkOutcome(Record):
-    """What comes back from a chunk: an envelope that can grow.
+    """The outcome of a chunk: an envelope that can grow.
 
     Attributes:
         chunk_id, start, size: as in the :class:`Chunk`.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class CollectSettings(Record):
-    """What is to be collected in every chunk of an execution; picklable.
+    """The data to collect in every chunk of an execution; picklable.
 
     Attributes:
         user_metrics: whether the function's user metrics are.

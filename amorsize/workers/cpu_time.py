@@ -1,4 +1,4 @@
-"""What a chunk took of the CPU, and what may have kept it from one.
+"""The CPU time of a chunk, and the time in which it may have had to wait for a CPU.
 
 A chunk that nobody observes reads no clock of these. Each reading is one system call, 0.4 to 1 µs.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class CpuTime(Record):
-    """What the calls of a chunk took of the CPU.
+    """The CPU time of the calls of a chunk.
 
     Attributes:
         seconds: CPU time of the thread that called.

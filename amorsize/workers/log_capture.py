@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from amorsize.workers.log_records import RecordKeeper
 
 _DEFAULT_LEVELS = {"": 30}
-"""What :func:`amorsize.workers.log_records.read_levels` returns where nobody has set a level."""
+"""The levels that :func:`amorsize.workers.log_records.read_levels` returns where none was set."""
 
 
 def read_levels() -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What objects weigh in memory, about: quick enough to be asked all the time.
+"""The approximate weight of objects in memory: quick enough to be asked all the time.
 
 Weights steer how many items and results are held at once, so they are to be right, within a factor
 of two or so, for what is heavy: text, bytes, arrays, tables, and what holds those. Containers and
@@ -33,7 +33,7 @@ _PLAIN = frozenset({int, float, complex, bool, type(None), str, bytes, bytearray
 _SEQUENCES = frozenset({list, tuple})
 _OTHERS = frozenset({set, frozenset, deque})
 _SHARED = (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType)
-"""What objects refer to, but do not hold."""
+"""Objects that others refer to, but do not hold."""
 
 
 def weigh(value: object) -> int:

@@ -1,6 +1,6 @@
-"""What engines that are not ours have in common: chunks go out, replies and notes come in.
+"""The base of engines that are not ours: chunks go out, replies and notes come in.
 
-Whoever runs the chunks, their workers are known by what they say of themselves: by the note that
+On every such engine, workers are known by their own reports: by the note that
 a chunk has begun, where notes reach us, or else by its outcome.
 """
 

@@ -96,7 +96,7 @@ def origin() -> tuple[bytes, int]:
 
 
 class TaskSettings(Record):
-    """What all chunks of an execution have in common, apart from the function; picklable."""
+    """The part that all chunks of an execution share, apart from the function; picklable."""
 
     return_exceptions: bool
     collect: CollectSettings | None

@@ -2,7 +2,7 @@
 
 A template takes as long to start as this process takes to load what runs a run. So where a run is
 sure to need workers the template is started first, and this module loads next to nothing before
-that. What asks a template for workers is in :mod:`.template_client`.
+that. The part that asks a template for workers is in :mod:`.template_client`.
 """
 
 from __future__ import annotations

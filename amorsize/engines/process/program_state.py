@@ -308,7 +308,7 @@ def _is_standard(module: Any) -> bool:
 
 
 class Descriptors:
-    """What the state refers to: directory, stdout, stderr, resource tracker.
+    """The files that the state refers to: directory, stdout, stderr, resource tracker.
 
     Attributes:
         has: which of them there are.

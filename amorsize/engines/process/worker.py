@@ -43,7 +43,7 @@ _MAX_TEXT = 4096
 
 
 class Birth:
-    """What a worker begins with.
+    """The arguments of a new worker.
 
     Attributes:
         connection: the descriptor of its connection.
@@ -69,7 +69,7 @@ def main(birth: Birth) -> None:
     # A process that the user's function forks must not hold the connection open after us.
     in_forked_child(connection.close)
     for stream in (sys.stdout, sys.stderr):
-        # What is printed is not lost when the process is killed.
+        # Printed lines are not lost when the process is killed.
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     worker = _Worker(connection, birth.item_slots)
     try:

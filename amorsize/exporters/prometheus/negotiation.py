@@ -1,4 +1,4 @@
-"""What a client accepts, by the weights in its headers (RFC 9110, section 12)."""
+"""The format that a client accepts, by the weights in its headers (RFC 9110, section 12)."""
 
 from __future__ import annotations
 

@@ -88,7 +88,8 @@ def host_name() -> str:
 
 def _parent_in_program(child: _Status) -> _Status | None:
     parent = _status_of(child.parent)
-    # Whoever has lost its parent is a child of the system's first process, in another session.
+    # A process that has lost its parent is a child of the system's first process, in another
+    # session.
     if parent is None or parent.session != child.session:
         return None
     if child.is_forked and _executable_of(child.parent) in (

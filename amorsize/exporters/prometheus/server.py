@@ -77,7 +77,7 @@ class ScrapeServer(WSGIServer):
         self.address_family, _, _, _, address = found[0]
         super().__init__(address, _Handler)  # type: ignore[arg-type]  # IPv6 has four parts
         self.socket.setblocking(False)
-        # What only this machine can reach answers only who means it.
+        # A server that only this machine can reach answers only requests that name it.
         is_local = is_loopback(str(self.server_address[0]))
         self.set_app(OwnHost(app, addr) if is_local else app)
         self._tls = tls
