@@ -36,7 +36,7 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml
 $(VENV)/.lowest: $(BIN)/python pyproject.toml tests/lowest.py
 	@echo "Installing amorsize with the lowest versions of its extras into $(VENV)/lowest ..."
 	@$(BIN)/python tests/lowest.py > $(VENV)/lowest.txt
-	@$(PYTHON) -m venv --without-pip $(VENV)/lowest
+	@$(PYTHON) -m venv $(VENV)/lowest
 	@$(BIN)/python -m pip --python $(VENV)/lowest/bin/python install --quiet -e ".[all]" --group tests \
 	  --constraint $(VENV)/lowest.txt
 	@touch $@

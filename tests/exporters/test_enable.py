@@ -490,7 +490,7 @@ def build(into: Path) -> Path:
 def webhook(tmp_path_factory: pytest.TempPathFactory) -> Path:
     missing = [name for name in ("pip", "hatchling") if importlib.util.find_spec(name) is None]
     if missing:
-        message = f"needs {' and '.join(missing)} (see the group dev of pyproject.toml)"
+        message = f"needs {' and '.join(missing)} (see the group tests of pyproject.toml)"
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
     return build(tmp_path_factory.mktemp("webhook"))
 
