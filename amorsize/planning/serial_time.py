@@ -4,14 +4,15 @@ A call in a worker takes longer than it does alone: it waits for a CPU, and for 
 its time the workers of the run have cost each other is known within bounds::
 
     at most   the time of the calls, less what they waited for a CPU because of each other
-    at least  their CPU time, less that of others of a worker process, and what they waited for a
-              CPU because of other programs; and the most, less the CPU time that others of their
+    at least  their CPU time, less that of others of a worker process; and the most, less what they
+              waited for a CPU because of other programs, and less the CPU time that others of their
               process had meanwhile: so long these may have held the GIL, or worked for the call
               (threads, child processes)
 
 Beside ``n - 1`` others, on ``m`` cores that are shared fairly, a thread that has a CPU for a second
-waits for one for ``(n - 1) / m`` seconds because of them. A longer wait is due to other
-programs, and a serial run would have waited for them, too.
+waits for one for ``(n - 1) / m`` seconds because of them. A longer wait is due to other programs. How
+long a serial run would have waited for these depends on how the system shares the cores (by thread, by
+group): where that matters, its time is not known.
 
 Where the bounds are as good as one, their middle is the serial time: of processes, and of threads
 that hardly compute. Where they are far apart, what is known of the function's calls alone decides
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 CLOSE = 0.75
 """Bounds are as good as one from this ratio on: their middle is then within 17 % of the truth."""
+
+ONE_CORE = 1.2
+"""Calls that use no more cores than this use one; a thread of the program may have had the rest."""
 
 ALIKE = 1.5
 """Calls whose CPU times differ by no more than this factor wait for as long as each other, too."""
@@ -158,24 +162,26 @@ class SerialTime(Record):
         alone = self.alone_seconds
         if self.items == 0 and self.seconds == 0.0:
             return alone
+        # One call is enough for that: what runs beside it only adds to what it seems to use.
+        uses_one_core = known is not None and known.inner_parallelism <= ONE_CORE
+        limited = 0.0 if uses_one_core else self.limited_seconds
         if known is not None and not known.is_sure:
             known = None
         if known is not None and known.parallel_inside:
             return None
         mutual = min(self.queued_seconds, self.crowded_seconds)
+        outside = self.queued_seconds - mutual
         most = max(self.cpu_seconds, self.seconds - mutual)
-        computing = self.cpu_seconds
+        least = max(0.0, self.cpu_seconds - self.inner_seconds - limited)
         if self.queue_known:
-            computing += self.queued_seconds - mutual
-        limited = self.limited_seconds if known is None else 0.0
-        least = max(0.0, computing - self.inner_seconds - limited)
-        if self.queue_known:
-            unsure = self.uncounted_seconds + self.helped_seconds + limited
+            unsure = outside + self.uncounted_seconds + self.helped_seconds + limited
             least = max(least, most - unsure)
-        computing, least = min(computing, most), min(least, most)
+        computing, least = min(self.cpu_seconds + outside / 2, most), min(least, most)
         if alone + least >= CLOSE * (alone + most):
             return alone + (least + most) / 2
         if known is None or self.uncounted_seconds > 0:
+            return None
+        if alone + self.cpu_seconds - limited < CLOSE * (alone + self.cpu_seconds + outside):
             return None
         calls = computing
         if known.waits:

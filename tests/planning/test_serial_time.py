@@ -34,11 +34,10 @@ def had(cpu: float, queued: float | None = 0.0, **others: Any) -> CpuTime:
     [
         # Eight processes that compute on two cores are in the queue for three quarters.
         (shown(*[(8.0, had(2.0, 6.0))] * 8), 8.0, 2.0),
-        (shown(*[(8.0, had(0.0, 0.1))] * 8), 8.0, 8.0),
+        (shown(*[(8.0, had(0.0, 0.1))] * 8), 8.0, 7.95),
         (shown(*[(4.0, had(1.0, 2.0))] * 8), 8.0, 2.0),
-        # Two of them, beside four other programs: each has a third of a core, alone it had two
-        # fifths.
-        (shown(*[(6.0, had(2.0, 4.0))] * 2, workers=2), 6.0, 10 / 6),
+        # Two of them, beside another program that has a tenth of each core.
+        (shown(*[(2.5, had(1.6, 0.9))] * 2, workers=2), 2.5, 1.32),
         # Threads that wait, and hardly compute.
         (shown(*[(1.0, had(0.01, other_seconds=0.1))] * 8, threads=True), 1.0, 7.6),
         # One after the other there is nothing to compete with, whatever else the process does.
@@ -66,12 +65,27 @@ def test_bounds_that_are_close_need_no_knowledge(
         shown(*[(8.0, had(0.0, children_seconds=2.0))] * 8),
         # They do, and the thread that calls spins meanwhile: it seems to compute all the time.
         shown(*[(2.0, had(2.0, other_seconds=1.9))] * 8, workers=2),
+        # Beside four other programs: each has a third of a core. By thread, one alone had two
+        # fifths; by group, twice as much.
+        shown(*[(6.0, had(2.0, 4.0))] * 2, workers=2),
+        # Threads that have a fifth of one core for all of them.
+        shown(*[(8.0, had(0.2, 7.8))] * 8, threads=True),
         # The system does not say how long they were in the queue.
         shown(*[(8.0, had(2.0, None))] * 8),
         shown(*[(8.0, None)] * 8),
         SerialTime(),
     ],
-    ids=["threads", "inner threads", "children", "spinning", "no scheduler", "not counted", "none"],
+    ids=[
+        "threads",
+        "inner threads",
+        "children",
+        "spinning",
+        "busy machine",
+        "busy threads",
+        "no scheduler",
+        "not counted",
+        "none",
+    ],
 )
 def test_else_it_is_not_known(times: SerialTime) -> None:
     """Not 0, and no guess."""
@@ -94,6 +108,8 @@ def test_a_library_that_workers_limit_may_be_faster_alone() -> None:
     limited = shown(*[(1.0, had(1.0, is_limited=True))] * 8)
     assert limited.speedup(4.0) is None
     assert limited.speedup(4.0, known=COMPUTES) == pytest.approx(2.0)
+    assert limited.speedup(4.0, known=COMPUTES._replace(is_sure=False)) == pytest.approx(2.0)
+    assert limited.speedup(4.0, known=COMPUTES._replace(inner_parallelism=1.4)) is None
     assert limited.speedup(4.0, known=PARALLEL) is None
     waits = shown(*[(1.0, had(0.1, is_limited=True))] * 8)
     assert waits.speedup(4.0) == pytest.approx(1.9)
@@ -106,6 +122,13 @@ def test_a_little_help_from_other_threads_of_a_worker_widens_the_bounds() -> Non
 
 
 THREADS = shown(*[(8.0, had(1.0, other_seconds=7.0))] * 8, threads=True)
+
+
+def test_what_is_known_of_calls_says_nothing_of_a_busy_machine() -> None:
+    """How much of it a serial run would have had is not known."""
+    busy = shown(*[(8.0, had(0.2, 7.8, other_seconds=1.4))] * 8, threads=True)
+    assert busy.speedup(8.0, known=COMPUTES) is None
+    assert busy.speedup(8.0, known=WAITS) is None
 
 
 @pytest.mark.parametrize("known", [COMPUTES, RELEASES])
