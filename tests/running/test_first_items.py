@@ -448,19 +448,21 @@ def test_items_and_results_are_let_go_of_once_they_are_delivered() -> None:
     assert (first.items, first.results, first.item_type, first.sample.taken) == ([], [], int, 2)
 
 
+class Queue:
+    """A thread's time in the queue for a CPU, moved by hand."""
+
+    def __init__(self, waited: list[float]) -> None:
+        self.waited = waited
+        self.mark: float | None = None
+
+    def begin(self) -> float | None:
+        before, self.mark = self.mark, self.waited[0]
+        return None if before is None else self.waited[0] - before
+
+
 def test_only_the_queue_in_calls_counts() -> None:
     """The input may have waited for a CPU as well; and very short calls are not asked about."""
     now, waited = FakeTime(cores=0.0), [0.0]
-
-    class Queue:
-        """A thread's time in the queue for a CPU, moved by hand."""
-
-        def __init__(self) -> None:
-            self.mark: float | None = None
-
-        def begin(self) -> float | None:
-            before, self.mark = self.mark, waited[0]
-            return None if before is None else waited[0] - before
 
     def produce() -> Iterator[float]:
         for seconds in (0.5, 0.25, 1e-6):
@@ -473,7 +475,7 @@ def test_only_the_queue_in_calls_counts() -> None:
         waited[0] += seconds / 2
 
     first = FirstItems(call, Input(produce()), clocks=now.clocks())
-    first.thread = Queue()  # type: ignore[assignment]  # what is asked of it
+    first.thread = Queue(waited)  # type: ignore[assignment]  # what is asked of it
     first.measure(5, budget_seconds=1e9, probe=False)
     assert first.sample.seconds == pytest.approx(0.75, abs=1e-5)
     assert first.sample.queued_seconds == pytest.approx(0.375, abs=1e-5)
@@ -483,3 +485,21 @@ def test_only_the_queue_in_calls_counts() -> None:
     sample = in_progress.so_far(2.0, 0.1, 0.1, 0.5)
     assert sample is not None
     assert sample.queued_seconds == 0.75
+
+
+@pytest.mark.parametrize("from_start", [True, False])
+def test_the_queue_is_known_of_all_calls_or_of_none(from_start: bool) -> None:
+    """Where it was read for the later ones alone, the first ones would seem to have waited."""
+    now, waited = FakeTime(cores=0.0), [0.0]
+    queue = Queue(waited)
+
+    def call(seconds: float) -> None:
+        now.now += seconds
+        waited[0] += seconds / 2
+        first.thread = queue  # type: ignore[assignment]  # what is asked of it
+
+    first = FirstItems(call, Input([0.5, 0.25]), clocks=now.clocks())
+    if from_start:
+        first.thread = queue  # type: ignore[assignment]  # what is asked of it
+    first.measure(5, budget_seconds=1e9, probe=False)
+    assert first.sample.queued_seconds == (pytest.approx(0.375) if from_start else None)
