@@ -1017,7 +1017,11 @@ class Run:
         if isinstance(message, WorkerLost):
             if message.recovered:
                 self._take_loss(message)
+                return
+            from amorsize.running.failures import died
+
             self._end_worker(message)
+            self._log().worker_lost(died(message, goes_on=False), message, items=0)
         elif not isinstance(message, ChunkDone):
             self._handle(message)
         elif self._report is not None:

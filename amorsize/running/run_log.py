@@ -69,7 +69,8 @@ class RunLog:
             where = "" if loss.item_index is None else f" on item {loss.item_index}"
             where += "" if chunk is None else f" in chunk {chunk}"
             worker = f"worker process {loss.pid}" if loss.pid else "a worker process"
-            event, text = "worker_died", f"{worker} {describe_exit(loss.exit_code)}{where}"
+            how = describe_exit(loss.exit_code)
+            event, text = "worker_died", f"{worker} {how}{where}".removesuffix(",")
         self._warn_of(
             event,
             text,

@@ -312,45 +312,39 @@ def test_an_input_that_fails_is_warned_of(log: Log) -> None:
 
 
 SIGNALLED = """
-    import json, logging, os, signal, sys, threading, time
+    import logging, os, signal, threading, time
     logging.basicConfig(level="INFO", format="%(levelname)s %(message)s")
     import amorsize
-
-    counted = threading.Event()
 
     @amorsize.on(amorsize.HookEvent.ON_PROGRESS)
     def note(context):
         if context.items_completed == 5:
-            counted.set()
-
-    def interrupt():
-        counted.wait()
-        os.kill(os.getpid(), signal.{signal})
+            threading.Thread(target=os.kill, args=(os.getpid(), signal.{signal})).start()
 
     def work(item):
         if item == 5:
-            threading.Thread(target=interrupt).start()
             time.sleep(200)
         return item
 
     if "{form}" == "execute":
-        amorsize.execute(work, range(10), executor="thread", n_jobs=1, chunksize=1)
+        amorsize.execute(work, range(10), executor="{executor}", n_jobs=1, chunksize=1)
     else:
-        list(amorsize.stream(work, range(10), executor="thread", n_jobs=1, chunksize=1))
+        list(amorsize.stream(work, range(10), executor="{executor}", n_jobs=1, chunksize=1))
 """
 
 
+@pytest.mark.parametrize("executor", MODES)
 @pytest.mark.parametrize("form", ["execute", "stream"])
 @pytest.mark.parametrize(
     ("name", "cause"), [("SIGTERM", "SIGTERM"), ("SIGINT", "Ctrl-C")], ids=["SIGTERM", "SIGINT"]
 )
 def test_a_signal_is_in_the_log_before_the_program_ends(
-    name: str, cause: str, form: str, tmp_path: Path
+    name: str, cause: str, form: str, executor: str
 ) -> None:
     """A service that is stopped says what it left undone."""
     if (name, form) == ("SIGINT", "stream"):
         cause = "its consumer"  # the exception is raised in the consumer, which leaves the stream
-    program = textwrap.dedent(SIGNALLED).format(signal=name, form=form)
+    program = textwrap.dedent(SIGNALLED).format(signal=name, form=form, executor=executor)
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE
     )

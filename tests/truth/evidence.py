@@ -8,6 +8,7 @@ and its events.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from amorsize import HookContext, HookEvent, HookManager
 from amorsize.exporters import Exporter, RefusedError
 from amorsize.exporters.metrics import Metric
 from amorsize.exporters.prometheus.exporter import PrometheusExporter
+from amorsize.running import run_log
 from amorsize.testing import RecordingHook
 
 from .ledger import Announced, Call, Drawn, Work
@@ -84,6 +86,7 @@ class Run:
         error: what it raised; None where it returned.
         calls: the account.
         caller: the thread that made it.
+        loses_starts: whether the report of a start is lost where its worker dies at once.
         manager, recorder: its hooks.
     """
 
@@ -101,6 +104,7 @@ class Run:
     error: BaseException | None = None
     calls: list[Call] = field(default_factory=list)
     caller: int = 0
+    loses_starts: bool = False
 
     def __post_init__(self) -> None:
         self.recorder = RecordingHook().attach(self.manager)
@@ -126,6 +130,8 @@ class Run:
 
     def least(self, call: Call) -> float:
         """The time of a call, as far as the run was still running."""
+        if self.loses_starts and call.how == "died":
+            return 0.0
         return max(0.0, min(call.ended, self.cut) - call.began)
 
     def most(self, call: Call) -> float:
@@ -164,6 +170,7 @@ class Evidence:
         exporter: shows the metrics.
         hook: the account of a hook of the chunks.
         webhook: another exporter, whose backend refuses all.
+        log: what was logged of runs.
         after: what a scrape said once they were over.
     """
 
@@ -173,6 +180,7 @@ class Evidence:
     exporter: PrometheusExporter
     hook: HookAccount
     webhook: Webhook
+    log: list[logging.LogRecord] = field(default_factory=list)
     after: Scrape = field(init=False)
 
     @property
@@ -202,6 +210,27 @@ class Evidence:
     def sums(self, of: Callable[[Run], float]) -> float:
         """Add up something of each run."""
         return sum(map(of, self.runs))
+
+
+class Log(logging.Handler):
+    """Keeps what runs log."""
+
+    def __init__(self, records: list[logging.LogRecord]) -> None:
+        super().__init__()
+        self._records = records
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.append(record)
+
+    def __enter__(self) -> Log:
+        self._before = run_log.logger.level
+        run_log.logger.setLevel(logging.INFO)
+        run_log.logger.addHandler(self)
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        run_log.logger.removeHandler(self)
+        run_log.logger.setLevel(self._before)
 
 
 class HookAccount:
@@ -251,17 +280,20 @@ def perform(mode: Mode, kind: Kind, directory: Path) -> Evidence:
             exporter.attach(run.manager)
             webhook.attach(run.manager)
             run.manager.register(HookEvent.ON_CHUNK_COMPLETE, account)
-            stack.callback(run.work.open_gate)
+        evidence = Evidence(mode, kind, runs, exporter, account, webhook)
+        stack.enter_context(Log(evidence.log))
+        opening = stack.enter_context(ExitStack())
+        for run in runs:
+            opening.callback(run.work.open_gate)
         threads = [threading.Thread(target=_make, args=(run, mode, kind)) for run in runs]
         for thread in threads:
             thread.start()
-        evidence = Evidence(mode, kind, runs, exporter, account, webhook)
         if kind.looks:
             for run in runs:
                 run.work.wait_for_gate()
             kind.looks(evidence)
         if kind.status == "ok":
-            stack.close()
+            opening.close()
         for thread in threads:
             thread.join(PATIENCE)
             assert not thread.is_alive(), "the run does not end"
@@ -276,7 +308,8 @@ def perform(mode: Mode, kind: Kind, directory: Path) -> Evidence:
 def _prepare(kind: Kind, directory: Path) -> Run:
     work = Work(directory, marked=kind.marked, inner=kind.inner, **kind.work)
     items = range(kind.items)
-    return Run(work, Drawn(items) if kind.form in ("stream", "close") else Announced(items))
+    drawn = Drawn(items) if kind.form in ("stream", "close") else Announced(items)
+    return Run(work, drawn, loses_starts=kind.has("die once"))  # of a Dask worker
 
 
 def _make(run: Run, mode: Mode, kind: Kind) -> None:

@@ -249,11 +249,16 @@ def _available(seen: Evidence) -> None:
 
 @of(metrics.WORKER_DEATHS, metrics.LAST_WORKER_DEATHS)
 def _deaths(seen: Evidence) -> None:
-    died = len({call.pid for call in seen.calls if call.how == "died"})
-    if seen.mode.name == "fork-pool" and died:
-        died = len({call.pid for call in seen.calls})  # the pool ends them all
+    died = _died(seen)
     assert seen.value(metrics.WORKER_DEATHS) == died
     assert seen.value(metrics.LAST_WORKER_DEATHS) == died
+
+
+def _died(seen: Evidence) -> int:
+    died = {call.pid for call in seen.calls if call.how == "died"}
+    if seen.mode.name == "fork-pool" and died:
+        died = {call.pid for call in seen.calls}  # the pool ends them all
+    return len(died)
 
 
 @of(metrics.ERRORS)
@@ -624,9 +629,9 @@ def _estimate(seen: Evidence, run: Run, value: float | None) -> None:
 @named("cpu_seconds")
 def _cpu(seen: Evidence, run: Run, value: float | None) -> None:
     busy = run.post.metadata["busy_seconds"]
-    if any(call.how == "died" for call in run.calls):
+    if any(call.how == "died" for call in run.calls) and not run.loses_starts:
         assert value is None  # what the worker had done on a CPU went with it
-    elif seen.kind.status == "ok":
+    elif seen.kind.status == "ok" and not run.loses_starts:
         assert value is not None
         assert min(run.least_cpu(), busy * 0.999) <= value <= busy
     else:
@@ -693,6 +698,46 @@ def _between(least: float, value: float | None, most: float) -> None:
     """Bounds that are sums of the same numbers in another order may differ in the last digit."""
     assert value is not None
     assert least * (1 - 1e-9) - 1e-9 <= value <= most * (1 + 1e-9) + 1e-9, (least, value, most)
+
+
+# --- the log ----
+
+
+def _check_log(seen: Evidence, run: Run) -> None:
+    """One line at the end, with the figures of the ledger; warnings of what failed."""
+    id = run.post.metadata["execution_id"]
+    records = [vars(each) for each in seen.log if vars(each)["amorsize_execution_id"] == id]
+    ends = [each for each in records if each["amorsize_event"] == "run_ended"]
+    assert [each["levelname"] for each in ends] == ["INFO"]
+    (end,) = ends
+    assert records[-1] is end
+    assert end["amorsize_status"] == seen.kind.status
+    assert end["amorsize_items"] == run.post.items_completed
+    assert end["amorsize_total_items"] == run.post.total_items
+    assert end["amorsize_failed_items"] == len(_failed_items(seen, run))
+    assert end["amorsize_deaths"] == _died(seen)
+    assert end["amorsize_executor"] == run.post.metadata.get(
+        "changed_to", run.post.metadata["executor_type"]
+    )
+    assert end["amorsize_n_jobs"] == run.post.n_jobs
+    _between(run.least_elapsed(), end["amorsize_duration_seconds"], run.most_elapsed())
+    if run.post.items_completed:
+        done = run.post.items_completed
+        _between(0, end["amorsize_item_seconds"], run.most_busy() / done)
+        _between(0, end["amorsize_slowest_chunk_seconds"], run.most_busy())
+    warnings = [each for each in records if each is not end]
+    assert {each["levelname"] for each in warnings} <= {"WARNING"}
+    events = [each["amorsize_event"] for each in warnings]
+    failed = sum(each.get("amorsize_failed_items") or 0 for each in warnings)
+    assert failed == end["amorsize_failed_items"]
+    assert events.count("worker_died") == _died(seen)
+    broke = seen.mode.name == "fork-pool" and bool(_died(seen))
+    for event, expected in (
+        ("run_cancelled", seen.kind.status == "cancelled"),
+        ("run_timeout", seen.kind.status == "timeout"),
+        ("run_failed", broke),
+    ):
+        assert events.count(event) == expected, event
 
 
 # --- the runs ----
@@ -810,6 +855,7 @@ def check_against_ledger(seen: Evidence) -> list[str]:
     for run in seen.runs:
         assert_contract(run.recorder.contexts)
         assert (run.error is None) == (seen.kind.status in ("ok", "cancelled")), run.error
+        wrong += _failure("the log", lambda run=run: _check_log(seen, run))
         for field, check in FIELD_CHECKS.items():
             value = _field(run.post, field)
             wrong += _failure(

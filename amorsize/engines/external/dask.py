@@ -292,7 +292,7 @@ class DaskBackend(ExternalBackend):
         submitted: SubmittedChunk | None = None,
     ) -> None:
         """Report the death of a Dask worker: one loss, and the ends of its other threads."""
-        spent = self._lost | self.unfinished()
+        spent = self.unfinished() | self._lost
         gone = self._pop_workers(address)
         if gone and submitted is not None:
             self._removed.add(address)  # its removal is still to be seen
