@@ -71,9 +71,9 @@ class _Init:
     Wrong arguments go to the compiled one, so that the error is Python's own.
     """
 
-    __slots__ = ("_calls", "_defaults", "_factories", "_fields", "_names", "_owner")
+    __slots__ = ("_calls", "_defaults", "_factories", "_fields", "_names", "owner")
 
-    _owner: type
+    owner: type  # not by __set_name__: CPython 3.11 makes a RuntimeError of a Ctrl-C in there
 
     def __init__(self, fields: tuple[str, ...], defaults: Mapping[str, Any]) -> None:
         self._fields = fields
@@ -82,14 +82,11 @@ class _Init:
         self._factories = [name for name in defaults if type(defaults[name]) is _Made]
         self._calls = 0
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._owner = owner
-
     def __get__(self, record: object | None, owner: type) -> Callable[..., None]:
         # Only code that wants to know the signature asks the class, or binds it to the class.
         if record is None:
             return self._compile()
-        return MethodType(self._compile() if record is self._owner else self, record)
+        return MethodType(self._compile() if record is self.owner else self, record)
 
     def __call__(self, record: object, /, *args: Any, **kwargs: Any) -> None:
         fields = self._fields
@@ -118,11 +115,11 @@ class _Init:
             value = f"{default}.factory() if {name} is {default} else {name}"
             lines.append(f"    self.{name} = {value if name in self._factories else name}\n")
         source = f"def __init__({', '.join(parameters)}):\n{''.join(lines) or '    pass'}"
-        namespace = {"_defaults": self._defaults, "__name__": self._owner.__module__}
+        namespace = {"_defaults": self._defaults, "__name__": self.owner.__module__}
         exec(compile(source, "<record>", "exec"), namespace)
         init: Callable[..., None] = namespace["__init__"]  # type: ignore[assignment]  # made by exec
-        init.__qualname__ = f"{self._owner.__qualname__}.__init__"
-        self._owner.__init__ = init  # type: ignore[misc]  # takes the place of this object
+        init.__qualname__ = f"{self.owner.__qualname__}.__init__"
+        self.owner.__init__ = init  # type: ignore[misc]  # takes the place of this object
         return init
 
 
@@ -156,8 +153,9 @@ class _RecordType(type):
         namespace["__slots__"] = own
         namespace["__match_args__"] = fields
         namespace["_defaults"] = defaults
-        namespace["__init__"] = _Init(fields, defaults)
-        return super().__new__(mcs, name, bases, namespace)
+        namespace["__init__"] = init = _Init(fields, defaults)
+        init.owner = made_class = super().__new__(mcs, name, bases, namespace)
+        return made_class
 
 
 def _declared(namespace: dict[str, Any]) -> list[str]:

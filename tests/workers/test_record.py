@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+import sys
 from pathlib import Path
+from types import FrameType
 from typing import Any, ClassVar
 
 import pytest
@@ -235,3 +237,42 @@ def test_annotations_are_text_in_every_module() -> None:
         path for path in modules if "from __future__ import annotations\n" not in path.read_text()
     ]
     assert without == []
+
+
+def test_a_ctrl_c_while_a_class_is_made_passes_as_it_is() -> None:
+    """Wherever it comes: CPython 3.11 makes a RuntimeError of one in ``__set_name__``."""
+
+    def make() -> type[Record]:
+        class Interrupted(Record):
+            x: int
+            y: list[int] = made(factory=list)
+
+        return Interrupted
+
+    def make_until(line: int) -> bool:
+        """Make the class; Ctrl-C comes at so many lines of the module. Say whether it came."""
+        left = line
+
+        def trace(frame: FrameType, event: str, argument: object) -> Any:
+            nonlocal left
+            if frame.f_code.co_filename != record.__file__:
+                return None
+            left -= event == "line"
+            if not left:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        try:
+            make()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+    line = 1
+    while make_until(line):
+        line += 1
+    assert line > 20, "it came at every line"
