@@ -67,7 +67,13 @@ class PortInUseError(ExporterError, OSError):
 
 
 class ExecutionError(AmorsizeError, RuntimeError):
-    """A run failed for a reason outside the user's function."""
+    """A run failed for a reason outside the user's function.
+
+    Attributes:
+        problem: what is wrong, where the message also says what to do about it; else empty.
+    """
+
+    problem = ""
 
 
 class WorkerDiedError(ExecutionError):
@@ -98,10 +104,11 @@ class WorkerDiedError(ExecutionError):
         if chunk_id is not None:
             lost += " Its results of that chunk are lost."
         worker = f"worker process {pid}" if pid else "a worker process"
-        super().__init__(
-            f"{worker} {describe_exit(exit_code)}{where}"
-            f"{' (' + detail + ')' if detail else ''}.{lost}{' ' + hint if hint else ''}"
+        problem = (
+            f"{worker} {describe_exit(exit_code)}{where}{' (' + detail + ')' if detail else ''}"
         )
+        super().__init__(f"{problem}.{lost}{' ' + hint if hint else ''}")
+        self.problem = problem
         self.pid = pid
         self.exit_code = exit_code
         self.chunk_id = chunk_id
@@ -146,6 +153,7 @@ class UnpicklableItemError(TransportError):
         self.index = index
         self.kind = kind
         self.cause = cause
+        self.problem = f"item {index}, a {kind}, cannot be pickled: {cause}"
 
     def __reduce__(self) -> tuple[type[UnpicklableItemError], tuple[int, str, str]]:
         return type(self), (self.index, self.kind, self.cause)

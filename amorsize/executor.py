@@ -5,6 +5,8 @@ Importing this module is paid for by the shortest runs.
 
 from __future__ import annotations
 
+import sys
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -120,6 +122,7 @@ def execute(
         ExecutorBrokenError: the executor that was passed no longer accepts work.
         TransportError: the function, an item or a result does not pickle.
         ExecutionTimeoutError, ItemTimeoutError: a time limit was passed.
+        RuntimeError: the interpreter is shutting down, and its modules are gone.
         Exception: whatever ``func`` raised first, as it was raised.
 
     Example:
@@ -127,6 +130,11 @@ def execute(
         >>> amorsize.execute(lambda x: x * x, range(5))
         [0, 1, 4, 9, 16]
     """
+    if sys.is_finalizing():  # nothing can be imported, the classes of our own errors neither
+        raise RuntimeError(
+            "execute() cannot run any more: the interpreter is shutting down, and its modules are "
+            "gone. Call it before that, for instance in a function registered with atexit."
+        )
     if executor.__class__ is str and executor == "process":
         from amorsize.engines.process.launcher import start_early
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any, TypeAlias
 
-    from amorsize.errors import UnpicklableItemError
+    from amorsize.errors import ExecutionError
     from amorsize.workers.collectors import CollectSettings
     from amorsize.workers.cpu_time import Unfinished
 
@@ -27,12 +27,23 @@ while that is sent (0.1 ms). After a longer one it does not: a chunk would wait 
 
 
 class Task(Record):
-    """The part that all chunks of an execution share."""
+    """The part that all chunks of an execution share.
+
+    Attributes:
+        func: the function.
+        return_exceptions: whether items may fail without ending their chunk.
+        stamp_items: whether the start of each call is noted.
+        collect: what is collected beside results.
+        pickled_result: a result, which a worker process loads before it runs anything: one that
+            cannot be loaded there could not be loaded here when it comes back. Empty for no such
+            trial; may be set until the first chunk is submitted.
+    """
 
     func: Callable[[Any], Any]
     return_exceptions: bool = False
     stamp_items: bool = False
     collect: CollectSettings | None = None
+    pickled_result: bytes = b""
 
 
 class WorkerStarted(Record):
@@ -53,10 +64,14 @@ class ChunkDone(Record):
 
 
 class ChunkRefused(Record):
-    """A chunk was not sent, because an item does not pickle; ``submit()`` could not know it."""
+    """A chunk was not begun, and ``submit()`` could not know it.
+
+    An item does not pickle (:class:`UnpicklableItemError`), or no worker can do anything at all:
+    none can be started, or none can load the function.
+    """
 
     chunk: Chunk
-    error: UnpicklableItemError
+    error: ExecutionError
 
 
 class WorkerLost(Record):

@@ -45,6 +45,18 @@ _STOP_GRACE_SECONDS = 0.1
 _names = itertools.count()
 
 
+def cannot_start_thread(
+    error: RuntimeError, way_out: str = "pass executor='serial' without a time limit"
+) -> ExecutionError:
+    """Make the error of a run that can have no thread, as at the exit of the interpreter."""
+    problem = f"no thread can be started ({error})"
+    failed = ExecutionError(
+        f"{problem}. Raise the limit of threads and processes (ulimit -u), or {way_out}."
+    )
+    failed.problem = problem
+    return failed
+
+
 class _Worker:
     thread: threading.Thread
 
@@ -218,10 +230,7 @@ class ThreadBackend(Backend):
         except RuntimeError as error:
             del self._workers[worker.key]
             if not self._workers:
-                raise ExecutionError(
-                    f"no thread can be started ({error}). Raise the limit of threads and "
-                    "processes (ulimit -u), or pass executor='serial'."
-                ) from error
+                raise cannot_start_thread(error) from error
             logger.warning("Going on with %d threads: %s", len(self._workers), error)
             self._n_jobs = len(self._workers)
 

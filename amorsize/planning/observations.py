@@ -80,7 +80,7 @@ class EarlyWork(Record):
         n_jobs: how many workers.
         dispatched: items that were handed to them.
         is_up: whether one is ready to work, or never will be.
-        refused: whether they could not be started.
+        refused: whether they could not be started, or are of no use.
         template: whether the template of worker processes was started.
     """
 
@@ -196,6 +196,8 @@ class Observations(Record):
         expected_seconds: what items were expected to take when they last deviated.
         deviating_seconds: what an item took that made a chunk end early; 0 where none did.
         growths: how often the run has gone over to workers.
+        refusals: of engines that were chosen and turned out to be of no use: why.
+        refused_items: items that were drawn for them, and not begun.
         notes: for the explanation: steps on the way.
     """
 
@@ -238,6 +240,8 @@ class Observations(Record):
     expected_seconds: float = 0.0
     deviating_seconds: float = 0.0
     growths: int = 0
+    refusals: Mapping[str, str] = made(factory=dict)
+    refused_items: int = 0
     notes: tuple[str, ...] = ()
 
     @property

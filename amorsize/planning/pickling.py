@@ -11,6 +11,9 @@ from amorsize.planning.process_support import why_no_processes
 from amorsize.workers import by_value
 from amorsize.workers.record import Record
 
+TRIAL_BYTES = 1 << 20
+"""A result that is larger pickled is not loaded in another process to see whether that works."""
+
 PICKLE_LIMIT_BYTES = 64 << 20
 """Pickling of one object stops here, and its size is extrapolated."""
 
@@ -23,6 +26,8 @@ class Payload(Record):
         item_bytes, item_seconds: the same for one item.
         result_bytes, result_seconds: the same for one result.
         problem: why it cannot be sent to another process, or None.
+        pickled_result: the first result, for a trial whether it can be loaded in another process;
+            empty where there is none, or a large one.
     """
 
     function_bytes: int = 0
@@ -32,6 +37,7 @@ class Payload(Record):
     result_bytes: int = 0
     result_seconds: float = 0.0
     problem: str | None = None
+    pickled_result: bytes = b""
 
 
 def measure_payload(
@@ -44,8 +50,8 @@ def measure_payload(
 ) -> Payload:
     """Pickle a function, and representatives of its items and results.
 
-    Nothing is kept: the bytes are counted as they come. One object is pickled up to
-    ``limit_bytes``; the other ones only where the first was small.
+    But for a small result, nothing is kept: the bytes are counted as they come. One object is
+    pickled up to ``limit_bytes``; the other ones only where the first was small.
 
     >>> payload = measure_payload(len, [b"x" * 1000], [1000])
     >>> payload.problem is None, payload.item_bytes > 1000
@@ -60,11 +66,12 @@ def measure_payload(
         item = _representative(items, wall, limit_bytes)
         what, named = "a result", _type_name(results)
         result = _representative(results, wall, limit_bytes)
+        trial = by_value.dump(results[0]) if results and result[0] <= TRIAL_BYTES else b""
     except Exception as error:  # pickling runs the objects' own code, which may raise anything
         return Payload(
             problem=f"{what} ({named}) cannot be pickled: {type(error).__name__}: {error}"
         )
-    return Payload(*function, *item, *result)
+    return Payload(*function, *item, *result, pickled_result=trial)
 
 
 def _type_name(objects: list[Any]) -> str:

@@ -142,6 +142,8 @@ def _as_named(seen: Observations) -> Plan:
 def _first_look(seen: Observations) -> Plan | None:
     """Measure the first items, unless an earlier run has shown what they are like."""
     sample, early = seen.sample, seen.early
+    if seen.stopped:
+        return None
     if sample.asked_items == 0:
         if (start := _start_at_once(seen)) is not None:
             return start
@@ -153,9 +155,8 @@ def _first_look(seen: Observations) -> Plan | None:
             monitored=early is not None and seen.total != 1,
             from_start=not seen.known.short,
         )
-    if seen.stopped:
-        return None
-    if not sample.asked_together and not seen.returns_exceptions and not seen.runs_again:
+    one_by_one = seen.returns_exceptions or seen.runs_again or seen.item_time_limit
+    if not sample.asked_together and not one_by_one:
         calls = sorted(sample.item_seconds)
         each = calls[len(calls) // 2] if calls else 0.0
         short = len(calls) > 1 and each <= TOGETHER_SECONDS / 16
@@ -537,6 +538,8 @@ def deviates(each_seconds: float, left: int | None, expected_seconds: float) -> 
 
 def _while_running(seen: Observations, plan: RunChunks) -> Plan:
     choice = plan.choice
+    if choice.engine.type in seen.refusals and seen.engine is None:
+        return _elsewhere(seen, choice)
     if choice.may_grow and choice.is_serial:
         if deviates(seen.deviating_seconds, seen.left, choice.item_seconds):
             return LookFurther(
@@ -555,6 +558,25 @@ def _while_running(seen: Observations, plan: RunChunks) -> Plan:
                 reason="Serial, because items cost less than their way to a worker and back.",
             )
     return _resize(seen, plan, choice)
+
+
+def _elsewhere(seen: Observations, choice: Choice) -> RunChunks:
+    """Choose again, for what is left, where the chosen engine has turned out to be of no use."""
+    from amorsize.planning.pickling import Payload
+
+    if choice.engine.type == "thread":
+        reason = f"Serial, because {seen.refusals['thread']}."
+        alone = Choice(SERIAL, 1, reason, item_seconds=choice.item_seconds)
+        size = seen.chunksize or first_size(seen.target_chunk_duration, choice.item_seconds)
+        return RunChunks(alone, size, size)
+    assert choice.workload is not None
+    sampled = choice.workload.sampled
+    left = None if seen.left is None else seen.left + seen.refused_items
+    workload = choice.workload.over(None if left is None else sampled + left, sampled)
+    workload = workload._replace(payload=Payload(problem=seen.refusals["process"]))
+    again = _run(seen, _compare(seen, workload), workload)
+    # Chunks that were made for workers are no piece of the input that could end early.
+    return again._replace(choice=again.choice._replace(may_grow=False, may_leave=False))
 
 
 def _resize(seen: Observations, plan: RunChunks, choice: Choice) -> RunChunks:

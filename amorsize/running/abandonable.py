@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
+from amorsize.engines.thread import cannot_start_thread
+
 T = TypeVar("T")
 
 Draw: TypeAlias = Callable[[int], Sequence[Any]]
@@ -61,7 +63,10 @@ def run_abandonable(work: Callable[[Draw], T], *, draw: Draw, check: Callable[[]
     thread = threading.Thread(
         target=contextvars.copy_context().run, args=(run,), name="amorsize-sample", daemon=True
     )
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError as error:
+        raise cannot_start_thread(error) from error
     try:
         while (size := _wait_for(asked, check)) is not None:
             given.put(draw(size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextvars
+import sys
 import threading
 
 from amorsize.errors import ExecutionCancelledError
@@ -47,8 +48,19 @@ class Driver:
         )
 
     def start(self) -> None:
-        """Begin the run."""
-        self._thread.start()
+        """Begin the run.
+
+        Raises ExecutionError where it can have no thread, and RuntimeError where nothing runs any
+        more.
+        """
+        if sys.is_finalizing():  # it would start, and never run
+            raise RuntimeError("no stream can run any more: the interpreter is shutting down")
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            from amorsize.engines.thread import cannot_start_thread
+
+            raise cannot_start_thread(error, "use execute() in place of a stream") from error
 
     @property
     def started(self) -> bool:

@@ -24,6 +24,7 @@ from amorsize.planning.engine import Engine
 from amorsize.planning.gil_probe import switching_often
 from amorsize.planning.observations import EarlyWork
 from amorsize.planning.plan import StartWorkers
+from amorsize.running.failures import problem_of
 from amorsize.running.first_items import FirstItems
 from amorsize.workers.chunk import Chunk
 from amorsize.workers.record import Record
@@ -57,6 +58,9 @@ class EarlyWorkers:
         first: the items that are measured meanwhile.
         context: the context variables of the run; the workers have them.
         state: what the planner sees of it.
+
+    Attributes:
+        refusals: of engines that turned out to be of no use: why.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class EarlyWorkers:
         self._abandoned = False
         self._working = Lock()
         self.state = state
+        self.refusals: dict[str, str] = {}
 
     def start(self, plan: StartWorkers) -> None:
         """Start workers, and hand items to them, as planned; an error is noted, and logged."""
@@ -86,10 +91,10 @@ class EarlyWorkers:
         try:
             with DuringExecute(lambda: None):  # where it is the caller's thread that starts them
                 self._start(plan)
-        except Exception:
-            # The run meets that again, and says so.
+        except Exception as error:
+            # The run goes on without them, or meets that again, and says so.
             logger.debug("No workers are started ahead of the plan", exc_info=True)
-            self.state.refused = True
+            self._note_refusal(plan.engine, error)
 
     def _start(self, plan: StartWorkers) -> None:
         self._open(plan.engine, plan.n_jobs)
@@ -155,10 +160,16 @@ class EarlyWorkers:
             return True
         try:
             self._messages.extend(self._backend.wait(0))
-        except AmorsizeError as error:  # its function cannot be loaded: the run says so
+        except AmorsizeError as error:  # nothing can be started, or the function not be loaded
             self._error = error
+            self._note_refusal(str(self.state.engine), error)
         self.state.is_up = self._error is not None or self._backend.is_ready()
         return self.state.is_up
+
+    def _note_refusal(self, engine: str, error: Exception) -> None:
+        self.state.refused = True
+        if problem := problem_of(error):
+            self.refusals[engine] = problem
 
     def hand_over(self, engine: str, n_jobs: int) -> HandedOver | None:
         """Give what was begun to the run, which closes it; None where it has no use for it.

@@ -9,6 +9,7 @@ from itertools import islice
 from amorsize.engines.base import ChunkDone, Message, Overdue, WorkerLost
 from amorsize.errors import (
     ExecutionCancelledError,
+    ExecutionError,
     ExecutionTimeoutError,
     ItemTimeoutError,
     WorkerDiedError,
@@ -78,6 +79,14 @@ def status_of(error: BaseException) -> str:
     if isinstance(error, ExecutionCancelledError | KeyboardInterrupt | Terminated):
         return "cancelled"
     return "error"
+
+
+@protected
+def problem_of(error: Exception) -> str:
+    """Say why a run goes on without its workers, without advice; empty where it cannot."""
+    if not isinstance(error, ExecutionError):
+        return ""
+    return error.problem or str(error).rstrip(".")
 
 
 @protected

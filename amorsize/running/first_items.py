@@ -279,6 +279,65 @@ class FirstItems:
         """Take further items again."""
         self._closed = False
 
+    def in_progress(self) -> int | None:
+        """Return the index of the item that is called just now; None where none is.
+
+        May be called from another thread, while no items are called together.
+        """
+        called = len(self.results)
+        return self.start + called if len(self.items) > called else None
+
+    def cut(self, stop: BaseException) -> FirstItems:
+        """Leave a call in progress to the thread that is held up in it; that takes no further item.
+
+        May be called from another thread, which goes on with what is returned.
+
+        Args:
+            stop: why: an item that takes too long is a failure of that item, all else stops the
+                measuring as an interruption does.
+
+        Returns:
+            What there is so far, the call in progress taken as one that ends now.
+        """
+        from amorsize.errors import ItemTimeoutError
+
+        with self._taking:
+            self._closed = True
+        cut = FirstItems(
+            self._func,
+            self._source,
+            return_exceptions=self._return_exceptions,
+            collector=self._collector,
+            chunk_id=self.chunk_id,
+            clocks=self._clocks,
+            weighs_results=self._weighs_results,
+        )
+        clocks, done, sample = self._clocks, self.results[:], self.sample
+        thread = self.thread
+        so_far = self.so_far(
+            clocks.wall(), 0.0 if thread is None else thread.cpu(), clocks.process_cpu()
+        )
+        cut.start, cut.results, cut.items = self.start, done, self.items[: len(done) + 1]
+        cut.failures = [each for each in self.failures if each.index < self.start + len(done)]
+        cut._started_at, cut._weighed = self._started_at, self._weighed
+        cut.sample = (so_far or sample)._replace(
+            taken=len(cut.items),
+            exhausted=self._source.exhausted and self._source.error is None,
+            together=sample.together,
+            together_seconds=sample.together_seconds,
+            other_seconds=sample.other_seconds,
+            items_bytes=sample.items_bytes,
+            results_bytes=sample.results_bytes,
+            asked_together=sample.asked_together,
+        )
+        if isinstance(stop, ItemTimeoutError):
+            cut.failures.append(Failure(self.start + len(done), stop, str(stop)))
+            if self._return_exceptions:
+                done.append(stop)
+        else:
+            cut.interrupted = stop
+        return cut
+
     def returned(self) -> list[Any]:
         """Return the results of calls that did not raise."""
         failed = {failure.index - self.start for failure in self.failures}

@@ -132,6 +132,7 @@ class Run:
         self._in_flight: dict[int, Chunk] = {}
         self._retries: Retries | None = None
         self._unsendable: deque[tuple[Chunk, UnpicklableItemError]] = deque()
+        self._refused: list[Chunk] = []
         self._next_chunk_id = 0
         self._workers: dict[int, WorkerStarted] = {}
         self._items_completed = 0
@@ -173,7 +174,7 @@ class Run:
         try:
             try:
                 self._begin()
-                self._follow(self._measurement.find_plan(), is_first=True)
+                self._follow(self._find_plan(self._measurement), is_first=True)
                 while (look := self._run_chunks()) is not None:
                     self._plan_again(look)
             except BaseException as error:
@@ -246,8 +247,10 @@ class Run:
             seen.most_serial_items = MOST_SERIAL_CHUNK_ITEMS
             plain = not (seen.interruptible or options.return_exceptions or options.chunksize)
             seen.whole = self._report is None and plain
+        # An item that takes too long must not be in a call that is looked at by another thread.
+        starts_early = seen.n_jobs != 1 and not (seen.engine or seen.item_time_limit)
         self._measurement = Measurement(
-            self._task, data, seen, self._planner, starts_early=seen.n_jobs != 1 and not seen.engine
+            self._task, data, seen, self._planner, starts_early=starts_early
         )
 
     def _is_observed(self) -> bool:
@@ -348,8 +351,6 @@ class Run:
         begun, self._handed_over = self._handed_over, None
         if begun is None:
             return
-        if begun.error is not None:
-            raise begun.error
         for chunk in begun.chunks:
             self._input.skip(len(chunk.items))
             self._in_flight[chunk.id] = chunk
@@ -357,6 +358,8 @@ class Run:
         self._messages = iter(begun.messages)
         for message in self._messages:
             self._handle(message)
+        if begun.error is not None:
+            self._refuse(None, begun.error)
 
     def _note_change(self, plan: RunChunks) -> None:
         """Note that the run goes on with another engine, and why."""
@@ -377,13 +380,16 @@ class Run:
             if self._unsendable:
                 self._take_unsendable(*self._unsendable.popleft())
             elif self._backend is not None:
-                self._handle_all(self._backend.wait(self._patience()))
+                self._wait(self._backend)
             if self._change is not None and self._may_change():
                 change, self._change = self._change, None
                 self._close_backend(cancel=False)
                 if isinstance(change, LookFurther):
                     return change
                 assert isinstance(change, RunChunks)
+                if self._refused:
+                    self._again().put_first(sorted(self._refused, key=lambda chunk: chunk.start))
+                    self._refused, self._seen.refused_items = [], 0
                 self._plan = self._seen.plan = change
                 self._note_change(change)
             self._fill()
@@ -411,25 +417,30 @@ class Run:
             starts_early=True,
             chunk_id=self._next_chunk_id,
         )
-        if self._options.timeout is None:
+        again = self._find_plan(measurement, look)
+        if not again.choice.is_serial:
+            seen.growths += 1
+        self._follow(again)
+
+    def _find_plan(self, measurement: Measurement, look: LookFurther | None = None) -> RunChunks:
+        """Look as far as the planner wants to, beginning with ``look``, within all limits."""
+        if self._seen.time_limit:
+            from amorsize.running.limited_look import LimitedLook
+
+            limited = LimitedLook(
+                measurement, self._input, self._draw, self._check_limits, self._options.item_timeout
+            )
+            perform: Callable[[LookFurther], None] | None = limited.perform
+        elif look is not None:
 
             def perform(step: LookFurther) -> None:
                 self._run_theirs(lambda: measurement.look(step))
         else:
-            from amorsize.running.abandonable import Draw, run_abandonable
-
-            def perform(step: LookFurther) -> None:
-                def work(draw: Draw) -> None:
-                    measurement.first.draw = draw
-                    measurement.look(step)
-
-                run_abandonable(work, draw=self._draw, check=self._check_limits)
-
-        perform(look)
-        again = measurement.find_plan(perform)
-        if not again.choice.is_serial:
-            seen.growths += 1
-        self._follow(again)
+            perform = None
+        if look is not None:
+            assert perform is not None
+            perform(look)
+        return measurement.find_plan(perform)
 
     def _ask(self) -> RunChunks | None:
         """Ask the planner what follows; None, and a note, where it is no chunk on this engine."""
@@ -445,8 +456,9 @@ class Run:
         return None
 
     def _may_change(self) -> bool:
-        waiting = self._in_flight or self._retries or self._unsendable
-        return not waiting and not self._input.exhausted
+        if self._in_flight or self._retries or self._unsendable:
+            return False
+        return bool(self._refused) or not self._input.exhausted
 
     def _is_too_long(self, each_seconds: float, at: int) -> bool:
         """Say whether a serial chunk is to end before the item of index ``at``.
@@ -507,7 +519,10 @@ class Run:
             return None
         if not has_room:
             if self._backend is None:
-                self._open_backend()  # by which the consumer wakes this thread
+                try:
+                    self._open_backend()  # by which the consumer wakes this thread
+                except Exception as error:
+                    self._refuse(None, error)
             return None
         start = data.drawn
         if not (items := self._draw(plan.size, plan.most_bytes)):
@@ -557,18 +572,50 @@ class Run:
         return self._backend
 
     def _submit(self, chunk: Chunk) -> None:
-        backend = self._backend or self._open_backend()
-        self._in_flight[chunk.id] = chunk
         try:
+            backend = self._backend or self._open_backend()
+            self._in_flight[chunk.id] = chunk
             backend.submit(chunk)
         except Exception as error:
-            from amorsize.errors import UnpicklableItemError
+            self._in_flight.pop(chunk.id, None)
+            self._refuse(chunk, error)
 
-            if not isinstance(error, UnpicklableItemError):
-                raise
+    def _refuse(self, chunk: Chunk | None, error: Exception) -> None:
+        """Go on without workers where they were chosen, and are of no use.
+
+        Where the caller has named them, the error passes, or is that of an item.
+
+        Args:
+            chunk: was not begun, because it could not reach a worker; None for no chunk.
+            error: why.
+        """
+        from amorsize.errors import UnpicklableItemError
+        from amorsize.running.failures import problem_of
+
+        plan, seen = self._plan, self._seen
+        assert plan is not None
+        engine, problem = plan.choice.engine.type, problem_of(error)
+        if problem and self._options.engine is None and engine in ("process", "thread"):
+            seen.refusals = {engine: problem, **seen.refusals}
+            if chunk is not None:
+                self._refused.append(chunk)
+                seen.refused_items += len(chunk.items)
+            if self._change is None:
+                self._ask()
+        elif chunk is not None and isinstance(error, UnpicklableItemError):
             # Reported by the loop: here the events of another chunk may be half emitted.
-            del self._in_flight[chunk.id]
             self._unsendable.append((chunk, error))
+        else:
+            raise error
+
+    def _wait(self, backend: Backend) -> None:
+        """Wait for what the backend reports, and handle it."""
+        try:
+            messages = backend.wait(self._patience())
+        except Exception as error:
+            self._refuse(None, error)
+        else:
+            self._handle_all(messages)
 
     # --- what backends report ----
 
@@ -592,12 +639,15 @@ class Run:
                 chunk = self._in_flight.pop(outcome.chunk_id)
                 assert self._plan is not None
                 choice = self._plan.choice
+                if outcome.is_unread and self._options.engine is None:
+                    self._refuse(chunk, outcome.failures[0].error)  # type: ignore[arg-type]  # ours
+                    return
                 if choice.may_grow and choice.is_serial:
                     self._take_back(chunk, outcome)
                 self._take_outcome(chunk, outcome, worker)
             case ChunkRefused(chunk, error):
                 del self._in_flight[chunk.id]
-                self._unsendable.append((chunk, error))
+                self._refuse(chunk, error)
             case WorkerLost():
                 self._take_loss(message)
             case WorkerEnded():
@@ -869,7 +919,8 @@ class Run:
         if timeout is not None and time.monotonic() >= self._began_monotonic + timeout:
             from amorsize.running.failures import timed_out
 
-            done, in_flight = self._items_completed, self._in_flight.values()
+            done = self._items_completed + len(self._measurement.first.results)
+            in_flight = self._in_flight.values()
             raise timed_out(timeout, done, self._input.total, in_flight)
         if item_timeout is not None and self._backend is not None:
             for late in self._backend.overdue(item_timeout):
@@ -887,7 +938,8 @@ class Run:
         )
 
     def _is_over(self) -> bool:
-        return self._input.exhausted and not (self._in_flight or self._retries or self._unsendable)
+        waiting = self._in_flight or self._retries or self._unsendable or self._refused
+        return self._input.exhausted and not waiting
 
     # --- events ----
 

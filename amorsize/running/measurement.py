@@ -122,9 +122,10 @@ class Measurement:
                 self.start_template()
             elif isinstance(plan, StartWorkers):
                 self.early.start(plan)
-                early = self.seen.early
-                if early is not None and early.refused and self.seen.payload is not None:
-                    self.seen.payload = self.measure_payload()  # which says why, if it is known
+            if self._early is not None and self._early.refusals:
+                self.seen.refusals = {**self.seen.refusals, **self._early.refusals}
+                if self.seen.payload is not None:
+                    self.seen.payload = self.measure_payload()
 
     @property
     def early(self) -> EarlyWorkers:
@@ -201,9 +202,14 @@ class Measurement:
 
     def measure_payload(self) -> Payload:
         """Pickle the function, and representatives of the items and results so far."""
-        from amorsize.planning.pickling import measure_payload
+        from amorsize.planning.pickling import Payload, measure_payload
 
-        return measure_payload(self.task.func, self.first.items[:], self.first.returned())
+        if (problem := self.seen.refusals.get("process")) is not None:
+            return Payload(problem=problem)
+        results = self.first.returned()
+        payload = measure_payload(self.task.func, self.first.items[:], results)
+        self.task.pickled_result = payload.pickled_result
+        return payload
 
     def _look_at_items(self, plan: LookFurther) -> None:
         seen, first = self.seen, self.first
@@ -221,6 +227,20 @@ class Measurement:
         else:
             assert plan.at == ITEMS
             self._measure(plan)
+        if self.first is first:
+            self._take_note()
+
+    def cut(self, stop: BaseException) -> None:
+        """Leave the look in progress to its thread, which is held up in it, and go on without it.
+
+        Args:
+            stop: why; see :meth:`FirstItems.cut`.
+        """
+        self.first = self.first.cut(stop)
+        self._take_note()
+
+    def _take_note(self) -> None:
+        seen, first = self.seen, self.first
         seen.sample, seen.left, seen.stopped = first.sample, self.source.left, first.stopped
 
     def _measure(self, plan: LookFurther) -> None:

@@ -166,7 +166,9 @@ def _is_importable(name: str, module: Any) -> bool:
     file, parent = names.get("__file__"), name.rpartition(".")[0]
     if not isinstance(file, str):
         # Built in, a namespace, made by an extension inside of its package; or made by hand.
-        return names.get("__spec__") is not None or bool(parent)
+        if names.get("__spec__") is not None:
+            return True
+        return parent in sys.modules and _is_importable(parent, sys.modules[parent])
     if file.startswith(_STANDARD) or any(part in file for part in _INSTALLED):
         return True
     path = None

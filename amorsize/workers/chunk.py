@@ -78,6 +78,7 @@ class ChunkOutcome(Record):
         results_bytes: size of the pickled results, 0 where nothing was pickled.
         extras: what else is returned, by name (log records, the user's numbers, spans).
         is_full: whether it ended because its results weigh enough; the other items were not begun.
+        is_unread: whether its items could not be loaded where it was to run: none was begun.
     """
 
     chunk_id: int
@@ -93,6 +94,7 @@ class ChunkOutcome(Record):
     results_bytes: int = 0
     extras: dict[str, Any] = made(factory=dict)
     is_full: bool = False
+    is_unread: bool = False
 
 
 def call_all(func: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
@@ -246,7 +248,7 @@ def unreadable(chunk_id: int, start: int, size: int, error: Exception) -> ChunkO
 
     failed = TransportError(
         f"items {start} to {start + size - 1} (chunk {chunk_id}) cannot be unpickled in the "
-        f"worker: {type(error).__name__}: {error}"
+        f"worker: {type(error).__name__}: {text_of(error)}"
     )
     return ChunkOutcome(
         chunk_id=chunk_id,
@@ -259,6 +261,7 @@ def unreadable(chunk_id: int, start: int, size: int, error: Exception) -> ChunkO
         pid=os.getpid(),
         hostname=HOSTNAME,
         thread_name=threading.current_thread().name,
+        is_unread=True,
     )
 
 

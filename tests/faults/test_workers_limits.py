@@ -143,19 +143,105 @@ def test_a_run_goes_on_with_the_workers_that_can_be_forked(monkeypatch: pytest.M
     assert len(set(results)) == 1
 
 
-@pytest.mark.parametrize("executor", ["process", None])
-def test_a_program_with_few_descriptors(tmp_path: Path, executor: str | None) -> None:
-    """Its run works with as many workers as there are descriptors for."""
-    program = """
-        import json, resource, sys, amorsize
-        executor = None if sys.argv[1] == "None" else sys.argv[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (24, 24))
-        def work(x):
-            return sum(range(300_000)) * 0 + x
-        results = amorsize.execute(work, range(60), executor=executor)
-        print(json.dumps(results == list(range(60))))
+SETTING_A_LIMIT = """
+    import gc, json, os, resource, sys, time
+    import amorsize
+
+    limit, executor, kind, values = sys.argv[1:]
+    executor = None if executor == "None" else executor
+
+    def work(x):
+        if kind == "waits":
+            time.sleep(0.01)
+            return x
+        return sum(range(200_000)) * 0 + x
+
+    def run(value):
+        number = getattr(resource, "RLIMIT_" + limit)
+        resource.setrlimit(number, (value, value))
+        try:
+            said = amorsize.execute(work, range(60), executor=executor, n_jobs=2) == [*range(60)]
+        except amorsize.AmorsizeError as error:
+            said = str(error)
+        amorsize.shutdown()
+        gc.collect()
+        return said
+
+    told = {}
+    for value in map(int, values.split(",")):
+        reader, writer = os.pipe()
+        if not os.fork():
+            os.dup2(writer, 3)
+            os.closerange(4, 256)
+            try:
+                said = run(value)
+            except BaseException as error:
+                said = repr(error)
+            left = len(os.listdir("/proc/self/fd")) - 5 if limit != "NOFILE" else 0
+            with open(3, "w") as answer:
+                json.dump([said, left], answer)
+            os._exit(0)
+        os.close(writer)
+        with open(reader) as answer:
+            told[value] = json.load(answer)
+        os.wait()
+    print(json.dumps(told))
+"""
+
+
+def run_within(
+    limit: str, directory: Path, executor: str | None, *values: int, kind: str = "computes"
+) -> dict[str, Any]:
+    """Run one and the same program within several values of a limit.
+
+    Returns:
+        For each value whether all results came, or the error; and the descriptors left open.
     """
-    assert run_program(program, tmp_path, str(executor), stderr=None)
+    told = run_program(
+        SETTING_A_LIMIT,
+        directory,
+        limit,
+        str(executor),
+        kind,
+        ",".join(map(str, values)),
+        stderr=None,
+    )
+    assert isinstance(told, dict)
+    return told
+
+
+def test_the_choice_is_made_within_any_limit_on_descriptors(tmp_path: Path) -> None:
+    """Down to those that Python itself needs to load a module."""
+    told = run_within("NOFILE", tmp_path, None, *range(6, 30))
+    assert len(told) == 24
+    assert all(each == [True, 0] for each in told.values()), told
+
+
+def test_a_named_engine_within_any_limit_on_descriptors(tmp_path: Path) -> None:
+    """It works, with fewer workers, or it gives one clear error."""
+    told = run_within("NOFILE", tmp_path, "process", *range(6, 30))
+    clear = [said for said, _ in told.values() if said is not True]
+    assert all("no worker process can be started: [Errno 24]" in str(said) for said in clear)
+    assert told["6"][0] is not True
+    assert told["29"][0] is True
+
+
+@pytest.mark.parametrize("kind", ["computes", "waits"])
+def test_the_choice_is_made_within_any_limit_on_the_size_of_files(
+    tmp_path: Path, kind: str
+) -> None:
+    """Memory that is shared is a file, too."""
+    told = run_within("FSIZE", tmp_path, None, 0, 1, 4096, 1 << 20, kind=kind)
+    # The answers go through a pipe, which has no size.
+    assert len(told) == 4
+    assert all(each == [True, 0] for each in told.values()), told
+
+
+@pytest.mark.parametrize("executor", ["process", None])
+def test_a_program_within_a_limit_on_its_memory(tmp_path: Path, executor: str | None) -> None:
+    """ulimit -v: what a template and two workers need is no more than the program has."""
+    told = run_within("AS", tmp_path, executor, 150 << 20, 400 << 20)
+    assert [said for said, _ in told.values()] == [True, True]
 
 
 def test_a_limit_on_the_size_of_files_is_a_clear_error(tmp_path: Path) -> None:
@@ -204,6 +290,59 @@ def test_a_run_at_the_exit_of_the_program(tmp_path: Path) -> None:
     assert run_program(program, tmp_path) == [1, 2]
 
 
+AT_THE_END = """
+    import atexit, json, sys, threading, types
+    import amorsize
+    from amorsize import execute
+
+    when, executor = sys.argv[1:]
+    executor = None if executor == "None" else executor
+
+    def work(x):
+        return sum(range(200_000)) * 0 + x
+
+    def last(execute=execute, work=work, executor=executor, json=json):
+        try:
+            said = execute(work, [*range(60)], executor=executor) == [*range(60)]
+        except RuntimeError as error:
+            said = str(error)
+        print(json.dumps(said), flush=True)
+
+    class Late:
+        def __del__(self, last=last):
+            last()
+
+    if when == "atexit":
+        atexit.register(last)
+    elif when == "thread":
+        def wait():
+            threading.main_thread().join()
+            last()
+        threading.Thread(target=wait).start()
+    else:
+        sys.modules["late_module"] = types.ModuleType("late_module")
+        sys.modules["late_module"].late = Late()
+"""
+
+
+@pytest.mark.parametrize("executor", ["process", "thread", None])
+@pytest.mark.parametrize("when", ["atexit", "thread"])
+def test_a_run_while_the_interpreter_shuts_down(
+    tmp_path: Path, when: str, executor: str | None
+) -> None:
+    """In a function that runs at exit, and in a thread that outlives the main one."""
+    assert run_program(AT_THE_END, tmp_path, when, str(executor)) is True
+
+
+@pytest.mark.parametrize("executor", ["process", "thread", "serial", None])
+def test_a_run_after_the_interpreter_has_shut_down_is_a_clear_error(
+    tmp_path: Path, executor: str | None
+) -> None:
+    """In a ``__del__`` that is called when the modules are gone; it neither hangs nor loads."""
+    said = run_program(AT_THE_END, tmp_path, "del", str(executor))
+    assert "the interpreter is shutting down" in said
+
+
 def test_workers_do_not_keep_the_rights_that_their_program_has_given_up(tmp_path: Path) -> None:
     """Warm ones are replaced, and their template."""
     if os.getuid() != 0:
@@ -219,6 +358,23 @@ def test_workers_do_not_keep_the_rights_that_their_program_has_given_up(tmp_path
     assert run_program(program, tmp_path) == [os.getegid(), 65534]
 
 
+def run_as_nobody(program: str, directory: Path, *arguments: str) -> Any:
+    """Run a program as a user who has no other processes, and reads as root.
+
+    Returns what it printed, which is JSON. Limits on processes do not bind root.
+    """
+    if os.getuid() != 0:
+        pytest.skip("only root can be a user of whom there are no other processes")
+    (directory / "program.py").write_text(textwrap.dedent(program))
+    user = str(60_000 + os.getpid() % 5_000)
+    rights = "-all,+dac_override"
+    command = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups"]
+    command += [f"--inh-caps={rights}", f"--ambient-caps={rights}", sys.executable]
+    command += [str(directory / "program.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
 @pytest.mark.parametrize(
     ("processes", "workers"),
     [(1, 0), (2, 0), (3, 1), (5, 3)],
@@ -230,8 +386,6 @@ def test_a_real_limit_on_processes(tmp_path: Path, processes: int, workers: int)
     A run goes on with the workers that there are; without any, the error says why. Nothing stays
     open.
     """
-    if os.getuid() != 0:
-        pytest.skip("only root can be a user of whom there are no other processes")
     program = """
         import gc, json, os, resource, sys, time, amorsize
         limit = int(sys.argv[1])
@@ -250,17 +404,62 @@ def test_a_real_limit_on_processes(tmp_path: Path, processes: int, workers: int)
         gc.collect()
         print(json.dumps([said, len(os.listdir("/proc/self/fd")) - before]))
     """
-    (tmp_path / "program.py").write_text(textwrap.dedent(program))
-    user = str(60_000 + os.getpid() % 5_000)
-    rights = "-all,+dac_override"
-    command = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups"]
-    command += [f"--inh-caps={rights}", f"--ambient-caps={rights}", sys.executable]
-    command += [str(tmp_path / "program.py"), str(processes)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    said, left_open = json.loads(done.stdout)
+    said, left_open = run_as_nobody(program, tmp_path, str(processes))
     assert left_open == 0
     if workers:
         assert said == workers
     else:
         assert "no worker process can be started: [Errno 11]" in said
         assert "ulimit -n, -u, -f" in said
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+@pytest.mark.parametrize("kind", ["computes", "waits"])
+def test_the_choice_is_made_within_any_limit_on_processes(
+    tmp_path: Path, processes: int, kind: str
+) -> None:
+    """Which is one on threads as well: at 1, all that is left is the calling thread."""
+    program = """
+        import gc, json, os, resource, sys, time, amorsize
+        limit, kind = int(sys.argv[1]), sys.argv[2]
+        resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
+        def work(x):
+            if kind == "waits":
+                time.sleep(0.01)
+                return x
+            return sum(range(200_000)) * 0 + x
+        before = len(os.listdir("/proc/self/fd"))
+        done, chosen = amorsize.execute(work, range(60), return_optimization_result=True)
+        last = (chosen.changes or [chosen.reason])[-1]
+        amorsize.shutdown()
+        gc.collect()
+        print(json.dumps([done, last, len(os.listdir("/proc/self/fd")) - before]))
+    """
+    done, last, left_open = run_as_nobody(program, tmp_path, str(processes), kind)
+    assert done == list(range(60))
+    assert left_open == 0
+    if processes == 1:
+        assert "Serial, because" in last
+        assert kind == "computes" or "no thread can be started" in last
+
+
+@pytest.mark.parametrize("run", ["stream", "timeout"])
+def test_what_needs_a_thread_is_a_clear_error_where_none_can_be_started(
+    tmp_path: Path, run: str
+) -> None:
+    """A stream, whose consumer has the calling thread, and a run with a time limit."""
+    program = """
+        import json, resource, sys, amorsize
+        from amorsize.errors import ExecutionError
+        resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+        try:
+            if sys.argv[1] == "stream":
+                list(amorsize.stream(abs, range(9)))
+            else:
+                amorsize.execute(abs, range(9), timeout=60)
+        except ExecutionError as error:
+            print(json.dumps(str(error)))
+    """
+    said = run_as_nobody(program, tmp_path, run)
+    assert "no thread can be started" in said
+    assert ("execute()" if run == "stream" else "executor='serial'") in said

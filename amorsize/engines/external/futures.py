@@ -15,6 +15,7 @@ from typing import Any
 from amorsize.engines.base import Message, Task, WorkerLost
 from amorsize.engines.external.base import ChunkStarted, ExternalBackend, FutureDone, SubmittedChunk
 from amorsize.engines.external.worker import PackedChunk, Place, here, read_start
+from amorsize.engines.process_states import ENDED, is_in_state
 from amorsize.errors import ExecutorBrokenError
 from amorsize.workers.chunk import HOSTNAME, ChunkOutcome, run_chunk
 from amorsize.workers.item_slots import SLOT_COUNT
@@ -332,4 +333,4 @@ def _is_ended(place: Place) -> bool:
         return True
     except OSError:
         pass  # of another user
-    return False
+    return is_in_state(place.pid, ENDED)

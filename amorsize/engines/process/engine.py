@@ -15,6 +15,7 @@ from amorsize.engines.base import (
     SHORT_CHUNK_SECONDS,
     Backend,
     ChunkDone,
+    ChunkRefused,
     Message,
     Overdue,
     Task,
@@ -24,7 +25,13 @@ from amorsize.engines.base import (
 )
 from amorsize.engines.pauses import LOOK_SECONDS, PauseWatch
 from amorsize.engines.process import protocol
-from amorsize.engines.process.pool import WorkerProcess, cannot_start, find_modules, pool
+from amorsize.engines.process.pool import (
+    WorkerProcess,
+    cannot_start,
+    find_modules,
+    pool,
+    spare_descriptors,
+)
 from amorsize.engines.process.program_state import (
     Descriptors,
     modules_to_share,
@@ -66,6 +73,7 @@ class _Slot:
         self.process = process
         self.in_flight: deque[Chunk] = deque()
         self.loaded = False
+        self.tried = False
         self.started = False
         self.writes = False
         self.hostname = HOSTNAME
@@ -94,6 +102,7 @@ class ProcessBackend(Backend):
         self._slot_keys = itertools.count()
         self._short = False
         self._failed_starts = 0
+        self._unusable: ExecutionError | None = None
         self._waiting: tuple[Chunk, bytes] | None = None
         self._denied = False
         self._descriptors: Descriptors | None = None
@@ -101,9 +110,10 @@ class ProcessBackend(Backend):
         self._shared: protocol.SharedBuffers | None = None
         with ExitStack() as on_failure:
             try:
-                self._selector = selectors.DefaultSelector()
-                on_failure.callback(self._selector.close)
-                self._wake_receiver, self._wake_sender = _socket.socketpair()
+                with spare_descriptors():
+                    self._selector = selectors.DefaultSelector()
+                    on_failure.callback(self._selector.close)
+                    self._wake_receiver, self._wake_sender = _socket.socketpair()
             except OSError as error:
                 raise cannot_start(error) from error
             on_failure.pop_all()
@@ -113,6 +123,7 @@ class ProcessBackend(Backend):
         self._member = pool.join(n_jobs, self.wake)
 
     def open(self, task: Task) -> None:
+        self._task = task
         cores = machine.read_system(memory=False).usable_cores
         self._state = read_state(max(1, cores // self._n_jobs))
         trace = task.collect.trace if task.collect else None
@@ -162,12 +173,25 @@ class ProcessBackend(Backend):
         payload = protocol.dump_items(chunk, maps=True)
         chunk.items_bytes = max(chunk.items_bytes, len(payload))
         self._waiting = (chunk, payload)
-        self._place()
+        try:
+            self._place()
+        except ExecutionError:
+            self._waiting = None
+            raise
 
     def wait(self, timeout: float | None) -> Sequence[Message]:
         self._denied = False
-        self._place()
         messages: list[Message] = []
+        try:
+            if self._unusable is not None and not self._slots:
+                raise self._unusable
+            self._place()
+        except ExecutionError as error:
+            if self._waiting is None:
+                raise
+            messages.append(ChunkRefused(self._waiting[0], error))
+            self._waiting = None
+            return messages
         if self._watch is not None:
             self._watch.look()
             timeout = LOOK_SECONDS if timeout is None else min(timeout, LOOK_SECONDS)
@@ -264,6 +288,9 @@ class ProcessBackend(Backend):
         if slot is None:
             return
         self._waiting = None
+        if not slot.tried and self._task.pickled_result:
+            slot.tried = True
+            self._send(slot, ("trial", self._key), self._task.pickled_result)
         slot.in_flight.append(chunk)
         chunk.dispatched_at = time.time()
         place = chunk.id, chunk.start, len(chunk.items)
@@ -284,22 +311,23 @@ class ProcessBackend(Backend):
 
     @protected
     def _add_slot(self, process: WorkerProcess) -> _Slot:
+        state = process.state_to_send(self._state)
+        if state is not None and self._descriptors is None:
+            try:
+                self._descriptors = Descriptors(self._state)
+            except OSError as error:
+                raise cannot_start(error) from error
         slot = _Slot(next(self._slot_keys), process)
         self._slots[slot.key] = slot
         self._selector.register(process.connection, selectors.EVENT_READ, slot)
         self._selector.register(process.status, selectors.EVENT_READ, slot)
-        state = process.state_to_send(self._state)
         settings = self._settings | {"state": state}
         descriptors = []
         shared = self._shared.descriptor if self._shared is not None else None
         if shared is not None:
             descriptors.append(shared)
         if state is not None:
-            if self._descriptors is None:
-                try:
-                    self._descriptors = Descriptors(self._state)
-                except OSError as error:
-                    raise cannot_start(error) from error
+            assert self._descriptors is not None
             settings["has"] = self._descriptors.has
             descriptors.extend(self._descriptors.opened)
         self._send(slot, ("task", self._key, settings), self._function, descriptors)
@@ -349,7 +377,10 @@ class ProcessBackend(Backend):
     def _read_messages(self, slot: _Slot, messages: list[Message], *, ended: bool) -> None:
         """Read all messages that have come; with ``ended``, the last ones."""
         try:
-            while (message := protocol.receive(slot.process.connection)) is not None:
+            # A worker that cannot be used is given back while its messages are read.
+            while slot.key in self._slots and (
+                message := protocol.receive(slot.process.connection)
+            ):
                 self._take(slot, *message, messages)
         except (EOFError, OSError):
             ended = True
@@ -381,17 +412,25 @@ class ProcessBackend(Backend):
                 slot.process.is_up(at)
             case ("loaded", _, files):
                 slot.loaded = True
+                self._unusable = None
                 slot.process.holds(files)  # type: ignore[arg-type]  # as the worker read them
-            case ("unusable", _, text, missing):
+            case ("unusable", _, what, text, missing):
                 advice = (
                     " Its module must be importable there: check sys.path and what is installed."
                 )
-                raise TransportError(
-                    f"the function cannot be loaded in worker process {slot.process.pid}: {text}."
-                    f"{advice if missing else ''}"
-                )
+                problem = f"{what} cannot be loaded in worker process {slot.process.pid}: {text}"
+                error = TransportError(f"{problem}.{advice if missing else ''}")
+                error.problem = problem
+                self._refuse(slot, error, messages)
+                self._dismiss(slot)
             case _:
                 raise AssertionError(f"unknown message {header!r}")
+
+    def _refuse(self, slot: _Slot, error: ExecutionError, messages: list[Message]) -> None:
+        """Take note that a worker can do nothing: of what was sent to it, nothing was begun."""
+        messages.extend(ChunkRefused(chunk, error) for chunk in slot.in_flight)
+        slot.in_flight.clear()
+        self._unusable = error
 
     def _handle_death(self, slot: _Slot, messages: list[Message]) -> None:
         """Find out what a dead worker was at, from the item slots that outlive it."""
@@ -405,16 +444,19 @@ class ProcessBackend(Backend):
         if slot.process.start_error:
             number = slot.process.start_error
             if not self._slots:
-                raise cannot_start(OSError(number, os.strerror(number)))
+                self._refuse(slot, cannot_start(OSError(number, os.strerror(number))), messages)
+                return
             self._n_jobs = len(self._slots)  # go on with those that there are
         elif not slot.started:
             self._failed_starts += 1
             if self._failed_starts >= _FAILED_START_LIMIT:
-                raise WorkerDiedError(
+                died = WorkerDiedError(
                     pid=slot.process.pid,
                     exit_code=code,
                     detail=f"before it took any work, as did {self._failed_starts - 1} before it",
                 )
+                self._refuse(slot, died, messages)
+                return
         untouched = [each for each in slot.in_flight if each is not chunk]
         detail = ""
         if chunk is not None and item is not None and item >= chunk.start + len(chunk.items):

@@ -16,13 +16,14 @@ import select
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 
 from amorsize.engines import warm_pool
 from amorsize.engines.process import protocol
 from amorsize.engines.process.connection import STATUS, Connection, connection_pair
 from amorsize.engines.process.module_files import HeldModules
 from amorsize.engines.process.template_client import Template, start_template
+from amorsize.engines.process_states import STOPPED, is_in_state
 from amorsize.errors import ExecutionError
 from amorsize.hooks.interruption import protected, protected_between_calls
 from amorsize.planning import machine, process_support
@@ -32,7 +33,7 @@ from amorsize.workers.item_slots import CHUNK, CHUNK_STARTED, ITEM, ITEM_STARTED
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from typing import TypeAlias
 
     from amorsize.engines.process.module_files import Files, Stamp
@@ -46,6 +47,7 @@ else:
 IDLE_SECONDS = 60.0
 """Workers that nobody used for so long end by themselves; none is taken that is about to."""
 
+_SPARE_PIPES = 4
 _MARGIN_SECONDS = 5.0
 _END_SECONDS = 0.5
 _REPORT_SECONDS = 0.25
@@ -146,11 +148,7 @@ class WorkerProcess:
 
     def is_stopped(self) -> bool:
         """Say whether it is stopped, by a signal or a debugger, where the system reports that."""
-        try:
-            with open(f"/proc/{self.pid}/stat", "rb") as file:
-                return file.read().rpartition(b")")[2].split()[0] in (b"T", b"t")
-        except (OSError, IndexError):
-            return False
+        return is_in_state(self.pid, STOPPED)
 
     def is_usable(self, stamps: dict[str, Stamp | None]) -> bool:
         """Say whether an idle worker can serve a run; waits until it says that its last is over.
@@ -382,10 +380,11 @@ class WorkerPool:
 
     def _start(self, modules: Modules) -> WorkerProcess:
         try:
-            template = self._live_template()
-            if template is None:
-                template = self._template = start_template()
-            return WorkerProcess(template, modules)
+            with spare_descriptors():
+                template = self._live_template()
+                if template is None:
+                    template = self._template = start_template()
+                return WorkerProcess(template, modules)
         except OSError as error:
             raise cannot_start(error) from error
 
@@ -478,14 +477,33 @@ def _end_all(workers: list[WorkerProcess]) -> None:
         worker.reap(max(0.0, deadline - time.monotonic()))
 
 
+@contextmanager
+def spare_descriptors() -> Iterator[None]:
+    """See to it that a few descriptors are free after what is done here; else raise OSError.
+
+    With none at all, neither could the rest of this package be loaded where it is needed, nor could
+    the user's function, in this process, open a file.
+    """
+    spare: list[int] = []
+    try:
+        for _ in range(_SPARE_PIPES):
+            spare.extend(os.pipe())
+        yield
+    finally:
+        for fd in spare:
+            os.close(fd)
+
+
 def cannot_start(error: OSError) -> ExecutionError:
     """Make the error of a run that can have no worker; the automatic choice remembers it."""
     problem = f"no worker process can be started: {error}"
     process_support.note_failure(problem)
-    return ExecutionError(
+    failed = ExecutionError(
         f"{problem}. The limits of this process or of the system may be reached (ulimit -n, -u, "
         "-f). Pass executor='thread', or free what they limit."
     )
+    failed.problem = problem
+    return failed
 
 
 def find_modules(names: Sequence[str]) -> Modules:

@@ -6,6 +6,8 @@ that a payload which does not unpickle never damages the header it came with.
 ::
 
     program -> worker  ("task", key, settings)          payload: the function
+                       ("trial", key)                   payload: a result, to see that it can be
+                                                        loaded
                        ("chunk", key, id, start, size, most bytes)  payload: the items
                        ("end", key)
     worker -> program  ("ready", epoch)
@@ -13,8 +15,9 @@ that a payload which does not unpickle never damages the header it came with.
                                                         modules of the user's that were loaded
                        ("started", key, hostname, thread name)
                        ("outcome", key, ...)            payload: the results, if any
-                       ("unusable", key, text, missing) the function did not unpickle; whether
-                                                        something could not be imported
+                       ("unusable", key, what, text, missing)  the function, or a result, did not
+                                                        unpickle; whether something could not be
+                                                        imported
                        ("idle", key, files)             what the run changed is restored
 """
 
@@ -193,6 +196,7 @@ def pack_outcome(outcome: ChunkOutcome) -> tuple[tuple[Any, ...], bytes]:
         outcome.thread_name,
         {name: packed for name, value in outcome.extras.items() if (packed := _pack_extra(value))},
         outcome.is_full,
+        outcome.is_unread,
     )
     return header, payload
 
@@ -202,7 +206,7 @@ def unpack_outcome(
 ) -> ChunkOutcome:
     """Rebuild an outcome in the parent; results that do not unpickle fail their chunk."""
     chunk_id, start, size, complete, packed, started_at, duration, thread_name, *more = header
-    extras, is_full = more
+    extras, is_full, is_unread = more
     failures = [Failure(index, unpack_error(error), text) for index, error, text in packed]
     for failure in failures:
         add_note(
@@ -236,6 +240,7 @@ def unpack_outcome(
         results_bytes=len(payload),
         extras=_unpack_extras(extras),
         is_full=is_full,
+        is_unread=is_unread,
     )
 
 

@@ -116,6 +116,8 @@ class _Worker:
                         )
                 case ("task", key, settings):
                     self._begin(key, settings, payload)
+                case ("trial", key):
+                    self._try(key, payload)
                 case ("end", key):
                     self._tasks.pop(key, None)
                     if not self._state.restore():
@@ -159,13 +161,24 @@ class _Worker:
         try:
             self._tasks[key] = _Task(settings, payload, buffers, self._provider_at_start)
         except Exception as error:
-            # Cut, because the program may be sending while it does not listen.
-            text = f"{type(error).__name__}: {text_of(error)}"[:_MAX_TEXT]
-            missing = isinstance(error, (ImportError, AttributeError))
-            protocol.send(connection, ("unusable", key, text, missing))
+            self._refuse(key, "the function", error)
         else:
             self._state.apply_warnings()
             protocol.send(connection, ("loaded", key, self._modules.read_new()))
+
+    def _try(self, key: int, payload: bytearray) -> None:
+        """See whether a result of a run can be loaded in another process than its own."""
+        try:
+            loads(payload)
+        except Exception as error:
+            if self._tasks.pop(key, None) is not None:  # else the program knows
+                self._refuse(key, "a result", error)
+
+    def _refuse(self, key: int, what: str, error: Exception) -> None:
+        # Cut, because the program may be sending while it does not listen.
+        text = f"{type(error).__name__}: {text_of(error)}"[:_MAX_TEXT]
+        missing = isinstance(error, (ImportError, AttributeError))
+        protocol.send(self._connection, ("unusable", key, what, text, missing))
 
     def _run_site(self, environment: dict[str, str]) -> None:
         """Run what ``site`` runs at the start of an interpreter, once."""
