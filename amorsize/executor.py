@@ -93,8 +93,9 @@ def execute(
         hooks: notified of every event, beside the default manager. Hooks are called from the
             calling thread, one at a time.
         n_jobs: workers; None to choose.
-        chunksize: items per chunk, whatever they weigh; None to choose, by what calls take and
-            items and results weigh, and to correct while running.
+        chunksize: items per chunk, fewer only where a chunk would weigh more than 32 MB, or than a
+            worker's share of 128 MB; None to choose, by what calls take and items and results
+            weigh, and to correct while running.
         executor: ``"serial"``, ``"thread"``, ``"process"``; ``"dask"`` (the current client) or a
             Dask client; any ``concurrent.futures.Executor``, which is never shut down; None to
             choose. Only with None are the first items run in this process, to measure them;

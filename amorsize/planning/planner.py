@@ -416,7 +416,10 @@ def _run(
         )
     each_bytes = seen.weights_on(name).both_bytes
     size = fitting_size(size, each_bytes, chunk_bytes(name, n_jobs))
-    size = seen.chunksize or min(size, max(1, workload.remaining))
+    if seen.chunksize is not None:
+        size = fitting_size(seen.chunksize, each_bytes, chunk_bytes("thread", n_jobs))
+    else:
+        size = min(size, max(1, workload.remaining))
     # Items that were short again when they were measured are less of a deviation the next time: a
     # single one may have stood in the queue for a CPU, but some inputs go on like that.
     before = max(SHORTEST_ITEM_SECONDS, seen.expected_seconds)
@@ -584,7 +587,8 @@ def _resize(seen: Observations, plan: RunChunks, choice: Choice) -> RunChunks:
     name, n_jobs, times = choice.engine.type, choice.n_jobs, seen.chunks
     each_bytes, most_bytes = seen.weights_on(name).both_bytes, chunk_bytes(name, n_jobs)
     if seen.chunksize is not None:
-        size = usual = seen.chunksize
+        most_bytes = chunk_bytes("thread", n_jobs)  # as much as any chunk may weigh
+        size = usual = fitting_size(seen.chunksize, each_bytes, most_bytes)
     elif seen.whole and choice.is_serial:
         size = usual = seen.most_serial_items
     else:
@@ -601,4 +605,4 @@ def _resize(seen: Observations, plan: RunChunks, choice: Choice) -> RunChunks:
     held = seen.held_chunks, seen.held_bytes
     if not has_room(*held, size * each_bytes, n_jobs=n_jobs, streams=seen.streams):
         size = 0
-    return RunChunks(choice, size, usual, times.count, 0 if seen.chunksize else most_bytes)
+    return RunChunks(choice, size, usual, times.count, most_bytes)

@@ -14,7 +14,7 @@ import pytest
 from modes import EXTERNAL_MODES, MODES, Mode
 
 import amorsize
-from amorsize import HookEvent, HookManager
+from amorsize import HookContext, HookEvent, HookManager
 from amorsize.planning.chunk_sizes import CHUNK_BYTES, HELD_BYTES, SENT_CHUNK_BYTES
 from amorsize.running.input import STRIDE_ITEMS
 from amorsize.testing import RecordingHook, assert_contract
@@ -133,6 +133,30 @@ def test_items_that_turn_heavy_are_bounded(mode: str, ordered: bool) -> None:
     results = amorsize.stream(same, iter(source), executor=mode, n_jobs=2, ordered=ordered)
     eat_slowly(results, source, {1, 2000, 4990, 5050})
     assert 0 < source.most_ahead <= MOST_BYTES
+
+
+@pytest.mark.parametrize("sizes", [[MB] * ENOUGH, [10] * 500 + [MB] * ENOUGH], ids=["all", "late"])
+@pytest.mark.parametrize("executor", [None, *MODES])
+def test_a_size_of_chunks_that_the_caller_gave_is_bounded(
+    executor: str | None, sizes: list[int]
+) -> None:
+    """Chunks of heavy items have fewer of them, and light ones the given number."""
+    source = Source(sizes)
+    hooks = HookManager()
+    light: set[int] = set()
+
+    def note(context: HookContext) -> None:
+        if not context.metadata.get("sampled") and context.metadata["chunk_start"] < 200:
+            light.add(context.chunk_size)
+
+    hooks.register(HookEvent.ON_CHUNK_COMPLETE, note)
+    results = amorsize.stream(
+        same, iter(source), executor=executor, n_jobs=2, chunksize=200, hooks=hooks
+    )
+    eat_slowly(results, source, {1, 50})
+    assert 0 < source.most_ahead <= MOST_BYTES
+    # Of the automatic choice, the items up to there may all have been sampled.
+    assert sizes[0] == MB or light == {200} or (executor is None and not light)
 
 
 @everywhere

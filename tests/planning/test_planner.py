@@ -669,8 +669,11 @@ HEAVY_RESULTS = Weights(0.0, 1.0 * MB, 1)
         (running(PROCESSES, 1000, payload=HEAVY), 1),
         (running(PROCESSES, 1000, payload=Payload(item_bytes=MB, result_bytes=MB), left=None), 4),
         (running(STREAMED, 1000, payload=HEAVY), 1000),
-        # A size that the caller has given is kept.
-        (running(STREAMED, 1000, weights=HEAVY_ITEMS, chunksize=100), 100),
+        # A size that the caller has given is kept, unless that is more than any chunk may weigh.
+        (running(STREAMED, 1000, weights=HEAVY_ITEMS, chunksize=20), 20),
+        (running(STREAMED, 1000, weights=HEAVY_ITEMS, chunksize=100), 32),
+        (running(PROCESSES, 1000, weights=HEAVY_ITEMS, chunksize=12), 12),
+        (running(PROCESSES, 1000, weights=HEAVY_ITEMS, chunksize=100, left=None), 18),
     ],
 )
 def test_chunks_of_heavy_items_or_results_are_small(seen: Observations, size: int) -> None:
@@ -707,11 +710,11 @@ def test_what_is_held_has_to_become_less_first(others: dict[str, Any], waits: bo
     assert plan.usual_size >= 4
 
 
-def test_a_chunk_ends_where_it_weighs_enough_unless_its_size_was_given() -> None:
+def test_a_chunk_ends_where_it_weighs_enough() -> None:
     """Items and results may become heavy all of a sudden."""
     assert next_of(running(STREAMED)).most_bytes == CHUNK_BYTES
     assert next_of(running(PROCESSES)).most_bytes == 8 * MB
-    assert next_of(running(PROCESSES, chunksize=1000)).most_bytes == 0
+    assert 8 * MB < next_of(running(PROCESSES, chunksize=1000)).most_bytes <= CHUNK_BYTES
 
 
 @pytest.mark.parametrize(
