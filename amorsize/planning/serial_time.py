@@ -10,9 +10,9 @@ its time the workers of the run have cost each other is known within bounds::
               (threads, child processes)
 
 Beside ``n - 1`` others, on ``m`` cores that are shared fairly, a thread that has a CPU for a second
-waits for one for ``(n - 1) / m`` seconds because of them. A longer wait is due to other programs. How
-long a serial run would have waited for these depends on how the system shares the cores (by thread, by
-group): where that matters, its time is not known.
+waits for one for ``(n - 1) / m`` seconds because of them. A longer wait is due to other programs.
+How long a serial run would have waited for these depends on how the system shares the cores (by
+thread, by group): where that matters, its time is not known.
 
 Where the bounds are as good as one, their middle is the serial time: of processes, and of threads
 that hardly compute. Where they are far apart, what is known of the function's calls alone decides
