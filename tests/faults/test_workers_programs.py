@@ -1,16 +1,31 @@
-"""Real programs: frozen, under pytest, in a notebook, patched by gevent, in development mode."""
+"""Real programs: frozen, under pytest, in a notebook, patched by gevent, in development mode.
+
+And real hosts: uWSGI, and a program in C that embeds Python.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import sysconfig
 import textwrap
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
+from typing import NoReturn
 
 import nbclient
 import nbformat
+import psutil
 import pytest
+from ports import free_port
+from processes import still_running
 from scripts import run_program
 from waiting import PATIENCE
 
@@ -224,3 +239,162 @@ def test_a_program_in_development_mode_with_warnings_as_errors(
     flags = ["-X", "dev", "-W", "error"]
     came = run_program(program, tmp_path, str(executor), flags=flags)
     assert came == [["(True, 'error')"], [3_000_000] * 3]
+
+
+def missing(what: str) -> NoReturn:
+    """Skip a test that cannot run here; in CI it fails."""
+    message = f"{what} is not there"
+    pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+
+
+HOSTED = """
+import json, os, sys
+print("loaded in", os.getpid(), file=sys.stderr, flush=True)
+import amorsize
+
+def work(x):
+    return sum(range(100_000)) * 0 + x
+
+def run_all():
+    told = {"executable": sys.executable}
+    for executor in ("thread", "process", None):
+        try:
+            results, chosen = amorsize.execute(
+                work, range(60), executor=executor, n_jobs=2, return_optimization_result=True
+            )
+            told[str(executor)] = results == list(range(60))
+        except amorsize.AmorsizeError as error:
+            told[str(executor)] = str(error)
+    return told
+"""
+
+
+def test_an_application_under_uwsgi(tmp_path: Path) -> None:
+    """It loads the application once per worker of its own, and ends them as it does without us.
+
+    The host handles signals in C, so that Python does not know of it.
+    """
+    if importlib.util.find_spec("pyuwsgi") is None:
+        missing("pyuwsgi")
+    (tmp_path / "app.py").write_text(
+        f"import sys\nsys.path.insert(0, {PACKAGE_PARENT!r})\n"
+        + HOSTED
+        + "def application(environ, start_response):\n"
+        "    body = json.dumps(run_all()).encode()\n"
+        "    start_response('200 OK', [('Content-Length', str(len(body)))])\n"
+        "    return [body]\n"
+    )
+    port = free_port()
+    command = [sys.executable, "-c", "import pyuwsgi; pyuwsgi.run()"]
+    command += ["--http-socket", f"127.0.0.1:{port}", "--wsgi-file", "app.py", "--master"]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            [*command, "--processes", "1", "--lazy-apps"],
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        told = json.loads(ask(f"http://127.0.0.1:{port}/", server))
+        served = psutil.Process(server.pid).children(recursive=True)
+        server.send_signal(signal.SIGINT)
+        server.wait(PATIENCE)
+    finally:
+        server.kill()
+        server.wait()
+    lines = (tmp_path / "log").read_text()
+    assert (told["thread"], told["None"]) == (True, True), told
+    assert told["process"] is True or "not a Python interpreter" in told["process"]
+    assert lines.count("loaded in") == 1, lines
+    assert not still_running(served)
+
+
+def ask(address: str, server: subprocess.Popen[bytes]) -> bytes:
+    """Get a page of a server that may still be starting."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            with urllib.request.urlopen(address, timeout=PATIENCE) as answer:
+                return bytes(answer.read())
+        except ConnectionError:
+            pass
+        except urllib.error.URLError as error:
+            if not isinstance(error.reason, ConnectionError):
+                raise
+        assert server.poll() is None, "the server has ended"
+        assert time.monotonic() < deadline, f"{address} does not answer"
+        time.sleep(0.05)
+
+
+HOST = """
+#include <Python.h>
+#include <signal.h>
+#include <stdio.h>
+
+static volatile sig_atomic_t asked;
+static void note(int number) { asked = number; }
+
+int main(int argc, char **argv) {
+    FILE *file = fopen(argv[1], "r");
+    Py_Initialize();
+    signal(SIGTERM, note);
+    signal(SIGINT, note);
+    int failed = PyRun_SimpleFile(file, argv[1]);
+    raise(SIGTERM);
+    printf("the host was asked by signal %d\\n", (int)asked);
+    return Py_FinalizeEx() < 0 || failed;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program in C that embeds this Python, and handles signals itself."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    headers = sysconfig.get_path("include")
+    library = f"libpython{sysconfig.get_config_var('LDVERSION')}.so"
+    directory = sysconfig.get_config_var("LIBDIR")
+    if compiler is None or not Path(headers, "Python.h").exists():
+        missing("a C compiler, or the headers of Python")
+    if not Path(directory, library).exists():
+        pytest.skip(f"this Python has no {library} that a program could embed")
+    built = tmp_path_factory.mktemp("host")
+    (built / "host.c").write_text(HOST)
+    command = [str(compiler), "host.c", "-o", "host", f"-I{headers}", f"-L{directory}"]
+    command += [f"-l:{library}", f"-Wl,-rpath,{directory}"]
+    subprocess.run(command, cwd=built, check=True, capture_output=True)
+    return built / "host"
+
+
+@pytest.mark.parametrize("path", ["nothing", "an interpreter"])
+def test_a_program_that_embeds_python(tmp_path: Path, host: Path, path: str) -> None:
+    """Where it finds no interpreter there are threads, and never the host once more.
+
+    Its signals are its own, afterwards as well.
+    """
+    (tmp_path / "program.py").write_text(
+        f"import sys\nsys.path[:0] = {[PACKAGE_PARENT, *sys.path]!r}\n"
+        + HOSTED
+        + "print(json.dumps(run_all()), flush=True)\n"
+    )
+    (tmp_path / "bin").mkdir()
+    if path == "an interpreter":
+        (tmp_path / "bin" / "python3").symlink_to(sys.executable)
+    done = subprocess.run(
+        [host, "program.py"],
+        cwd=tmp_path,
+        env={"PATH": str(tmp_path / "bin"), "PYTHONHOME": sys.base_prefix},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    *_, told_line, last = done.stdout.splitlines()
+    told = json.loads(told_line)
+    assert (told["thread"], told["None"]) == (True, True), told
+    if path == "nothing":
+        assert "sys.executable is empty in this embedded interpreter" in told["process"]
+    else:
+        assert told["process"] is True, told
+    assert done.stderr.count("loaded in") == 1
+    assert last == "the host was asked by signal 15"
