@@ -419,6 +419,27 @@ BUILD_INFO = Metric(
 METRICS: tuple[Metric, ...] = tuple(row for row in globals().values() if isinstance(row, Metric))
 """Every row, in the order above."""
 
+COUNTING_SINCE = Metric(
+    prometheus="amorsize_counting_since_timestamp_seconds",
+    dotted="amorsize.counting_since.timestamp",
+    kind=Kind.GAUGE,
+    help="Since when the program's counters count, in seconds since the epoch",
+    unit="s",
+    labels=(),
+)
+IN_PROGRESS_UNTIL = Metric(
+    prometheus="amorsize_in_progress_until_timestamp_seconds",
+    dotted="amorsize.in_progress_until.timestamp",
+    kind=Kind.GAUGE,
+    help="When executions in progress that were pushed, or written to a file, count as ended "
+    "unless the program reports again, in seconds since the epoch",
+    unit="s",
+    labels=_RUN,
+)
+
+PROMETHEUS_ONLY = (COUNTING_SINCE, IN_PROGRESS_UNTIL)
+"""Beside the table: other systems know when a program begins and when it reports no more."""
+
 
 class BoundedLabel:
     """Turns names from the user's program into at most ``limit`` label values, then ``other``.
@@ -467,6 +488,17 @@ def to_markdown() -> str:
         "|---|---|---|---|",
     ]
     for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        lines.append(f"| `{metric.prometheus}` | {metric.kind} | {labels} | {metric.help}. |")
+    lines += [
+        "",
+        "Prometheus alone has two more, by which alerts and dashboards know a program that begins",
+        "at zero, and one that was killed:",
+        "",
+        "| Prometheus name | kind | labels | meaning |",
+        "|---|---|---|---|",
+    ]
+    for metric in PROMETHEUS_ONLY:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         lines.append(f"| `{metric.prometheus}` | {metric.kind} | {labels} | {metric.help}. |")
     lines += ["", "## Labels", "", "| label | values |", "|---|---|"]

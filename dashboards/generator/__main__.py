@@ -20,16 +20,19 @@ from .workers import workers
 HERE = Path(__file__).parent.parent
 
 
+def boards() -> dict[str, Board]:
+    """Build Grafana's dashboards, by their uids."""
+    return {board.uid: board for board in (overview(), function(), workers(), health())}
+
+
 def files() -> dict[str, str]:
     """Make all files, by their paths below ``dashboards/``.
 
     Raises:
         ValueError: what was made is wrong, and how.
     """
-    boards: Mapping[str, Board] = {
-        board.uid: board for board in (overview(), function(), workers(), health())
-    }
-    made = {f"grafana/{uid}.json": _json(board.to_json()) for uid, board in boards.items()}
+    built = boards()
+    made = {f"grafana/{uid}.json": _json(board.to_json()) for uid, board in built.items()}
     made |= {
         "grafana/provisioning/datasources/amorsize.yml": provisioning.to_yaml(
             provisioning.data_sources()
@@ -38,7 +41,7 @@ def files() -> dict[str, str]:
             provisioning.providers()
         ),
         "prometheus/recording.yml": rules.recording_yaml(),
-        "prometheus/alerts.yml": rules.alerts_yaml(boards),
+        "prometheus/alerts.yml": rules.alerts_yaml(built),
         "datadog/amorsize.json": _json(datadog.dashboard()),
         "cloudwatch/amorsize.json": _json(cloudwatch.dashboard()),
     }

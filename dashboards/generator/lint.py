@@ -15,7 +15,7 @@ from typing import Any
 import promql_parser as ast
 from grafana_foundation_sdk.models import units
 
-from amorsize.exporters.metrics import LABEL_LIMITS, METRICS, Kind
+from amorsize.exporters.metrics import LABEL_LIMITS, METRICS, PROMETHEUS_ONLY, Kind
 
 from .promql import BAR, RATE_WINDOW, TARGET_LABELS, VIEW
 
@@ -65,7 +65,7 @@ class Place:
 def table() -> Known:
     """List the series of the metric table, histograms by their parts."""
     known: dict[str, frozenset[str]] = {}
-    for metric in METRICS:
+    for metric in (*METRICS, *PROMETHEUS_ONLY):
         labels = frozenset(metric.labels + TARGET_LABELS)
         if metric.kind is Kind.HISTOGRAM:
             known[f"{metric.prometheus}_bucket"] = labels | {"le"}

@@ -80,9 +80,25 @@ class Query:
         name = metric.prometheus + (f"_{part}" if part else "")
         return f"{name}{{{written}}}" if written else name
 
-    def total(self, metric: Metric, *by: str, **matchers: str) -> str:
-        """Sum a gauge."""
-        return f"{_sum(by)} ({self.series(metric, **matchers)})"
+    def total(self, metric: Metric, *by: str) -> str:
+        """Sum a gauge of the executions in progress."""
+        return f"{_sum(by)} ({self.live(self.series(metric))})"
+
+    def live(self, value: str) -> str:
+        """Leave out executions of programs that have pushed, or written a file, and been killed.
+
+        What they have said last stays where they have said it.
+        """
+        return f"{value} unless {self.overdue()}"
+
+    def overdue(self, seconds: float = 0) -> str:
+        """Find executions whose program has not reported again when it should have.
+
+        Args:
+            seconds: since when, at least.
+        """
+        ago = f" - {seconds:g}" if seconds else ""
+        return f"{self.series(metrics.IN_PROGRESS_UNTIL)} < time(){ago}"
 
     def rate(self, metric: Metric, *by: str, part: str = "", **matchers: str) -> str:
         """Growth per second."""
@@ -156,7 +172,8 @@ class Query:
 
     def average(self, metric: Metric, *by: str) -> str:
         """The sum of a gauge, averaged over the window of a rate that it is compared with."""
-        return f"{_sum(by)} (avg_over_time({self.series(metric)}[{self.window}]))"
+        average = f"avg_over_time({self.series(metric)}[{self.window}])"
+        return f"{_sum(by)} ({self.live(average)})"
 
     def busy_share(self, *by: str, spent: Metric = metrics.WORKER_BUSY) -> str:
         """The share of the workers' time that is spent in the function, or there on a CPU."""
@@ -217,7 +234,20 @@ class Query:
         return f"avg{_by(by)} (clamp_max({reached}, 1))"
 
 
-def grown(series: str, window: str) -> str:
+def duration(seconds: float) -> str:
+    """Write seconds as Prometheus does.
+
+    Example:
+        >>> duration(900), duration(86_400), duration(0.25)
+        ('15m', '1d', '250ms')
+    """
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds // size:.0f}{unit}"
+    return f"{1000 * seconds:.0f}ms"
+
+
+def grown(series: str, window: str, begins: str = "") -> str:
     """Growth of a counter over a range, for each series.
 
     Not increase(): that needs two values in the range, so it misses what a series appears with
@@ -225,12 +255,19 @@ def grown(series: str, window: str) -> str:
     fractions. Here a series that was not there before the range counts in full, and one that was
     there counts from its last value before. Only where a counter was reset within the range, by
     another program under the same labels, increase() is the better answer.
+
+    Args:
+        series: of the counter.
+        window: the range.
+        begins: what has to hold for a series that was not there before to count; empty for
+            nothing. After a long outage of Prometheus, series are found again that are not new.
     """
     now = f"last_over_time({series}[{window}])"
     before = f"last_over_time({series}[{BEFORE}] offset {window})"
     least = f"min_over_time({series}[{window}])"
+    appears = f"({now} {begins})" if begins else now
     return (
-        f"(({now} - ({before} <= {least})) or {now}) unless resets({series}[{window}]) > 0 "
+        f"(({now} - ({before} <= {least})) or {appears}) unless resets({series}[{window}]) > 0 "
         f"or increase({series}[{window}])"
     )
 

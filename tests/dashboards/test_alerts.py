@@ -115,7 +115,7 @@ CASES = {
     ),
     "a worker died before the first scrape": Case(
         "AmorsizeWorkersDied",
-        {f"amorsize_worker_deaths_total{{{RUN}}}": "_x10 1x40"},
+        {f"amorsize_worker_deaths_total{{{RUN}}}": "_x10 1x40", ACTIVITY: "_x10 590x40"},
         value="1",
         fires=(10, 19),
         silent=(9, 20, 40),

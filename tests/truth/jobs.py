@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -29,12 +32,14 @@ class Run:
         killing: how many of them kill their worker.
         ledger: a file to which each death is written, before it happens.
         raises: whether the first failure ends the execution.
-        hangs: whether its last item waits until the job gets a line to go on.
+        hangs: whether its last item waits until the job gets a line to go on, when the job has
+            delivered what is in progress. In this process alone.
         seconds: how long each item takes.
         broken: whether hooks fail, and the other exporter.
         speedups: estimated and measured: then the events of such an execution, of a minute, are
             made up. Whether a machine reaches a speedup is not for a test to say.
         executor: where it runs; ``killing`` needs processes.
+        in_child: whether a child process of the program makes it, and ends.
     """
 
     function: str = "parse"
@@ -50,6 +55,7 @@ class Run:
     executor: str = "serial"
     n_jobs: int | None = None
     chunksize: int = 1
+    in_child: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,14 +65,14 @@ class Program:
     Attributes:
         runs: its executions, one after the other.
         exporter: arguments of ``enable_prometheus()``.
-        clock_seconds: added to what ``time.time()`` says: negative for a run of the past.
+        clock: what ``time.time()`` says at the start, in seconds since the epoch; None for now.
         stays: whether it waits for a line before each execution, and before its end.
         hook_at: the event at which a hook fails in a broken execution.
     """
 
     runs: tuple[Run, ...]
     exporter: dict[str, Any] = field(default_factory=dict)
-    clock_seconds: float = 0.0
+    clock: float | None = None
     stays: bool = False
     hook_at: str = "post_execute"
 
@@ -99,10 +105,16 @@ class Job:
             raise
         self.address = self.url.removeprefix("http://")
 
-    def go_on(self) -> None:
-        """Let it make its next execution, and wait until that has ended, or hangs."""
+    def go_on(self, clock: float | None = None, run: Run | None = None) -> None:
+        """Let it make an execution, or go on with one, and wait until it has ended, or hangs.
+
+        Args:
+            clock: what ``time.time()`` says in it from then on; None to leave it alone.
+            run: the execution; None for the next one of the program.
+        """
         assert self._process.stdin is not None
-        self._process.stdin.write("\n")
+        line = {"clock": clock, "run": None if run is None else asdict(run)}
+        self._process.stdin.write(f"{json.dumps(line)}\n")
         self._process.stdin.flush()
         self._said()
 
@@ -138,6 +150,36 @@ class Job:
 # --- in the program ----
 
 
+def _set_clock(clock: float) -> None:
+    ahead = clock - time.time_ns() / 1e9
+    time.time = lambda: time.time_ns() / 1e9 + ahead
+
+
+def _wait_for_a_line() -> Run | None:
+    """Do what a line says; return the execution that it names.
+
+    Raises:
+        EOFError: there is no further line.
+    """
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    said = json.loads(line)
+    if said["clock"] is not None:
+        _set_clock(said["clock"])
+    return None if said["run"] is None else Run(**said["run"])
+
+
+def _runs(program: Program) -> Iterator[Run]:
+    runs = iter(program.runs)
+    try:
+        while program.stays:
+            yield _wait_for_a_line() or next(runs)
+    except EOFError:
+        pass
+    yield from runs
+
+
 class Work:
     """The function of a run; it goes to worker processes, too."""
 
@@ -154,8 +196,10 @@ class Work:
         if item < self.run.killing + self.run.failing:
             raise ValueError(f"item {item}")
         if self.run.hangs and item == self.run.items - 1:
+            sys.modules["__main__"].deliver()  # type: ignore[attr-defined]  # _main has set it
             print("hangs", flush=True)
-            sys.stdin.readline()
+            with suppress(EOFError):
+                _wait_for_a_line()
         return item
 
 
@@ -228,23 +272,29 @@ def _main(program: Program) -> None:
         if now[0].broken:
             raise RuntimeError("the hook is broken")
 
-    real = time.time
-    time.time = lambda: real() + program.clock_seconds
+    if program.clock is not None:
+        _set_clock(program.clock)
     exporter = amorsize.enable_prometheus(**program.exporter)
+    globals()["deliver"] = lambda: exporter.flush(PATIENCE)
     manager = amorsize.HookManager()
     manager.register(amorsize.HookEvent(program.hook_at), hook)
     webhook = Webhook().attach()
     print(exporter.url, flush=True)
-    for each in program.runs:
-        if program.stays:
-            sys.stdin.readline()
+    for each in _runs(program):
         now[0] = each
-        _execute(each, manager)
+        if each.in_child:
+            child = multiprocessing.get_context("fork").Process(
+                target=_execute, args=(each, manager)
+            )
+            child.start()
+            child.join(PATIENCE)
+            assert child.exitcode == 0
+        else:
+            _execute(each, manager)
         webhook.flush(PATIENCE)
         if program.stays:
+            exporter.flush(PATIENCE)
             print("done", flush=True)
-    if program.stays:
-        sys.stdin.readline()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from amorsize.exporters.metrics import (
+    COUNTING_SINCE,
     LABEL_LIMITS,
     LAST_ACTIVITY,
     LAST_COMPLETION,
@@ -26,7 +27,7 @@ from amorsize.workers.names import bounded
 
 MOST_FUNCTIONS = LABEL_LIMITS["function"]
 
-_ROWS = {row.prometheus: row for row in METRICS}
+_ROWS = {row.prometheus: row for row in (*METRICS, COUNTING_SINCE)}
 
 _TIMES = (LAST_COMPLETION, LAST_SUCCESS, LAST_ACTIVITY)
 """Gauges that stay true whatever this program does, until it has a later one."""
@@ -196,6 +197,8 @@ def _merged(
 ) -> dict[Labels, Value]:
     if row.kind in (Kind.COUNTER, Kind.HISTOGRAM):
         return {**earlier, **{key: _sum(value, earlier.get(key)) for key, value in own.items()}}
+    if row is COUNTING_SINCE:
+        return {**earlier, **{key: _smaller(value, earlier.get(key)) for key, value in own.items()}}
     if row in _TIMES or row.prometheus.startswith(NAMESPACE):
         return {**earlier, **own}
     if has_ended or not _is_of_functions(row):
@@ -213,6 +216,11 @@ def _sum(own: Value, earlier: Value | None) -> Value:
         whole.total += earlier.total
         return whole
     return own + earlier if earlier is not None and not isinstance(earlier, Histogram) else own
+
+
+def _smaller(own: Value, earlier: Value | None) -> Value:
+    assert not isinstance(own, Histogram)
+    return min(own, earlier) if isinstance(earlier, int | float) else own
 
 
 def _greater(own: Value, earlier: Value | None) -> Value:

@@ -13,11 +13,17 @@ application runs prometheus_client in its multiprocess mode.
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from amorsize.errors import ExporterError, MissingExtraError
 from amorsize.exporters.base import close_at_exit_of_children, in_child_process
 from amorsize.exporters.delivery import CANCELLED_SECONDS, Delivery, Interval
+from amorsize.exporters.metrics import (
+    COUNTING_SINCE,
+    EXECUTIONS_IN_PROGRESS,
+    IN_PROGRESS_UNTIL,
+)
 from amorsize.exporters.prometheus.endpoint import METRICS_PATH, Endpoint, Receive, Scope, Send
 from amorsize.exporters.prometheus.listening import Listener
 from amorsize.exporters.prometheus.page import Page
@@ -38,6 +44,12 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
 
 logger = logging.getLogger(__name__)
+
+MISSED_REPORTS = 4
+"""How many pushes, or writes, may be missing before executions in progress count as ended."""
+
+LEAST_SECONDS_IN_PROGRESS = 60.0
+"""How long they count at least: a scrape of the gateway may come late, too."""
 
 WRITE_SECONDS = 0.5
 """Between two writes of a process's share, while it runs something."""
@@ -155,6 +167,7 @@ class PrometheusExporter(TotalsExporter):
             exporter: its number in the program's files; None for another one.
         """
         settings = self._settings
+        self._counting_since = time.time()
         self._failures = 0
         self._has_observed = False
         self._is_behind = False
@@ -331,6 +344,11 @@ class PrometheusExporter(TotalsExporter):
             )
             return self.snapshot()
 
+    def share(self) -> Share:
+        share = super().share()
+        share.series[COUNTING_SINCE] = {(): self._counting_since}
+        return share
+
     def _own_share(self) -> Share | None:
         return self.share() if self.active else None
 
@@ -366,14 +384,27 @@ class PrometheusExporter(TotalsExporter):
         for delivery in self._deliveries:
             delivery.request()
 
+    def _delivered(self) -> Series:
+        """Read what is delivered: it stays where it is when the program is killed."""
+        series = self._shown()
+        if not series:  # an exporter that was closed meanwhile has none
+            return series
+        seconds = max(
+            MISSED_REPORTS * (self._settings.push_interval or 0.0), LEAST_SECONDS_IN_PROGRESS
+        )
+        until = time.time() + seconds
+        running = series.get(EXECUTIONS_IN_PROGRESS, {})
+        series[IN_PROGRESS_UNTIL] = {labels: until for labels, count in running.items() if count}
+        return series
+
     def _push_to(self, groups: GatewayGroups) -> None:
         # At the end of a run, and of the program, there may be little time: only what has changed.
-        series, in_progress = self._shown(), bool(self._runs)
-        if series:  # an exporter that was closed meanwhile has none
+        series, in_progress = self._delivered(), bool(self._runs)
+        if series:
             groups.push(series, self._page.others(), again=in_progress)
 
     def _write_to(self, file: TextFile) -> None:
-        series = self._shown()
+        series = self._delivered()
         if series:
             file.write(series, self._page.others())
 

@@ -12,6 +12,7 @@ set by an event, or by the function    the value that was set last, in whichever
                                        succeeded stays true when its process ends
 longest chunk                          that of the execution that ended last, in whichever
                                        process, or of one in progress in a process that runs
+since when it counts                   the smallest
 anything else (the longest hook)       the largest
 information                            of the processes that run
 =====================================  ==========================================================
@@ -19,10 +20,14 @@ information                            of the processes that run
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from amorsize.exporters.metrics import (
+    COUNTING_SINCE,
     LABEL_LIMITS,
     LONGEST_CHUNK,
     METRICS,
+    PROMETHEUS_ONLY,
     BoundedLabel,
     Kind,
     Metric,
@@ -31,7 +36,7 @@ from amorsize.exporters.series import Histogram, Labels, Share, Value
 from amorsize.exporters.totals import LIVE_GAUGES
 from amorsize.workers.user_metrics import MAX_NAMES
 
-_TABLE = {metric.prometheus for metric in METRICS}
+_TABLE = {metric.prometheus for metric in (*METRICS, *PROMETHEUS_ONLY)}
 
 
 class Merger:
@@ -74,9 +79,11 @@ class Merger:
                 known = self._bound(metric.labels, labels)
                 if metric in LIVE_GAUGES:
                     self._sum(name, known, value if is_running else 0)
+                elif metric is COUNTING_SINCE:
+                    self._keep(min, name, known, value)
                 elif metric.kind is Kind.GAUGE:
                     if labels not in set_at:
-                        self._keep_largest(self._values[name], known, value)
+                        self._keep(max, name, known, value)
                 elif metric.kind is Kind.INFO:
                     self._values[name][known] = value
                 else:
@@ -130,12 +137,13 @@ class Merger:
             assert not isinstance(before, Histogram)
             values[labels] = value + (before or 0)
 
-    def _keep_largest(self, values: dict[Labels, Value], labels: Labels, value: Value) -> None:
-        before = values.get(labels)
+    def _keep(
+        self, choose: Callable[[float, float], float], name: str, labels: Labels, value: Value
+    ) -> None:
+        before = self._values[name].get(labels, value)
         assert not isinstance(value, Histogram)
         assert not isinstance(before, Histogram)
-        if before is None or value > before:
-            values[labels] = value
+        self._values[name][labels] = choose(before, value)
 
     def _replace(self, name: str, labels: Labels, value: Value | None, set_at: float) -> None:
         values, times = self._values[name], self._set_at[name]

@@ -9,14 +9,14 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from amorsize.exporters.metrics import METRICS, Kind, Metric
+from amorsize.exporters.metrics import METRICS, PROMETHEUS_ONLY, Kind, Metric
 from amorsize.exporters.series import Exemplar, Histogram, Share, Value
 from amorsize.exporters.user_totals import NAMESPACE
 
 FORMAT = 1
 """Another version of amorsize may write another one, and is not read."""
 
-_ROWS = {metric.prometheus: metric for metric in METRICS}
+_ROWS = {metric.prometheus: metric for metric in (*METRICS, *PROMETHEUS_ONLY)}
 
 
 def encode(share: Share, **further: Any) -> bytes:

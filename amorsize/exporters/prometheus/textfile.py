@@ -8,7 +8,13 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from amorsize.exporters.prometheus.earlier import Earlier, by_function, families_of_text
+from amorsize.exporters.metrics import COUNTING_SINCE
+from amorsize.exporters.prometheus.earlier import (
+    Earlier,
+    Family,
+    by_function,
+    families_of_text,
+)
 from amorsize.exporters.prometheus.exposition import TextEncoder
 from amorsize.exporters.series import Series
 
@@ -30,7 +36,7 @@ class TextFile:
         self._encoder = TextEncoder(labels)
         try:
             families = families_of_text(path.read_text(encoding="utf-8"))
-            self._earlier = Earlier(each for each in families if continues or each.type == "gauge")
+            self._earlier = Earlier(each for each in families if continues or _stays_true(each))
         except FileNotFoundError:
             self._earlier = Earlier()
         except (OSError, ValueError) as error:
@@ -49,6 +55,11 @@ class TextFile:
         """
         whole = self._earlier.continued(by_function(series))
         write_atomically(self._path, self._encoder.encode(whole).encode() + others)
+
+
+def _stays_true(family: Family) -> bool:
+    """Say whether a family is true beside counters that begin at zero."""
+    return family.type == "gauge" and family.name != COUNTING_SINCE.prometheus
 
 
 def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:

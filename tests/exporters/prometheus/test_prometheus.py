@@ -307,7 +307,8 @@ def test_all_rows_of_the_table_are_served(manager, exporter):
     Run(manager).begin()
     text = fetch(exporter.url)
     helps = [line for line in text.splitlines() if line.startswith("# HELP ")]
-    assert helps == [f"# HELP {row.prometheus} {row.help}" for row in metrics.METRICS]
+    rows = (*metrics.METRICS, metrics.COUNTING_SINCE)
+    assert helps == [f"# HELP {row.prometheus} {row.help}" for row in rows]
 
 
 def test_build_info_has_the_versions(exporter):
