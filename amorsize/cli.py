@@ -62,10 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from amorsize.demo.run import Options, run_demo  # --help and --version stay quick
+    from amorsize.demo.run import DemoOptions, run_demo  # --help and --version stay quick
 
     return run_demo(
-        Options(
+        DemoOptions(
             serve=options.serve,
             forever=options.forever,
             quick=options.quick,

@@ -136,7 +136,7 @@ def _no_log_levels_of_other_tests() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_startup_costs_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a start of workers took is remembered as well, and decides."""
-    monkeypatch.setattr(machine, "STARTUP", machine.StartupCosts())
+    monkeypatch.setattr(machine, "STARTUP_COSTS", machine.StartupCosts())
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -126,6 +126,21 @@ NAMES_COMPARED = {
     "workers.by_value": ["'<locals>' not in cached.__qualname__"],  # pickle cannot find it
 }
 
+DEFINED_TWICE = {
+    # Called with the names of their modules: trace_link.begin(...).
+    "apply": "running.environment workers.thread_limits",
+    "begin": "hooks.executions workers.trace_link",
+    # Where a program, a template and a worker begin.
+    "main": "cli engines.process.template engines.process.worker",
+    # The same thing, found without loading the module that defines it.
+    "pool": "engines.process.pool engines.warm_pool",
+    "read_levels": "workers.log_capture workers.log_records",
+    "shutdown": "engines.warm_pool executor",
+    # Exporters do not import the options of a run, whose module loads none of theirs.
+    "check_switch": "exporters.settings options",
+}
+"""Names that two modules define, and why."""
+
 PRINTING = {"cli", "demo"}
 NAMES_WITHOUT_A_CONCEPT = {"utils", "util", "common", "misc", "helpers"}
 
@@ -331,6 +346,29 @@ def test_nothing_is_decided_by_a_name(module: str) -> None:
         and any(isinstance(each, ast.Attribute) and each.attr in names for each in ast.walk(node))
     ]
     assert compared == NAMES_COMPARED.get(module, [])
+
+
+def defined_in(module: str) -> Iterator[str]:
+    """Name the classes, functions and constants of a module, but no type variable."""
+    for node in parse(module).body:
+        match node:
+            case ast.ClassDef(name) | ast.FunctionDef(name) | ast.AsyncFunctionDef(name):
+                yield name
+            case ast.Assign([ast.Name(name)], ast.Call(ast.Name("TypeVar" | "ParamSpec"))):
+                pass
+            case ast.Assign([ast.Name(name)]) | ast.AnnAssign(ast.Name(name)):
+                yield name
+
+
+def test_a_name_means_one_thing() -> None:
+    """In all of the package, so that a reader who has met it once knows it."""
+    places: dict[str, list[str]] = {}
+    for module in FILES:
+        for name in {*defined_in(module)}:  # an overload has its name several times
+            if not name.startswith("_") and name not in ("TYPE_CHECKING", "logger"):
+                places.setdefault(name, []).append(module)
+    shared = {name: " ".join(modules) for name, modules in places.items() if len(modules) > 1}
+    assert shared == DEFINED_TWICE
 
 
 @every_module

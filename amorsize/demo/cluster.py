@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from amorsize.errors import AmorsizeError, MissingExtraError
 
-CONNECT_SECONDS = 30.0
+CLUSTER_SECONDS = 30.0
 """How long to wait for the scheduler, and then for its first worker, while they start."""
 
 
@@ -43,7 +43,7 @@ class Cluster:
 
 @contextmanager
 def connected(
-    address: str, needed_file: str, *, seconds: float = CONNECT_SECONDS
+    address: str, needed_file: str, *, seconds: float = CLUSTER_SECONDS
 ) -> Iterator[Cluster]:
     """Connect to a scheduler, and wait for its first worker.
 

@@ -29,7 +29,7 @@ from amorsize.demo.report import (
 )
 from amorsize.demo.service import FactsService
 from amorsize.demo.sources import MAX_FILES, Sources, find_sources
-from amorsize.demo.stages import Answer, Measures, Packed, compress, fetch, get, measure
+from amorsize.demo.stages import Download, Measures, Packed, compress, fetch, get, measure
 from amorsize.errors import AmorsizeError, PortInUseError
 from amorsize.exporters.prometheus.exporter import PrometheusExporter
 from amorsize.exporters.prometheus.settings import PORT_VARIABLE
@@ -48,7 +48,7 @@ PAUSE_SECONDS = 5.0
 PUSH_JOB = "amorsize-demo-push"
 """The job of pushed metrics. It differs from the job under which Prometheus scrapes the demo."""
 
-PUSH_SECONDS = 10.0
+LAST_PUSH_SECONDS = 10.0
 """How long the last push may take."""
 
 REFUSE_EVERY_ROUNDS = 3
@@ -57,7 +57,7 @@ REFUSE_ONE_IN = 40
 
 
 @dataclass(frozen=True)
-class Options:
+class DemoOptions:
     """The options of the command line, as ``amorsize demo --help`` describes them."""
 
     serve: bool = False
@@ -70,7 +70,7 @@ class Options:
     dask: str | None = None
 
 
-def run_demo(options: Options) -> int:
+def run_demo(options: DemoOptions) -> int:
     """Run the demo and print its report.
 
     Returns:
@@ -222,13 +222,13 @@ def _check_packed(packed: list[Packed], sources: Sources) -> str:
 
 
 def _check_answers(
-    answers: list[Answer | BaseException], measures: list[Measures], sources: Sources
+    answers: list[Download | BaseException], measures: list[Measures], sources: Sources
 ) -> str:
-    given = [answer for answer in answers if isinstance(answer, Answer)]
+    given = [answer for answer in answers if isinstance(answer, Download)]
     expected = [
-        Answer(name, found.bytes, found.lines)
+        Download(name, found.bytes, found.lines)
         for name, found, answer in zip(sources.sizes, measures, answers, strict=True)
-        if isinstance(answer, Answer)
+        if isinstance(answer, Download)
     ]
     _require("fetch", given, expected)
     refused = len(answers) - len(given)
@@ -247,7 +247,7 @@ def _require(stage: str, result: object, expected: object) -> None:
 def _repeat(
     sources: Sources,
     exporter: PrometheusExporter,
-    options: Options,
+    options: DemoOptions,
     stopping: threading.Event,
     cluster: Cluster | None,
 ) -> None:
@@ -278,7 +278,7 @@ def _repeat(
             return
 
 
-def _connect(sources: Sources, options: Options) -> AbstractContextManager[Cluster | None]:
+def _connect(sources: Sources, options: DemoOptions) -> AbstractContextManager[Cluster | None]:
     if options.dask is None:
         return nullcontext()
     from amorsize.demo.cluster import connected
@@ -287,14 +287,14 @@ def _connect(sources: Sources, options: Options) -> AbstractContextManager[Clust
 
 
 def _push(exporter: PrometheusExporter, pushgateway: str) -> None:
-    if not exporter.flush(PUSH_SECONDS) or exporter.counts()[0]:
+    if not exporter.flush(LAST_PUSH_SECONDS) or exporter.counts()[0]:
         raise AmorsizeError(
             f"the Pushgateway at {pushgateway} did not accept the metrics; is it running?"
         )
     print(f"\nPushed to {pushgateway} as the job {PUSH_JOB!r}.")
 
 
-def _open_exporter(options: Options) -> PrometheusExporter:
+def _open_exporter(options: DemoOptions) -> PrometheusExporter:
     if options.pushgateway is not None:
         # The page is only for the report: leave the default port to another demo.
         return amorsize.enable_prometheus(
@@ -366,7 +366,7 @@ def _print_header(sources: Sources, exporter: PrometheusExporter) -> None:
 
 
 def _print_report(
-    reports: list[StageReport], sources: Sources, exporter: PrometheusExporter, options: Options
+    reports: list[StageReport], sources: Sources, exporter: PrometheusExporter, options: DemoOptions
 ) -> None:
     width = min(max(shutil.get_terminal_size().columns, 80), 100)
     print("\n" + format_table(reports, width=width))
@@ -387,7 +387,7 @@ def _write_json(
     reports: list[StageReport],
     sources: Sources,
     exporter: PrometheusExporter,
-    options: Options,
+    options: DemoOptions,
     *,
     rounds: int,
 ) -> None:

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 
 from amorsize.demo.sources import Sources, count_lines
 
-WAIT_SECONDS = (0.15, 0.45)
+RESPONSE_SECONDS = (0.15, 0.45)
 """The shortest and the longest wait before an answer; a file's wait is always the same."""
 
 
@@ -36,7 +36,7 @@ class FactsService:
         sources: Sources,
         *,
         host: str = "127.0.0.1",
-        wait_seconds: tuple[float, float] = WAIT_SECONDS,
+        wait_seconds: tuple[float, float] = RESPONSE_SECONDS,
         refuse_one_in: int = 0,
     ) -> None:
         self._host = f"[{host}]" if ":" in host else host

@@ -67,7 +67,7 @@ class Packed(NamedTuple):
     algorithm: str
 
 
-class Answer(NamedTuple):
+class Download(NamedTuple):
     """The answer of the service about a file."""
 
     name: str
@@ -115,12 +115,12 @@ def compress(paths: tuple[str, ...]) -> Packed:
     return Packed(len(data), len(packed[best]), best)
 
 
-def fetch(url: str) -> Answer:
+def fetch(url: str) -> Download:
     """Ask the service about a file."""
     status, body = get(url)
     if status != 200:
         raise ServiceRefused(f"{url} answered {status}")
-    return Answer(**json.loads(body))
+    return Download(**json.loads(body))
 
 
 def get(url: str) -> tuple[int, bytes]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-LOOK_SECONDS = 0.5
+PAUSE_WATCH_SECONDS = 0.5
 """How often the run's thread looks at items that may take too long, at least."""
 
-_PAUSE_NS = int(2 * LOOK_SECONDS * 1e9)
+_PAUSE_NS = int(2 * PAUSE_WATCH_SECONDS * 1e9)
 
 
 class PauseWatch:
@@ -22,7 +22,7 @@ class PauseWatch:
         self._pauses: list[tuple[int, int]] = []
 
     def look(self) -> None:
-        """Note a look; call it at least every :data:`LOOK_SECONDS`."""
+        """Note a look; call it at least every :data:`PAUSE_WATCH_SECONDS`."""
         now = time.monotonic_ns()
         pause = now - self.looked_at - _PAUSE_NS
         if pause > 0:

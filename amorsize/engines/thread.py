@@ -21,7 +21,7 @@ from amorsize.engines.base import (
     WorkerLost,
     WorkerStarted,
 )
-from amorsize.engines.pauses import LOOK_SECONDS, PauseWatch
+from amorsize.engines.pauses import PAUSE_WATCH_SECONDS, PauseWatch
 from amorsize.errors import ExecutionError
 from amorsize.workers.chunk import HOSTNAME, Chunk, run_chunk
 from amorsize.workers.item_slots import CHUNK, CHUNK_STARTED, ITEM, ITEM_STARTED, SLOT_COUNT
@@ -130,7 +130,7 @@ class ThreadBackend(Backend):
     def wait(self, timeout: float | None) -> Sequence[Message]:
         if self._watch is not None:
             self._watch.look()
-            timeout = LOOK_SECONDS if timeout is None else min(timeout, LOOK_SECONDS)
+            timeout = PAUSE_WATCH_SECONDS if timeout is None else min(timeout, PAUSE_WATCH_SECONDS)
         try:
             first = self._messages.get(timeout=timeout)
         except queue.Empty:

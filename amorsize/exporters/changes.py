@@ -14,10 +14,9 @@ from typing import TypeAlias
 
 from amorsize.exporters.metrics import Kind, Metric
 from amorsize.exporters.series import Histogram, Labels, Series
-from amorsize.workers.user_metrics import Histogram as UserHistogram
-from amorsize.workers.user_metrics import UserMetrics
+from amorsize.workers.user_metrics import UserHistogram, UserMetrics
 
-Change: TypeAlias = tuple[Metric, Labels, float]
+Growth: TypeAlias = tuple[Metric, Labels, float]
 """A row, the values of its labels, and its growth or its present value."""
 
 
@@ -48,7 +47,7 @@ class Changes:
         self._totals: dict[tuple[str, Labels], float] = {}
         self._gauges: dict[tuple[str, Labels], float] = {}
 
-    def growth(self, series: Series) -> Iterator[Change]:
+    def growth(self, series: Series) -> Iterator[Growth]:
         """Give the counters that grew, and their growth; new ones at zero did not grow."""
         for metric, labels, total in _plain(series, Kind.COUNTER):
             before = self._totals.get((metric.dotted, labels), 0)
@@ -58,7 +57,7 @@ class Changes:
             if grown:
                 yield metric, labels, grown
 
-    def gauges(self, series: Series, *, changed: bool = False) -> Iterator[Change]:
+    def gauges(self, series: Series, *, changed: bool = False) -> Iterator[Growth]:
         """Give the gauges, or only those that changed."""
         for kind in (Kind.GAUGE, Kind.INFO):
             for metric, labels, value in _plain(series, kind):
@@ -68,7 +67,7 @@ class Changes:
                     yield metric, labels, value
 
 
-def _plain(series: Series, kind: Kind) -> Iterator[Change]:
+def _plain(series: Series, kind: Kind) -> Iterator[Growth]:
     for metric, values in series.items():
         if metric.kind is kind:
             for labels, value in values.items():

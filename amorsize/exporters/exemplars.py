@@ -8,7 +8,7 @@ from amorsize.exporters.series import Exemplar
 from amorsize.hooks import HookContext
 from amorsize.workers.trace_link import loaded_tracing
 
-MAX_CHARACTERS = 128
+MAX_EXEMPLAR_CHARACTERS = 128
 """Of all names and values of one exemplar's labels together (OpenMetrics 1.0)."""
 
 
@@ -34,7 +34,7 @@ def current_trace() -> Mapping[str, str] | None:
         labels = {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
     except Exception:  # an odd span of the application's must not lose the chunk's numbers
         return None
-    if sum(len(name) + len(value) for name, value in labels.items()) > MAX_CHARACTERS:
+    if sum(len(name) + len(value) for name, value in labels.items()) > MAX_EXEMPLAR_CHARACTERS:
         return None
     return labels
 

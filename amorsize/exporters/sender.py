@@ -30,7 +30,7 @@ ItemT = TypeVar("ItemT")
 _LOG_SECONDS = 300.0
 """Seconds between two log lines of an outage."""
 
-LONGEST_WAIT_SECONDS = 300.0
+LONGEST_RETRY_AFTER_SECONDS = 300.0
 """How long a backend may have the next attempt wait."""
 
 
@@ -42,12 +42,12 @@ class RetryLaterError(ExporterError):
     """A ``send`` callable raises it where the backend names the time of the next attempt.
 
     Attributes:
-        seconds: how long nothing is sent; ``LONGEST_WAIT_SECONDS`` at most.
+        seconds: how long nothing is sent; ``LONGEST_RETRY_AFTER_SECONDS`` at most.
     """
 
     def __init__(self, message: str, seconds: float) -> None:
         super().__init__(message)
-        self.seconds = min(max(seconds, 0.0), LONGEST_WAIT_SECONDS)
+        self.seconds = min(max(seconds, 0.0), LONGEST_RETRY_AFTER_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)

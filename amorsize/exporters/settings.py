@@ -30,11 +30,13 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.exporters.base import Exporter, enable_once
+
+AnyPath: TypeAlias = str | os.PathLike[str]
 
 P = ParamSpec("P")
 OwnerT = TypeVar("OwnerT")

@@ -167,7 +167,7 @@ class TotalsExporter(Exporter):
 
     def post_execute(self, context: HookContext) -> None:
         metadata, totals = context.metadata, self._totals
-        status = status_of(context)
+        status = status_label(context)
         duration_seconds = number(context.elapsed_time) or 0.0
         planning_seconds = number(metadata.get("planning_time"))
         exemplar = exemplar_of(duration_seconds, context)
@@ -291,7 +291,7 @@ class TotalsExporter(Exporter):
         return run
 
 
-def status_of(context: HookContext) -> str:
+def status_label(context: HookContext) -> str:
     """Return the value of the label ``status`` for the end of an execution."""
     status = context.metadata.get("status")
     if isinstance(status, str) and status in STATUSES:

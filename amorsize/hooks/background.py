@@ -21,7 +21,7 @@ from amorsize.hooks.events import HookContext
 from amorsize.hooks.interruption import protected, protected_between_calls
 from amorsize.workers import in_forked_child
 
-TIMEOUT_SECONDS = 30.0
+CALL_SECONDS = 30.0
 """How long a call may take by default."""
 
 _STOP_SECONDS = 1.0

@@ -85,10 +85,10 @@ def _in_background(
     background: Background,
     failed: Callable[[Entry, BaseException], None],
 ) -> Callable[[HookContext], None]:
-    from amorsize.hooks.background import TIMEOUT_SECONDS, Job
+    from amorsize.hooks.background import CALL_SECONDS, Job
 
     stats, callback, asynchronous = entry.stats, entry.callback, is_async(entry.callback)
-    timeout = TIMEOUT_SECONDS if entry.options.timeout is None else entry.options.timeout
+    timeout = CALL_SECONDS if entry.options.timeout is None else entry.options.timeout
 
     def ended(error: BaseException | None, seconds: float) -> None:
         with lock:

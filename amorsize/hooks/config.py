@@ -22,7 +22,7 @@ from amorsize.hooks.entries import (
     Condition,
     Entry,
     Hook,
-    Options,
+    HookOptions,
     check_options,
     name_of,
     require_hook,
@@ -76,7 +76,7 @@ class HookTable:
 
     events: tuple[HookEvent, ...]
     callback: Hook
-    options: Options
+    options: HookOptions
 
 
 @dataclass(slots=True)
@@ -188,11 +188,11 @@ class _Reader:
         for key, value in keywords.items():
             with self._at((*at, key), key):
                 background = key == "background" or bool(table.get("background"))
-                check_options(callback, Options(**{"background": background, key: value}))
+                check_options(callback, HookOptions(**{"background": background, key: value}))
         if "when" in table:
             keywords["when"] = self._condition((*at, "when"), table["when"])
         return HookTable(
-            tuple(dict.fromkeys(_EVENTS[name] for name in names)), callback, Options(**keywords)
+            tuple(dict.fromkeys(_EVENTS[name] for name in names)), callback, HookOptions(**keywords)
         )
 
     def _callback(self, at: tuple[str | int, ...], table: dict[str, Any]) -> Hook:
@@ -209,7 +209,7 @@ class _Reader:
 
     def _condition(self, at: tuple[str | int, ...], when: Any) -> Condition:
         def check(condition: Condition) -> None:
-            check_options(print, Options(when=condition))
+            check_options(print, HookOptions(when=condition))
 
         if when == "on_failure":
             return on_failure
@@ -345,7 +345,7 @@ def _hook_table(entries: list[Entry]) -> dict[str, Any]:
         table["when"] = _condition_value(options.when)
     for key in ("priority", "background", "timeout"):
         value = getattr(options, key)
-        if value != getattr(Options(), key):
+        if value != getattr(HookOptions(), key):
             table[key] = value
     return table
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from types import FunctionType
 from typing import Any, NamedTuple
 
-from amorsize.hooks.entries import Hook, Options
+from amorsize.hooks.entries import Hook, HookOptions
 from amorsize.hooks.events import HookEvent
 
 _MARKS = "__amorsize_hooks__"
@@ -18,7 +18,7 @@ class Mark(NamedTuple):
 
     manager: object
     events: tuple[HookEvent, ...]
-    options: Options
+    options: HookOptions
 
 
 def is_method(decorated: object) -> bool:

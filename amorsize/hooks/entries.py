@@ -39,7 +39,7 @@ class HookStats(Record):
         self.longest_seconds = max(self.longest_seconds, seconds)
 
 
-class Options(Record):
+class HookOptions(Record):
     """How a hook is to be called.
 
     Attributes:
@@ -71,7 +71,7 @@ class Entry(Record):
 
     event: HookEvent
     callback: Hook
-    options: Options
+    options: HookOptions
     sequence: int
     stats: HookStats
     condition: Condition | None
@@ -175,7 +175,7 @@ class Registration:
         return f"<Registration of {name_of(self.callback)} for {self.event.value}>"
 
 
-def check_options(callback: Hook, options: Options) -> Options:
+def check_options(callback: Hook, options: HookOptions) -> HookOptions:
     """Return the options, with ``background`` set for an asynchronous callback.
 
     Raises:
@@ -201,7 +201,7 @@ def check_options(callback: Hook, options: Options) -> Options:
                 "timeout is for hooks in the background, because a call in the thread of the run "
                 f"cannot be stopped: pass background=True with timeout={timeout!r}"
             )
-    return Options(when, priority, background, timeout)
+    return HookOptions(when, priority, background, timeout)
 
 
 def require_seconds(name: str, seconds: object, *, zero: bool = False) -> None:

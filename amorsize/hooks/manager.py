@@ -19,8 +19,8 @@ from amorsize.hooks.entries import (
     Dispatch,
     Entry,
     Hook,
+    HookOptions,
     HookStats,
-    Options,
     Registration,
     check_options,
     full_name_of,
@@ -150,7 +150,7 @@ class HookManager:
 
         require_event(event)
         require_hook(callback)
-        options = check_options(callback, Options(when, priority, background, timeout))
+        options = check_options(callback, HookOptions(when, priority, background, timeout))
         with self._lock:
             entries = self._hooks[event].entries
             for entry in entries:
@@ -210,7 +210,7 @@ class HookManager:
             )
 
         def decorate(decorated: HookT) -> HookT:
-            options = Options(when, priority, background, timeout)
+            options = HookOptions(when, priority, background, timeout)
             if decorators.is_method(decorated):
                 check_options(decorated, options)
                 decorators.mark(decorated, decorators.Mark(self, events, options))

@@ -48,7 +48,7 @@ CHUNKS_PER_WORKER = 16
 different length, and workers that begin at different times."""
 FEWEST_CHUNKS_PER_WORKER = 4
 """Where they would be: so many at least."""
-SHORT_CHUNK_SECONDS = 5e-3
+TOO_SHORT_CHUNK_SECONDS = 5e-3
 """Too short: a hundred times what a chunk's way to a worker and back costs."""
 
 HYPERTHREAD_YIELD = 0.3
@@ -134,7 +134,7 @@ def choose_chunksize(
         size = min(target_chunk_duration / call_seconds, MOST_FIRST_ITEMS)
     if n_jobs > 1 and workload.total is not None:
         most = workload.remaining / (n_jobs * FEWEST_CHUNKS_PER_WORKER)
-        short = SHORT_CHUNK_SECONDS / call_seconds if call_seconds > 0 else most
+        short = TOO_SHORT_CHUNK_SECONDS / call_seconds if call_seconds > 0 else most
         even = workload.remaining / (n_jobs * CHUNKS_PER_WORKER)
         size = min(size, most, max(even, short))
     if workload.total is not None:

@@ -382,7 +382,7 @@ class StartupCosts:
         self._scales[engine] = scale if before is None else (before + scale) / 2
 
 
-STARTUP = StartupCosts()
+STARTUP_COSTS = StartupCosts()
 """The start-up costs of this process, shared by all threads."""
 
 
@@ -394,7 +394,7 @@ def record_startup(engine: str, workers: int, seconds: float) -> None:
         workers: how many were started at once.
         seconds: from the first start until the last worker was ready.
     """
-    STARTUP.record(engine, workers, seconds, cores=read_system(memory=False).usable_cores)
+    STARTUP_COSTS.record(engine, workers, seconds, cores=read_system(memory=False).usable_cores)
 
 
 def measure_startup(engine: str) -> float:

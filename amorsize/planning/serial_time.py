@@ -38,7 +38,7 @@ CLOSE = 0.75
 ONE_CORE = 1.2
 """Calls that use no more cores than this use one; a thread of the program may have had the rest."""
 
-ALIKE = 1.5
+ALIKE_CPU_TIMES = 1.5
 """Calls whose CPU times differ by no more than this factor wait for as long as each other, too."""
 
 
@@ -186,7 +186,7 @@ class SerialTime(Record):
         calls = computing
         if known.waits:
             each = sorted((self.cpu_seconds / max(1, self.items), known.cpu_seconds))
-            if each[1] > ALIKE * each[0]:
+            if each[1] > ALIKE_CPU_TIMES * each[0]:
                 return None
             calls += self.items * known.wait_seconds
         return alone + min(max(calls, least), most)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 DRAW_SECONDS = 0.05
 _NEVER = float("inf")
 
-LOOK_SECONDS = 5e-5
-LOOK_ITEMS = 127
+WEIGHING_SECONDS = 5e-5
+WEIGHING_ITEMS = 127
 """Drawn items are weighed after so many seconds, or so many items: the first and the last of them
 stand for all. The clock is read after each item anyway: the weighing cannot be measured where items
 are light (119 and 120 ns per item; 340 where each is weighed), and heavy ones, which take long to
@@ -140,7 +140,11 @@ class Input:
         now = clock()
         deadline = now + DRAW_SECONDS if self.total is None else _NEVER
         while len(items) < size and self.drawn_bytes < most_bytes and now < deadline:
-            before, look, due = len(items), min(LOOK_ITEMS, size - len(items)), now + LOOK_SECONDS
+            before, look, due = (
+                len(items),
+                min(WEIGHING_ITEMS, size - len(items)),
+                now + WEIGHING_SECONDS,
+            )
             like_last = 1  # it alone took long
             for item in islice(self.iterator, look):
                 items.append(item)

@@ -194,10 +194,9 @@ class Measurement:
         self._read_startup()
 
     def _read_startup(self) -> None:
-        from amorsize.planning.machine import ENGINES
-        from amorsize.planning.machine import STARTUP as shared
+        from amorsize.planning.machine import ENGINES, STARTUP_COSTS
 
-        costs = self._startup or shared
+        costs = self._startup or STARTUP_COSTS
         self.seen.startup = {engine: costs.model(engine) for engine in ENGINES}
 
     def measure_payload(self) -> Payload:

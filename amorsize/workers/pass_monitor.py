@@ -33,7 +33,7 @@ SLICE_ITEMS = 16
 SLICE_SECONDS = 1e-3
 """Slices that take less are not asked about."""
 
-LOOK_SECONDS = 0.02
+PASS_LOOK_SECONDS = 0.02
 
 IDLE_LOOKS = 10
 """Where no pass has run for so many looks, the thread ends; the next pass begins another."""
@@ -84,7 +84,7 @@ class PassMonitor:
 
     def _look_around(self) -> None:
         idle = 0
-        while not self._over.acquire(timeout=LOOK_SECONDS):
+        while not self._over.acquire(timeout=PASS_LOOK_SECONDS):
             if (monitored := self._pass) is not None:
                 idle = 0
                 monitored.look()
@@ -125,7 +125,7 @@ class MonitoredPass(Pass):
         """Look how far it is, from another thread, and end it where that takes too long."""
         with self._looking:
             now = time.perf_counter()
-            if self._finished or self.ended or now - self._seen_at < LOOK_SECONDS / 2:
+            if self._finished or self.ended or now - self._seen_at < PASS_LOOK_SECONDS / 2:
                 return
             taken = self.items.taken(self.iterator)
             each = (now - self._seen_at) / max(1, taken - self._seen_taken)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 else:
     _Sequence = object
 
-LOOK_ITEMS = 31
+RESULTS_PER_LOOK = 31
 """One of so many results is weighed, to bound what those of a chunk weigh together: 20 ns per item.
 Odd, so that what alternates is met in turn."""
 
@@ -137,7 +137,7 @@ class Pass:
 
         taken, weight = 0, 0
         while weight < most_bytes:
-            yield islice(items, LOOK_ITEMS)
+            yield islice(items, RESULTS_PER_LOOK)
             if (more := len(results) - taken) == 0:
                 return
             weight += more * weigh(results[-1])

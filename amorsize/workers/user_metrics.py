@@ -50,7 +50,7 @@ and rows all fit; one more bucket is bounded by infinity."""
 COUNTER: Final = "counter"
 GAUGE: Final = "gauge"
 HISTOGRAM: Final = "histogram"
-Kind: TypeAlias = Literal["counter", "gauge", "histogram"]
+UserKind: TypeAlias = Literal["counter", "gauge", "histogram"]
 
 _CALLS = {COUNTER: "count", GAUGE: "set_gauge", HISTOGRAM: "observe"}
 
@@ -83,7 +83,7 @@ class Gauge(TypedDict):
     time: float
 
 
-class Histogram(TypedDict):
+class UserHistogram(TypedDict):
     """The ``observe()`` calls of a chunk; ``buckets`` counts by the bounds of ``BUCKETS``."""
 
     kind: Literal["histogram"]
@@ -95,7 +95,7 @@ class Histogram(TypedDict):
     buckets: list[int]
 
 
-UserMetric: TypeAlias = Counter | Gauge | Histogram
+UserMetric: TypeAlias = Counter | Gauge | UserHistogram
 """One name's share of a chunk: plain data, ready for JSON."""
 
 UserMetrics: TypeAlias = dict[str, UserMetric]
@@ -104,8 +104,8 @@ Collected: TypeAlias = tuple[UserMetrics, int]
 """The metrics of a chunk by name, and how many calls were dropped."""
 
 _current: ContextVar[MetricsCollector | None] = ContextVar("amorsize_user_metrics", default=None)
-_kinds: dict[str, Kind] = {}
-_admitted: dict[str, Kind] = {}
+_kinds: dict[str, UserKind] = {}
+_admitted: dict[str, UserKind] = {}
 _warned: set[str] = set()
 _admission = threading.Lock()
 
@@ -293,7 +293,7 @@ class MetricsCollector:
                 if total is not None:
                     merge(total, share)
 
-    def _find(self, name: str, kind: Kind, help: str | None, *, calls: int = 1) -> Any:
+    def _find(self, name: str, kind: UserKind, help: str | None, *, calls: int = 1) -> Any:
         metrics = self._metrics
         if metrics is None:
             return None
@@ -320,7 +320,7 @@ def current_collector() -> MetricsCollector | None:
 observes_when(lambda: current_collector() is not None)
 
 
-def empty_metric(kind: Kind, help: str | None = None) -> UserMetric:
+def empty_metric(kind: UserKind, help: str | None = None) -> UserMetric:
     """Make a total to ``merge()`` into."""
     if kind == COUNTER:
         return {"kind": COUNTER, "help": help, "calls": 0, "value": 0}
@@ -389,7 +389,7 @@ def admit(collected: Collected) -> dict[str, Any]:
     return metadata
 
 
-def _is_admitted(name: str, kind: Kind) -> bool:
+def _is_admitted(name: str, kind: UserKind) -> bool:
     known = _admitted.get(name)
     if known is None:
         with _admission:
@@ -414,7 +414,7 @@ def _warn_once(topic: str, message: str, *args: object) -> None:
         logger.warning(message, *args)
 
 
-def _check_name(name: object, kind: Kind) -> None:
+def _check_name(name: object, kind: UserKind) -> None:
     """Refuse a name that is not allowed, or not for this kind; remember others."""
     call = _CALLS[kind]
     if not isinstance(name, str):
@@ -442,7 +442,7 @@ def _check_name(name: object, kind: Kind) -> None:
         )
 
 
-def _checked(value: Any, name: str, kind: Kind) -> float:
+def _checked(value: Any, name: str, kind: UserKind) -> float:
     """Return a finite number as an ``int`` or a ``float``; refuse other values."""
     call = _CALLS[kind]
     number = "a finite number" + (", 0 or more" if kind == COUNTER else "")

@@ -8,9 +8,9 @@ import socket
 import pytest
 
 from amorsize.demo import run
-from amorsize.demo.run import Options, run_round
+from amorsize.demo.run import DemoOptions, run_round
 from amorsize.demo.sources import Sources, find_sources
-from amorsize.demo.stages import Answer, Measures, Packed
+from amorsize.demo.stages import Download, Measures, Packed
 from amorsize.errors import AmorsizeError, PortInUseError
 from amorsize.exporters.prometheus.exporter import PrometheusExporter
 from amorsize.exporters.prometheus.settings import PORT_VARIABLE
@@ -63,14 +63,14 @@ def test_wrong_results_are_noticed(tmp_path):
     with pytest.raises(AmorsizeError, match="stage 'compress' gave a wrong result"):
         run._check_packed([Packed(4, 1, "bz2")], sources)
     with pytest.raises(AmorsizeError, match="stage 'fetch' gave a wrong result"):
-        run._check_answers([Answer("a.py", 5, 2)], [right], sources)
+        run._check_answers([Download("a.py", 5, 2)], [right], sources)
 
 
 def test_a_taken_default_port_is_replaced_by_a_free_one(monkeypatch, capsys, taken_port):
     """The demo runs beside another one, and says where."""
     monkeypatch.delenv(PORT_VARIABLE, raising=False)
     monkeypatch.setattr("amorsize.exporters.prometheus.settings.DEFAULT_PORT", taken_port)
-    with run._open_exporter(Options()) as exporter:
+    with run._open_exporter(DemoOptions()) as exporter:
         assert exporter.port != taken_port
         assert f"serves its metrics on port {exporter.port}" in capsys.readouterr().out
 
@@ -78,10 +78,10 @@ def test_a_taken_default_port_is_replaced_by_a_free_one(monkeypatch, capsys, tak
 def test_a_taken_port_that_was_asked_for_is_an_error(monkeypatch, taken_port):
     """A port that is named, on the command line or in the environment, is used or refused."""
     with pytest.raises(PortInUseError, match=rf"port {taken_port} .* a free one with --port 0"):
-        run._open_exporter(Options(port=taken_port))
+        run._open_exporter(DemoOptions(port=taken_port))
     monkeypatch.setenv(PORT_VARIABLE, str(taken_port))
     with pytest.raises(PortInUseError, match=rf"port {taken_port} .*{PORT_VARIABLE}"):
-        run._open_exporter(Options())
+        run._open_exporter(DemoOptions())
 
 
 def test_without_tqdm_the_demo_says_how_to_install_it(monkeypatch, capsys):
@@ -95,7 +95,7 @@ def test_the_report_is_made_of_what_its_own_metrics_say(monkeypatch, capsys, tmp
     """Printed whole, with the lines of /metrics and what must hold in PromQL."""
     monkeypatch.setattr(run, "QUICK_FILES", 30)
     path = tmp_path / "summary.json"
-    assert run.run_demo(Options(quick=True, port=0, json_path=path)) == 0
+    assert run.run_demo(DemoOptions(quick=True, port=0, json_path=path)) == 0
     out = capsys.readouterr().out
     assert "amorsize_items_processed_total" in out
     assert 'sum(amorsize_items_processed_total{function="measure"}) == 30' in out
@@ -105,7 +105,7 @@ def test_the_report_is_made_of_what_its_own_metrics_say(monkeypatch, capsys, tmp
 
 def test_a_pushgateway_that_does_not_take_the_metrics_is_said(taken_port, monkeypatch):
     """A short job whose push is lost has not done its work: it fails, and its log says why."""
-    monkeypatch.setattr(run, "PUSH_SECONDS", 0.2)
+    monkeypatch.setattr(run, "LAST_PUSH_SECONDS", 0.2)
     url = f"http://127.0.0.1:{taken_port}"  # listens, and never answers
     with (
         PrometheusExporter(port=0, pushgateway=url, job="test") as exporter,

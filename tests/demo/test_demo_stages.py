@@ -13,7 +13,7 @@ from waiting import PATIENCE
 
 from amorsize.demo.service import FactsService
 from amorsize.demo.sources import find_sources
-from amorsize.demo.stages import Answer, Measures, ServiceRefused, compress, fetch, get, measure
+from amorsize.demo.stages import Download, Measures, ServiceRefused, compress, fetch, get, measure
 
 PROGRAM = '''\
 """A module."""
@@ -100,8 +100,8 @@ def test_compress_finds_the_smallest_of_three(tmp_path):
 
 def test_fetch_gets_the_facts(service):
     """Names that need quoting too."""
-    assert fetch(service.url("one.py")) == Answer("one.py", 12, 2)
-    assert fetch(service.url("two words.py")) == Answer("two words.py", 12, 2)
+    assert fetch(service.url("one.py")) == Download("one.py", 12, 2)
+    assert fetch(service.url("two words.py")) == Download("two words.py", 12, 2)
 
 
 @pytest.mark.parametrize("name", ["three.py", "../one.py", "", "/etc/passwd"])
@@ -123,7 +123,7 @@ def test_the_service_answers_many_at_once(tmp_path):
     """A hundred askers wait together, none for another."""
     (tmp_path / "one.py").write_text("")
     everybody = threading.Barrier(100, timeout=PATIENCE)
-    answers: list[Answer] = []
+    answers: list[Download] = []
 
     def ask(url: str) -> None:
         everybody.wait()

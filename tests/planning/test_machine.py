@@ -252,7 +252,7 @@ def test_startup_may_be_recorded_by_many_threads() -> None:
 def test_measuring_starts_real_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both engines are measured, and the measurement is recorded."""
     costs = StartupCosts()
-    monkeypatch.setattr(machine, "STARTUP", costs)
+    monkeypatch.setattr(machine, "STARTUP_COSTS", costs)
     assert measure_startup("thread") > 0
     assert measure_startup("process") > 0
     assert costs.model("thread").measured

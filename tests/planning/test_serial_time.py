@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from amorsize.planning.serial_time import ALIKE, CLOSE, SerialTime
+from amorsize.planning.serial_time import ALIKE_CPU_TIMES, CLOSE, SerialTime
 from amorsize.planning.workload import Workload
 from amorsize.workers.cpu_time import CpuTime
 
@@ -142,7 +142,7 @@ def test_calls_that_wait_take_the_waits_that_were_measured_as_well() -> None:
     """Where they are the same calls, which their CPU time shows."""
     mixed = shown(*[(0.4, had(0.02, other_seconds=0.3))] * 100, threads=True)
     assert mixed.speedup(2.0, known=WAITS) == pytest.approx(5.0)
-    others = WAITS._replace(cpu_seconds=0.02 * ALIKE * 1.01)
+    others = WAITS._replace(cpu_seconds=0.02 * ALIKE_CPU_TIMES * 1.01)
     assert mixed.speedup(2.0, known=others) is None
     # Never more than they took, nor less than they cannot have taken.
     longer = WAITS._replace(wait_seconds=80.0)

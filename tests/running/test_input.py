@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amorsize.running import input as input_module
-from amorsize.running.input import LOOK_ITEMS, STRIDE_ITEMS, Input
+from amorsize.running.input import STRIDE_ITEMS, WEIGHING_ITEMS, Input
 
 sizes = st.lists(st.integers(1, 50), min_size=1)
 
@@ -295,7 +295,7 @@ def test_a_piece_ends_where_items_turn_heavy(clock: Clock, light: int, seconds: 
         for item in texts(clock, weight, seconds=seconds * weight / MB)
     )
     drawn = len(data.draw(10_000, 5 * MB))
-    assert light + 5 <= drawn <= light + 5 + (0 if seconds else LOOK_ITEMS)
+    assert light + 5 <= drawn <= light + 5 + (0 if seconds else WEIGHING_ITEMS)
 
 
 def test_items_of_a_collection_in_memory_are_weighed_only_where_they_are_sent() -> None:
@@ -309,7 +309,7 @@ def test_items_of_a_collection_in_memory_are_weighed_only_where_they_are_sent() 
         source = Input(data)
         source.weighs = True
         drawn = len(source.draw(499, 5 * MB))
-        assert 4 <= drawn <= LOOK_ITEMS
+        assert 4 <= drawn <= WEIGHING_ITEMS
         assert drawn * MB <= source.drawn_bytes < 1.1 * drawn * MB
     lazy = make_input(iter(items), announced=True)
     assert not lazy.in_memory

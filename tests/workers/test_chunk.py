@@ -13,7 +13,7 @@ import pytest
 from amorsize.errors import FunctionExitError
 from amorsize.workers.chunk import Chunk, run_chunk
 from amorsize.workers.item_slots import CHUNK, ITEM, ITEM_STARTED, SLOT_COUNT
-from amorsize.workers.slices import LOOK_ITEMS, Slice
+from amorsize.workers.slices import RESULTS_PER_LOOK, Slice
 
 
 def chunk(*items: Any, start: int = 10, id: int = 4) -> Chunk:
@@ -255,14 +255,14 @@ def test_a_chunk_ends_where_its_results_weigh_enough(light: int, go_on: bool) ->
     assert outcome.results is not None
     assert outcome.size == len(outcome.results) == len(done)
     assert outcome.is_full == (outcome.size < 1000)
-    assert min(1000, light + 10) <= outcome.size <= light + 10 + LOOK_ITEMS
+    assert min(1000, light + 10) <= outcome.size <= light + 10 + RESULTS_PER_LOOK
 
 
 def test_a_chunk_whose_last_result_makes_it_full_is_done() -> None:
     """Nothing of it is left."""
-    items = Chunk(7, 0, range(LOOK_ITEMS), most_bytes=1000)
+    items = Chunk(7, 0, range(RESULTS_PER_LOOK), most_bytes=1000)
     outcome = run_chunk(lambda item: bytes(1000), items, item_slots=new_item_slots())
-    assert (outcome.size, outcome.is_full) == (LOOK_ITEMS, False)
+    assert (outcome.size, outcome.is_full) == (RESULTS_PER_LOOK, False)
 
 
 def test_a_full_chunk_knows_which_item_failed_and_which_are_marked() -> None:

@@ -194,7 +194,7 @@ def test_what_a_list_gains_once_it_was_ended_has_no_result() -> None:
 
 def test_a_thread_that_has_nothing_to_look_at_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream may stay open for hours; its next chunk has another one."""
-    monkeypatch.setattr(monitor_module, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(monitor_module, "PASS_LOOK_SECONDS", 0.001)
     monitor = PassMonitor(never)
     begun: list[threading.Event] = []
 

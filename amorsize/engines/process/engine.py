@@ -23,7 +23,7 @@ from amorsize.engines.base import (
     WorkerLost,
     WorkerStarted,
 )
-from amorsize.engines.pauses import LOOK_SECONDS, PauseWatch
+from amorsize.engines.pauses import PAUSE_WATCH_SECONDS, PauseWatch
 from amorsize.engines.process import protocol
 from amorsize.engines.process.pool import (
     WorkerProcess,
@@ -194,7 +194,7 @@ class ProcessBackend(Backend):
             return messages
         if self._watch is not None:
             self._watch.look()
-            timeout = LOOK_SECONDS if timeout is None else min(timeout, LOOK_SECONDS)
+            timeout = PAUSE_WATCH_SECONDS if timeout is None else min(timeout, PAUSE_WATCH_SECONDS)
         for key, events in self._selector.select(timeout):
             slot = key.data
             if slot is None:

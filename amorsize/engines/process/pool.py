@@ -22,6 +22,7 @@ from amorsize.engines import warm_pool
 from amorsize.engines.process import protocol
 from amorsize.engines.process.connection import STATUS, Connection, connection_pair
 from amorsize.engines.process.module_files import HeldModules
+from amorsize.engines.process.protocol import IDLE_SECONDS
 from amorsize.engines.process.template_client import Template, start_template
 from amorsize.engines.process_states import STOPPED, is_in_state
 from amorsize.errors import ExecutionError
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
     """Modules that a worker is to begin with, with the directories where they are found."""
 else:
     import _signal as signal  # what signal wraps in enums, which takes 2 ms
-
-IDLE_SECONDS = 60.0
-"""Workers that nobody used for so long end by themselves; none is taken that is about to."""
 
 _SPARE_PIPES = 4
 _MARGIN_SECONDS = 5.0

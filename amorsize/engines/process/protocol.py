@@ -40,6 +40,10 @@ if TYPE_CHECKING:
     from amorsize.engines.process.connection import Connection
 
 
+IDLE_SECONDS = 60.0
+"""A worker that was not used for so long ends by itself; the pool takes none that is about to."""
+
+
 def send(
     connection: Connection,
     header: tuple[Any, ...],

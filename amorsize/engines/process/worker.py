@@ -16,6 +16,7 @@ from amorsize.engines.process import protocol
 from amorsize.engines.process.connection import Connection
 from amorsize.engines.process.module_files import ModuleFiles
 from amorsize.engines.process.program_state import AppliedState, flush_streams
+from amorsize.engines.process.protocol import IDLE_SECONDS
 from amorsize.workers import in_forked_child
 from amorsize.workers.chunk import (
     HOSTNAME,
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from amorsize.workers.collectors import CollectSettings
-
-IDLE_SECONDS = 60.0
-"""A worker that nobody used for so long ends. The pool takes none that is about to."""
 
 _WATCH_SECONDS = 0.5
 _MAX_TEXT = 4096

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from amorsize.exporters.cloudwatch.data import Datum, Dimensions, Statistics
 
 MAX_METRICS = 100
-MAX_VALUES = 100
+MAX_LINE_VALUES = 100
 """Metrics in a line, and values of a metric."""
 
 _Metric: TypeAlias = tuple[str, str, float | list[float]]
@@ -46,8 +46,8 @@ def _metrics(datum: Datum) -> Iterator[_Metric]:
         yield f"{datum.name}.Max", datum.unit, value.greatest
     elif isinstance(value, Mapping):
         values = list(chain.from_iterable(repeat(each, count) for each, count in value.items()))
-        for start in range(0, len(values), MAX_VALUES):
-            yield datum.name, datum.unit, values[start : start + MAX_VALUES]
+        for start in range(0, len(values), MAX_LINE_VALUES):
+            yield datum.name, datum.unit, values[start : start + MAX_LINE_VALUES]
     else:
         yield datum.name, datum.unit, value
 

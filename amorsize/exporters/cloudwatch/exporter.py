@@ -26,7 +26,7 @@ from amorsize.exporters.metrics import LAST_ACTIVITY, Metric
 from amorsize.exporters.sender import RefusedError
 from amorsize.exporters.series import Labels, Series
 from amorsize.exporters.settings import by_keywords, constructor, enable_with
-from amorsize.exporters.totals import TotalsExporter, status_of
+from amorsize.exporters.totals import TotalsExporter, status_label
 from amorsize.hooks import HookContext
 from amorsize.workers.user_metrics import UserMetrics
 
@@ -112,7 +112,7 @@ class CloudWatchExporter(TotalsExporter):
 
     def post_execute(self, context: HookContext) -> None:
         super().post_execute(context)
-        if status_of(context) == "cancelled":
+        if status_label(context) == "cancelled":
             self.flush(CANCELLED_SECONDS)
         elif self._emf is not False and not self._is_stuck:
             self._is_stuck = not self.flush(_END_SECONDS)

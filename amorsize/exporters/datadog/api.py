@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from amorsize.exporters.datadog.events import CHECK, TEXT_CHARACTERS, Check, Event
+from amorsize.exporters.datadog.events import CHECK, TEXT_CHARACTERS, Check, DatadogEvent
 from amorsize.exporters.datadog.settings import DatadogSettings
 from amorsize.exporters.http_client import HttpClient
 
@@ -39,15 +39,15 @@ class Api:
     def __repr__(self) -> str:
         return f"<Api {self.destination}>"
 
-    def send(self, batch: Sequence[Event | Check]) -> None:
+    def send(self, batch: Sequence[DatadogEvent | Check]) -> None:
         """Post one message, for a sender. Its errors are those of :meth:`HttpClient.post`."""
         (message,) = batch
-        if isinstance(message, Event):
+        if isinstance(message, DatadogEvent):
             self._post("/api/v1/events", self._event(message))
         else:
             self._post("/api/v1/check_run", self._check(message))
 
-    def _event(self, event: Event) -> dict[str, Any]:
+    def _event(self, event: DatadogEvent) -> dict[str, Any]:
         return {
             "title": event.title,
             "text": event.text(TEXT_CHARACTERS),

@@ -28,7 +28,7 @@ UDP_BYTES = 1432
 UNIX_BYTES = 8192
 """The default size of an agent's read; also the limit of a message."""
 
-TIMEOUT_SECONDS = 1.0
+SOCKET_SECONDS = 1.0
 """How long to wait for a Unix socket whose agent hangs."""
 
 
@@ -59,7 +59,7 @@ class Datagrams:
             "track_instance": False,  # or else each os.fork() of the program waits for it
         }
         # It sends nothing: it holds the agent's address and connects to it.
-        self._wire = DogStatsd(**where, socket_timeout=TIMEOUT_SECONDS)
+        self._wire = DogStatsd(**where, socket_timeout=SOCKET_SECONDS)
         self.limit = UDP_BYTES if self._wire.socket_path is None else UNIX_BYTES
         self._writer = DogStatsd(
             **where,

@@ -29,7 +29,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class DatadogEvent:
     """An event of Datadog's stream.
 
     Attributes:
@@ -104,13 +104,13 @@ class EventBuilder:
         self._failures = 0
         self._failed_items = 0
 
-    def started(self, context: HookContext) -> Event | None:
+    def started(self, context: HookContext) -> DatadogEvent | None:
         """Build the event of its start."""
         if "start" not in self._kinds:
             return None
         return self._event(context, "started", "info")
 
-    def failed(self, context: HookContext) -> Event | None:
+    def failed(self, context: HookContext) -> DatadogEvent | None:
         """Build the event of a failure, or of a worker's death."""
         metadata = context.metadata
         lost = metadata.get("failed_items") or 0
@@ -139,7 +139,7 @@ class EventBuilder:
             return self._event(context, f"was cancelled ({kind})", "warning", facts)
         return self._event(context, f"failed: {kind}", "error", facts)
 
-    def ended(self, context: HookContext, status: str) -> Event | None:
+    def ended(self, context: HookContext, status: str) -> DatadogEvent | None:
         """Build the event of its end."""
         if "completed" not in self._kinds:
             return None
@@ -161,7 +161,7 @@ class EventBuilder:
         said: str,
         alert_type: str,
         facts: dict[str, str] | None = None,
-    ) -> Event:
+    ) -> DatadogEvent:
         metadata = context.metadata
         function = _one_line(metadata.get("function"), _NAME_CHARACTERS)
         total = "an unknown number" if context.total_items is None else str(context.total_items)
@@ -174,7 +174,7 @@ class EventBuilder:
         }
         room = TITLE_CHARACTERS - len(said) - 1
         name = function if len(function) <= room else f"{function[: room - 1]}…"
-        return Event(
+        return DatadogEvent(
             title=f"{name} {said}"[:TITLE_CHARACTERS],
             facts="\n".join(f"- {key}: {_quoted(value)}" for key, value in facts.items()),
             traceback=_encodable(context.error_traceback or "")

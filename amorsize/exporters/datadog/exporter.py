@@ -24,7 +24,7 @@ from amorsize.exporters.datadog.datagrams import Datagrams
 from amorsize.exporters.datadog.events import (
     CHECK,
     Check,
-    Event,
+    DatadogEvent,
     EventBuilder,
     datagram_size,
     make_check,
@@ -39,7 +39,7 @@ from amorsize.exporters.metrics import LAST_ACTIVITY, Metric, closed_label
 from amorsize.exporters.sender import Sender
 from amorsize.exporters.series import Labels
 from amorsize.exporters.settings import by_keywords, constructor, enable_with
-from amorsize.exporters.totals import TotalsExporter, status_of
+from amorsize.exporters.totals import TotalsExporter, status_label
 from amorsize.exporters.user_totals import DOTTED_NAMESPACE
 from amorsize.hooks import HookContext
 from amorsize.workers.names import cut
@@ -173,7 +173,7 @@ class DatadogExporter(TotalsExporter):
 
     def post_execute(self, context: HookContext) -> None:
         super().post_execute(context)
-        status = status_of(context)
+        status = status_label(context)
         builder = self._builder_of(context)
         self._builders.pop(context.metadata.get("execution_id"), None)
         self._put(builder.ended(context, status))
@@ -218,7 +218,7 @@ class DatadogExporter(TotalsExporter):
     def _renew(self) -> None:
         self._sender.put(_Wake(all_gauges=True))
 
-    def _put(self, message: Event | Check | None) -> None:
+    def _put(self, message: DatadogEvent | Check | None) -> None:
         if message is not None:
             self._sender.put(message)
 
@@ -256,7 +256,7 @@ class DatadogExporter(TotalsExporter):
         if batch[0] is not self._batch:
             rooms = [
                 datagrams.limit - datagrams.length(functools.partial(_write_event, item, ""))
-                if isinstance(item, Event)
+                if isinstance(item, DatadogEvent)
                 else 0
                 for item in batch
             ]
@@ -277,7 +277,7 @@ class DatadogExporter(TotalsExporter):
             match item:
                 case _Wake():
                     all_gauges = all_gauges or item.all_gauges
-                case Event():
+                case DatadogEvent():
                     # The message holds the length, too: four digits where it was one.
                     _write_event(item, item.text(room - 3, datagram_size), client)
                 case Check():
@@ -317,7 +317,7 @@ class _Share:
     share: Any
 
 
-def _write_event(event: Event, text: str, client: DogStatsd) -> None:
+def _write_event(event: DatadogEvent, text: str, client: DogStatsd) -> None:
     client.event(
         event.title,
         text,

@@ -8,16 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.exporters.datadog.events import KINDS, datagram_size
-from amorsize.exporters.settings import check_token, split_url
+from amorsize.exporters.settings import AnyPath, check_token, split_url
 
 if TYPE_CHECKING:
     from datadog.dogstatsd.base import DogStatsd
-
-AnyPath: TypeAlias = str | os.PathLike[str]
 
 DEFAULT_SITE = "datadoghq.com"
 

@@ -26,7 +26,7 @@ from amorsize.exporters.opentelemetry.settings import OpenTelemetrySettings
 from amorsize.exporters.sender import describe_error
 from amorsize.exporters.series import Labels
 from amorsize.exporters.settings import by_keywords, constructor, enable_with
-from amorsize.exporters.totals import TotalsExporter, status_of
+from amorsize.exporters.totals import TotalsExporter, status_label
 from amorsize.hooks import HookContext
 from amorsize.workers import trace_link
 from amorsize.workers.trace_link import TraceLink
@@ -171,7 +171,7 @@ class OpenTelemetryExporter(TotalsExporter):
     def post_execute(self, context: HookContext) -> None:
         super().post_execute(context)
         if self._executions is not None:
-            self._executions.ended(context, status_of(context))
+            self._executions.ended(context, status_label(context))
 
     def _observed(self, metric: Metric, labels: Labels, value: float, context: HookContext) -> None:
         if self._instruments is not None:

@@ -31,8 +31,8 @@ CHUNK_NAME = "chunk"
 
 ItemT = TypeVar("ItemT")
 
-Scope = tuple[Any, ...]
-Event = tuple[str, int, Mapping[str, Any]]
+SpanScope = tuple[Any, ...]
+SpanEvent = tuple[str, int, Mapping[str, Any]]
 
 
 class SpanWriter:
@@ -50,7 +50,7 @@ class SpanWriter:
         tracer: for spans that are made as they happen.
     """
 
-    def __init__(self, provider: trace.TracerProvider, scope: Scope) -> None:
+    def __init__(self, provider: trace.TracerProvider, scope: SpanScope) -> None:
         self.provider = provider
         self._scope = scope
         self._tracers: dict[Any, trace.Tracer] = {}
@@ -76,7 +76,7 @@ class SpanWriter:
         for span in spans:
             if span[4] == own_id:  # a chunk lasts as long as what happens in it
                 start, end = min(start, span[5]), max(end, span[6])
-        events: list[Event] = list(record.returned.get("events", ()))
+        events: list[SpanEvent] = list(record.returned.get("events", ()))
         status: tuple[int, str | None] = record.returned.get("status", (0, None))
         if record.failure is not None:
             kind, message, text = record.failure
@@ -158,12 +158,12 @@ class SpanWriter:
         start: int,
         end: int,
         attributes: Mapping[str, Any],
-        events: Sequence[Event] = (),
+        events: Sequence[SpanEvent] = (),
         status: tuple[int, str | None] = (0, None),
         context: Context | None = None,
         kind: SpanKind = SpanKind.INTERNAL,
         links: Sequence[Link] = (),
-        scope: Scope | None = None,
+        scope: SpanScope | None = None,
     ) -> SpanContext:
         """Write one span; return its actual context.
 
@@ -194,7 +194,7 @@ class SpanWriter:
         span.end(max(start, end))
         return span.get_span_context()
 
-    def _tracer(self, scope: Scope) -> trace.Tracer:
+    def _tracer(self, scope: SpanScope) -> trace.Tracer:
         key = (*scope[:3], *sorted((scope[3] or {}).items()))
         tracer = self._tracers.get(key)
         if tracer is None:
@@ -217,7 +217,7 @@ def for_each(items: Iterable[ItemT], write: Callable[[ItemT], object]) -> None:
         raise failure
 
 
-def exception_event(kind: str, message: str, text: str, timestamp: int) -> Event:
+def exception_event(kind: str, message: str, text: str, timestamp: int) -> SpanEvent:
     """Make the event that stands for an exception, as the conventions say."""
     attributes = {
         "exception.type": kind,

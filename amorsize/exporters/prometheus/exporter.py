@@ -34,7 +34,7 @@ from amorsize.exporters.prometheus.standby import Standby
 from amorsize.exporters.prometheus.textfile import TextFile
 from amorsize.exporters.series import Series, Share
 from amorsize.exporters.settings import by_keywords, constructor, enable_with
-from amorsize.exporters.totals import TotalsExporter, status_of
+from amorsize.exporters.totals import TotalsExporter, status_label
 from amorsize.hooks import HookContext
 from amorsize.workers.role import is_worker
 
@@ -287,7 +287,7 @@ class PrometheusExporter(TotalsExporter):
     def post_execute(self, context: HookContext) -> None:
         super().post_execute(context)
         self._write_at_end()
-        if status_of(context) == "cancelled":
+        if status_label(context) == "cancelled":
             self.flush(CANCELLED_SECONDS)
         else:
             self._request_deliveries()

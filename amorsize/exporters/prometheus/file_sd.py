@@ -35,7 +35,7 @@ _HOST = "__meta_amorsize_host"
 _PROGRAM = "__meta_amorsize_program"
 
 
-class Entry:
+class FileSdEntry:
     """This process' entry in a directory, from now until :meth:`remove`.
 
     Args:

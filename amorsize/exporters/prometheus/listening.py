@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from amorsize.errors import ExporterError, PortInUseError
-from amorsize.exporters.prometheus.file_sd import Entry
+from amorsize.exporters.prometheus.file_sd import FileSdEntry
 from amorsize.exporters.prometheus.server import ScrapeServer
 from amorsize.exporters.prometheus.settings import PORT_VARIABLE, ListenSettings
 
@@ -29,7 +29,7 @@ class Listener:
 
     def __init__(self, settings: ListenSettings, app: WSGIApplication) -> None:
         self._server = _bind(settings, app)
-        self._entry: Entry | None = None
+        self._entry: FileSdEntry | None = None
         self._directory = settings.file_sd_directory
         self.port = self._server.server_port
         self._scheme = "http" if settings.tls is None else "https"
@@ -40,7 +40,7 @@ class Listener:
         """Begin to answer, and write the file_sd entry."""
         if self._directory is not None:
             try:
-                self._entry = Entry(self._directory, self._target, self._scheme)
+                self._entry = FileSdEntry(self._directory, self._target, self._scheme)
             except OSError as error:
                 self._server.close()
                 raise ExporterError(

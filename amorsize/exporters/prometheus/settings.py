@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from amorsize.errors import InvalidTypeError, InvalidValueError
 from amorsize.exporters.metrics import METRICS
 from amorsize.exporters.prometheus.file_lock import HAS_FILE_LOCKS
 from amorsize.exporters.settings import (
+    AnyPath,
     check_credentials,
     check_file,
     check_interval,
@@ -32,8 +33,6 @@ from amorsize.workers.names import MAX_CHARACTERS
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
-
-AnyPath: TypeAlias = str | os.PathLike[str]
 
 DEFAULT_ADDR = "127.0.0.1"
 

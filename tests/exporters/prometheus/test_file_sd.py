@@ -88,7 +88,7 @@ def test_the_entry_of_a_killed_program_is_removed_by_the_next(tmp_path: Path) ->
 
 def write_entry(directory: Path, **changes: str) -> Path:
     """An entry of this very process, but for the changes."""
-    entry = file_sd.Entry(directory, "127.0.0.1:1", "http")
+    entry = file_sd.FileSdEntry(directory, "127.0.0.1:1", "http")
     content = json.loads(entry.path.read_text())
     entry.remove()
     content[0]["labels"] |= {f"__meta_amorsize_{name}": value for name, value in changes.items()}
