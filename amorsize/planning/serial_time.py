@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 CLOSE = 0.75
 """Bounds are as good as one from this ratio on: their middle is then within 17 % of the truth."""
 
-ONE_CORE = 1.2
+USES_ONE_CORE = 1.2
 """Calls that use no more cores than this use one; a thread of the program may have had the rest."""
 
 ALIKE_CPU_TIMES = 1.5
@@ -163,7 +163,7 @@ class SerialTime(Record):
         if self.items == 0 and self.seconds == 0.0:
             return alone
         # One call is enough for that: what runs beside it only adds to what it seems to use.
-        uses_one_core = known is not None and known.inner_parallelism <= ONE_CORE
+        uses_one_core = known is not None and known.inner_parallelism <= USES_ONE_CORE
         limited = 0.0 if uses_one_core else self.limited_seconds
         if known is not None and not known.is_sure:
             known = None
