@@ -58,7 +58,7 @@ _ATTEMPTS = 20
 SECONDS_PER_SECOND_OF_WRITING = 20
 """Writes at the ends of runs take this part of the time, at most."""
 
-ENDED = "ended.json"
+ENDED_FILE = "ended.json"
 
 _PROGRAM = re.compile(r"(?P<host>.+)-(?P<pid>\d+)-(?P<started>\d+)-(?P<exporter>\d+)")
 _PROCESS = re.compile(r"process-(?P<started>\d+)-(?P<pid>\d+)-\d+\.json")
@@ -233,7 +233,7 @@ class ProgramFiles:
         """
         directory = self.directory
         paths = _files_of_processes(directory)
-        ended = self._read(directory / ENDED)
+        ended = self._read(directory / ENDED_FILE)
         merger = Merger()
         merger.add(ended.share, is_running=False)
         to_fold = False
@@ -247,7 +247,7 @@ class ProgramFiles:
                 is_over = read.is_closed or not is_running(_process_of(path))
                 merger.add(read.share, is_running=not is_over)
                 to_fold = to_fold or is_over
-        if self._read(directory / ENDED).content != ended.content:
+        if self._read(directory / ENDED_FILE).content != ended.content:
             raise FileNotFoundError
         if to_fold:
             self._fold(directory)
@@ -263,7 +263,7 @@ class ProgramFiles:
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            if path.name == ENDED:  # none has ended
+            if path.name == ENDED_FILE:  # none has ended
                 return _NOTHING
             self._read_before.pop(path.name, None)
             raise
@@ -285,7 +285,7 @@ class ProgramFiles:
         with FileLock(directory / "folding") as is_locked:
             if not is_locked:
                 return  # another process is about to
-            ended = self._read(directory / ENDED)
+            ended = self._read(directory / ENDED_FILE)
             merger = Merger()
             merger.add(ended.share, is_running=False)
             folded = []
@@ -297,7 +297,7 @@ class ProgramFiles:
                     merger.add(read.share, is_running=False)
                 folded.append(path)
             content = encode(merger.share(), included=[path.name for path in folded])
-            write_atomically(directory / ENDED, content, mode=0o600)
+            write_atomically(directory / ENDED_FILE, content, mode=0o600)
             for path in folded:
                 self._read_before.pop(path.name, None)
                 path.unlink(missing_ok=True)
