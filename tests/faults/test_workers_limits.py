@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 import subprocess
 import sys
 import textwrap
@@ -463,3 +464,70 @@ def test_what_needs_a_thread_is_a_clear_error_where_none_can_be_started(
     said = run_as_nobody(program, tmp_path, run)
     assert "no thread can be started" in said
     assert ("execute()" if run == "stream" else "executor='serial'") in said
+
+
+WITHOUT_MEMORY_FILES = """
+import ctypes, json, os, platform, struct, sys
+import amorsize
+
+executor = None if sys.argv[1] == "None" else sys.argv[1]
+number = {"x86_64": 319, "aarch64": 279}[platform.machine()]
+# Load the number of the system call; memfd_create() fails with EPERM, all else is allowed.
+refuse, allow = (0x06, 0, 0, 0x50001), (0x06, 0, 0, 0x7FFF0000)
+steps = [(0x20, 0, 0, 0), (0x15, 0, 1, number), refuse, allow]
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+program = struct.pack("HL", len(steps), ctypes.addressof(code))
+assert libc.prctl(22, 2, program, 0, 0) == 0  # PR_SET_SECCOMP
+try:
+    os.memfd_create("refused")
+except PermissionError:
+    pass
+else:
+    raise SystemExit("memfd_create() is not refused")
+
+def work(x):
+    return sum(range(200_000)) * 0 + x
+
+before = len(os.listdir("/proc/self/fd"))
+try:
+    said = amorsize.execute(work, range(60), executor=executor, n_jobs=2) == [*range(60)]
+except amorsize.AmorsizeError as error:
+    said = str(error)
+amorsize.shutdown()
+print(json.dumps([said, len(os.listdir("/proc/self/fd")) - before]))
+"""
+
+READ_ONLY = """
+for place in /tmp /var/tmp /dev/shm; do
+    mount --bind "$place" "$place" && mount -o remount,ro,bind "$place" || exit 77
+done
+cd /proc && exec "$@"
+"""
+
+
+@pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "aarch64"), reason="needs the number of a system call"
+)
+@pytest.mark.parametrize("files", ["elsewhere", "nowhere"])
+@pytest.mark.parametrize("executor", ["process", None])
+def test_memory_files_that_the_system_refuses(executor: str | None, files: str) -> None:
+    """A sandbox refuses memfd_create(): there are files on disk, unless nothing can be written."""
+    command = [sys.executable, "-c", WITHOUT_MEMORY_FILES, str(executor)]
+    environment = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
+    if files == "nowhere":
+        command = ["unshare", "-m", "sh", "-c", READ_ONLY, "sh", *command]
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if files == "nowhere" and done.returncode in (1, 77) and not done.stdout:
+        if os.getuid() == 0 and "Operation not permitted" not in done.stderr:
+            pytest.fail(done.stderr)
+        pytest.skip("places cannot be made read-only here: unshare -m needs rights")
+    assert done.returncode == 0, done.stderr
+    said, left_open = json.loads(done.stdout)
+    assert left_open == 0
+    if files == "nowhere" and executor == "process":
+        assert "no worker process can be started: [Errno 2] No usable temporary directory" in said
+    else:
+        assert said is True
