@@ -22,7 +22,7 @@ from amorsize.exporters.metrics import EXECUTIONS_IN_PROGRESS, WORKER_DEATHS
 from amorsize.exporters.prometheus import program_files
 from amorsize.exporters.prometheus.process_file import encode
 from amorsize.exporters.prometheus.processes import Process
-from amorsize.exporters.prometheus.program_files import ENDED, ProgramFiles
+from amorsize.exporters.prometheus.program_files import ENDED_FILE, ProgramFiles
 from amorsize.exporters.series import Series, Share
 
 LABELS = ("parse", "process")
@@ -138,7 +138,7 @@ def test_the_files_of_the_dead_become_one(files: ProgramFiles, living: Process) 
     for _ in range(3):
         assert counted(files) == 511
     names = {path.name for path in files.directory.iterdir()}
-    assert names == {ENDED, "folding", member.path.name, files._own_path().name}
+    assert names == {ENDED_FILE, "folding", member.path.name, files._own_path().name}
 
 
 def test_an_exporter_that_was_closed_has_no_executions_in_progress(
@@ -190,7 +190,7 @@ def test_whoever_dies_while_folding_loses_nothing(
     Member(files, Process(DEAD.pid + 9, 1), 1000)
     assert [counted(files) for _ in range(3)] == [1301] * 3
     assert {path.name for path in files.directory.iterdir()} == {
-        ENDED,
+        ENDED_FILE,
         "folding",
         files._own_path().name,
     }
@@ -222,12 +222,12 @@ def test_one_process_folds_at_a_time(files: ProgramFiles) -> None:
     with program_files.FileLock(files.directory / "folding") as is_locked:
         assert is_locked
         assert [counted(files) for _ in range(2)] == [101] * 2
-        assert not (files.directory / ENDED).exists()
+        assert not (files.directory / ENDED_FILE).exists()
     assert counted(files) == 101
-    assert (files.directory / ENDED).exists()
+    assert (files.directory / ENDED_FILE).exists()
 
 
-@pytest.mark.parametrize("name", [f"process-1-{DEAD.pid}-0.json", ENDED])
+@pytest.mark.parametrize("name", [f"process-1-{DEAD.pid}-0.json", ENDED_FILE])
 def test_a_file_that_is_no_share_is_left_out(
     files: ProgramFiles, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
@@ -268,7 +268,7 @@ def test_directories_of_ended_programs_are_removed(tmp_path: Path, living: Proce
     orphaned, ended = user / name, user / name.replace(str(DEAD.pid), str(DEAD.pid + 1))
     for directory in (orphaned, ended):
         directory.mkdir()
-        (directory / ENDED).touch()
+        (directory / ENDED_FILE).touch()
     (orphaned / f"process-{living.started}-{living.pid}-0.json").touch()
     second = ProgramFiles(tmp_path, lambda: share(1))
     second.write()
