@@ -189,3 +189,17 @@ def test_functions_of_long_ago_are_forgotten():
     whole = Earlier(families_of_text(as_text(before))).continued(by_function(night()))
     kept = {labels[0] for labels in whole[metrics.LAST_SUCCESS]}
     assert kept == {"parse", *(f"job {day}" for day in range(150 - MOST_FUNCTIONS, 150))}
+
+
+def test_counters_that_go_on_count_since_the_first_program() -> None:
+    """So a new program is not taken for the cause of what was counted before it."""
+    row = metrics.COUNTING_SINCE
+    for first, second in ((100.0, 200.0), (200.0, 100.0)):
+        earlier = Earlier(families_of_text(as_text({row: {(): first}})))
+        assert earlier.continued_of(None, {row: {(): second}})[row] == {(): 100.0}
+
+
+def test_what_is_in_progress_is_for_the_present_program_to_say() -> None:
+    """Until when another one's executions were to be believed is not kept."""
+    earlier = Earlier(families_of_text(as_text({metrics.IN_PROGRESS_UNTIL: {PROCESS: 9.0}})))
+    assert earlier.continued_of("parse", {}) == {}

@@ -128,6 +128,14 @@ def test_the_longest_hook_is_that_of_all() -> None:
     assert of(merged((share(metric, 0.5), False), (share(metric, 0.2), True)), metric) == 0.5
 
 
+def test_a_program_counts_since_its_first_process() -> None:
+    """Its counters are those of all, also of those that have ended."""
+    metric = metrics.COUNTING_SINCE
+    first, last = share(metric, 100.0), share(metric, 200.0)
+    for order in ([(first, False), (last, True)], [(last, True), (first, False)]):
+        assert of(merged(*order), metric) == 100.0
+
+
 def test_information_is_that_of_the_living() -> None:
     """After an upgrade the old version goes with the last process that runs it."""
     row = metrics.BUILD_INFO
