@@ -20,6 +20,7 @@ from waiting import poll
 
 import amorsize
 from amorsize import HookManager
+from amorsize.exporters import metrics
 from amorsize.exporters.cloudwatch.exporter import CloudWatchExporter
 from amorsize.exporters.datadog.exporter import DatadogExporter
 from amorsize.exporters.prometheus.exporter import PrometheusExporter
@@ -205,7 +206,12 @@ def test_a_hundred_functions_and_nothing_running(
 
 def test_every_rule_and_alert_returns_data(seen: Seen) -> None:
     """Alerts without their thresholds: what they compare is there."""
-    places = [part for place in rules() for part in conditions(place)]
+    places = [
+        part
+        for place in rules()
+        for part in conditions(place)
+        if metrics.IN_PROGRESS_UNTIL.prometheus not in part.expr  # nothing is pushed here
+    ]
     assert len(places) > 20
     asked = [  # nothing of this scenario is so old as to be before a range
         replace(place, expr=re.sub(r" offset \w+", "", place.expr), instant=True)
