@@ -179,8 +179,9 @@ def _take_over(signum: int) -> bool:
 def _host_handles() -> bool:
     """Say whether a host handles signals itself, of which Python does not know.
 
-    Python says that SIGTERM has its default effect, and Linux that it is caught. What stands for
-    Ctrl-C cannot be seen, because Python catches that, too: a host that handles one handles both.
+    Python says that SIGTERM has its default effect, and Linux that it is caught. A handler of the
+    host for Ctrl-C is not visible, because Python catches that, too: a host that handles one
+    handles both.
     """
     if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         return False
