@@ -438,7 +438,8 @@ IN_PROGRESS_UNTIL = Metric(
 )
 
 PROMETHEUS_ONLY = (COUNTING_SINCE, IN_PROGRESS_UNTIL)
-"""Beside the table: other systems know when a program begins and when it reports no more."""
+"""Beside the table: other systems know when a program begins and when it reports no more. Alerts of
+Prometheus need the first of a job that sends OTLP, too."""
 
 
 class BoundedLabel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -77,6 +78,9 @@ class TotalsExporter(Exporter):
     The values are not metric objects of a client library: a chunk costs a few additions under one
     lock. Gauges are summed over the executions in progress with each :meth:`snapshot`, so an
     execution that ended badly leaves none behind.
+
+    Attributes:
+        counting_since: since when its counters count, in seconds since the epoch.
     """
 
     def __init__(self, *, in_children: bool = False) -> None:
@@ -90,6 +94,7 @@ class TotalsExporter(Exporter):
 
     def _begin_at_zero(self) -> None:
         self._lock = threading.RLock()  # a signal handler may end a stream over its holder
+        self.counting_since = time.time()
         self._totals = Totals()
         self._user_totals = UserTotals()
         self._runs: dict[Any, LiveRun] = {}

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 from amorsize import __version__
 from amorsize.errors import AmorsizeError, MissingExtraError
 from amorsize.exporters.base import close_before_others_at_exit
-from amorsize.exporters.metrics import Metric
+from amorsize.exporters.metrics import COUNTING_SINCE, Metric
 from amorsize.exporters.opentelemetry.settings import OpenTelemetrySettings
 from amorsize.exporters.sender import describe_error
-from amorsize.exporters.series import Labels
+from amorsize.exporters.series import Labels, Share
 from amorsize.exporters.settings import by_keywords, constructor, enable_with
 from amorsize.exporters.totals import TotalsExporter, status_label
 from amorsize.hooks import HookContext
@@ -172,6 +172,12 @@ class OpenTelemetryExporter(TotalsExporter):
         super().post_execute(context)
         if self._executions is not None:
             self._executions.ended(context, status_label(context))
+
+    def share(self) -> Share:
+        share = super().share()
+        if self._settings.prometheus_labels:  # the alerts ask for it
+            share.series[COUNTING_SINCE] = {(): self.counting_since}
+        return share
 
     def _observed(self, metric: Metric, labels: Labels, value: float, context: HookContext) -> None:
         if self._instruments is not None:

@@ -15,7 +15,7 @@ from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, Observation
 
 from amorsize.exporters import metrics, series
-from amorsize.exporters.metrics import ATTRIBUTES, METRICS, Kind, Metric
+from amorsize.exporters.metrics import ATTRIBUTES, COUNTING_SINCE, METRICS, Kind, Metric
 from amorsize.exporters.series import Labels, Series
 from amorsize.exporters.totals import LIVE_GAUGES
 
@@ -65,7 +65,8 @@ class Instruments:
         self._read_rows: set[tuple[Metric, str]] = set()
         self._rows: dict[str, Metric] = {}
         self._histograms: dict[Metric, Histogram] = {}
-        for row in METRICS:
+        # That of the programs' beginnings has a value where labels are those of Prometheus.
+        for row in (*METRICS, COUNTING_SINCE):
             if row.kind is Kind.HISTOGRAM:
                 self._histograms[row] = meter.create_histogram(
                     row.dotted,

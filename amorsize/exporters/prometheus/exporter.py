@@ -167,7 +167,6 @@ class PrometheusExporter(TotalsExporter):
             exporter: its number in the program's files; None for another one.
         """
         settings = self._settings
-        self._counting_since = time.time()
         self._failures = 0
         self._has_observed = False
         self._is_behind = False
@@ -346,7 +345,7 @@ class PrometheusExporter(TotalsExporter):
 
     def share(self) -> Share:
         share = super().share()
-        share.series[COUNTING_SINCE] = {(): self._counting_since}
+        share.series[COUNTING_SINCE] = {(): self.counting_since}
         return share
 
     def _own_share(self) -> Share | None:

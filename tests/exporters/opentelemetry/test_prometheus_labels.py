@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import amorsize
 from amorsize import HookManager
 from amorsize.errors import InvalidTypeError
+from amorsize.exporters.metrics import COUNTING_SINCE
 from amorsize.exporters.opentelemetry.exporter import OpenTelemetryExporter
 from amorsize.exporters.prometheus.exporter import PrometheusExporter
 
@@ -26,6 +27,8 @@ from ..events import fetch
 from ..spans import Traces
 
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+SINCE = COUNTING_SINCE.prometheus
 
 _UNITS = {"s": "seconds", "By": "bytes"}
 
@@ -116,11 +119,12 @@ def both() -> Iterator[Callable[..., tuple[Series, Series]]]:
 
 
 def without_exporters(series: Series) -> Series:
-    """Leave out what each exporter counts of itself alone."""
+    """Leave out what each exporter counts of itself alone, and since when."""
+    own = ("amorsize_hook_", "amorsize_exporter_", SINCE)
     return {
         (name, labels): value
         for (name, labels), value in series.items()
-        if not name.startswith(("amorsize_hook_", "amorsize_exporter_"))
+        if not name.startswith(own)
     }
 
 
@@ -136,7 +140,7 @@ def test_otlp_becomes_the_series_of_a_scrape(both: Callable[..., tuple[Series, S
         for part in ("bucket", "count", "sum")
     }
     assert ours == {key: value for key, value in theirs.items() if key not in unobserved}
-    for prefix in ("amorsize_hook_", "amorsize_exporter_"):
+    for prefix in ("amorsize_hook_", "amorsize_exporter_", SINCE):
         names = {(name, frozenset(k for k, _ in labels)) for name, labels in otlp}
         assert {each for each in names if each[0].startswith(prefix)} == {
             (name, frozenset(k for k, _ in labels))
