@@ -166,7 +166,9 @@ def alerts(boards: Mapping[str, Board], times: Times = Times()) -> list[Alert]:
             "0s",
             "An execution of {{ $labels.function }} failed",
             "An execution of {{ $labels.function }} in job {{ $labels.job }} ended with an error "
-            "or by its timeout {{ $value | humanizeDuration }} ago. The program got the exception; "
+            # Rounded: of less than a minute, humanizeDuration would give milliseconds.
+            'or by its timeout {{ printf "%.0f" $value | humanizeDuration }} ago. The program got '
+            "the exception; "
             "the panel has the types of the errors. Rings for 15 minutes.",
             function.link("Errors by type", **here),
         ),
