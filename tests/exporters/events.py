@@ -150,12 +150,16 @@ class Scrape:
 
     def __call__(self, name: str, **labels: str) -> float | None:
         """The sum of the samples with this name and (at least) these labels; None without any."""
-        values = [
+        values = self.values(name, **labels)
+        return sum(values) if values else None
+
+    def values(self, name: str, **labels: str) -> list[float]:
+        """The samples with this name and (at least) these labels."""
+        return [
             sample.value
             for sample in self.samples
             if sample.name == name and labels.items() <= sample.labels.items()
         ]
-        return sum(values) if values else None
 
     def labels(self, name: str, label: str) -> set[str]:
         """The values that a label takes in the samples of this name."""

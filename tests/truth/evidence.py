@@ -24,7 +24,7 @@ from waiting import PATIENCE
 import amorsize
 from amorsize import HookContext, HookEvent, HookManager
 from amorsize.exporters import Exporter, RefusedError
-from amorsize.exporters.metrics import Metric
+from amorsize.exporters.metrics import LAST_ACTIVITY, LONGEST_CHUNK, Metric
 from amorsize.exporters.prometheus.exporter import PrometheusExporter
 from amorsize.running import run_log
 from amorsize.testing import RecordingHook
@@ -33,6 +33,9 @@ from .ledger import Announced, Call, Drawn, Work
 
 N_JOBS = 2
 NAME = "ledger"
+
+GREATEST = (LAST_ACTIVITY, LONGEST_CHUNK)
+"""Gauges with a label that they are not summed over: the newest, or the longest, is meant."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,10 @@ class Evidence:
         return [call for run in self.runs for call in run.calls]
 
     def value(self, metric: Metric, suffix: str = "", **labels: str) -> float | None:
-        """The value of a metric after the runs, summed over the labels that are not named."""
+        """The value of a metric after the runs, over all labels that are not named: their sum.
+
+        Of those in :data:`GREATEST` it is the greatest.
+        """
         return self.value_in(self.after, metric, suffix, **labels)
 
     def value_in(
@@ -205,7 +211,8 @@ class Evidence:
         if self.is_named:
             known["executor"] = self.mode.type
         own = {label: known[label] for label in metric.labels if label in known}
-        return scrape(metric.prometheus + suffix, **(own | labels))
+        values = scrape.values(metric.prometheus + suffix, **(own | labels))
+        return (max if metric in GREATEST else sum)(values) if values else None
 
     def sums(self, of: Callable[[Run], float]) -> float:
         """Add up something of each run."""

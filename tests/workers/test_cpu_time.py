@@ -77,7 +77,7 @@ def test_a_worker_counts_child_processes_that_ended() -> None:
     """A call that waits for one does not wait for nothing."""
     code = "import time\nwhile time.process_time() < 0.1: pass"
     _, cpu = collected(lambda _: subprocess.run([sys.executable, "-c", code], check=True), 0)
-    assert cpu.children_seconds >= 0.09  # the system's ticks
+    assert cpu.children_seconds >= 0.085  # the system counts it in ticks of 10 ms
     assert cpu.other_seconds < 0.1
 
 
