@@ -30,7 +30,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("amorsize")
 
-LONGEST = ("test_benchmarks.py", "test_benchmarks_choice.py", "e2e", "faults")
+LONGEST = ("test_benchmarks.py", "test_benchmarks_choice.py", "e2e", "truth", "faults")
 """Folders and files of tests that begin first, so that none is waited for alone at the end."""
 
 

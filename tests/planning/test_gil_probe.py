@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 from waiting import PATIENCE, wait_until
@@ -12,6 +14,14 @@ from amorsize.planning.clocks import ThreadClocks
 from amorsize.planning.gil_probe import WINDOW_SECONDS, GilProbe
 from amorsize.workers import thread_cache
 from amorsize.workers.thread_cache import _Thread
+
+
+@pytest.fixture(autouse=True)
+def _without_threads_of_another_test() -> Iterator[None]:
+    """A thread that is still at work would be idle in the middle of the next test."""
+    others = _thread._count()
+    yield
+    wait_until(lambda: _thread._count() <= others, "the end of the probe's thread")
 
 
 class RecordingLook:
