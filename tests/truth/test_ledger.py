@@ -796,7 +796,8 @@ KINDS = (
     Kind("async", form="aexecute"),
     Kind("fails", {7: "raise"}, status="error"),
     Kind("returned", {1: "raise", 6: "raise", 7: "raise"}, options={"return_exceptions": True}),
-    Kind("left", {5: "gate"}, status="cancelled", form="close"),
+    # Where it is chosen, the item at the gate may be one of those whose results come together.
+    Kind("left", {5: "gate"}, status="cancelled", form="close", only=NAMED),
     Kind("late", {5: "gate"}, status="timeout", options={"timeout": 0.4}),
     Kind("dies", {5: "die"}, status="error", only=("process", "fork-pool")),
     Kind("died", {5: "die"}, options={"return_exceptions": True}, only=("process",)),
