@@ -318,8 +318,8 @@ def _failures(metric: Metric, seconds: float, label: str) -> str:
     series = _NOW.series(metric)
     begins = f"and ignoring ({label}) ({known} or {begun.removeprefix(f'ignoring ({label}) ')})"
     grown = promql.grown(series, window, begins)
-    anew = f"last_over_time({series}[{window}]) and {begun}"
-    return f"sum by (job, {label}) ({grown}) > 0 or sum by (job, {label}) ({anew}) > 0"
+    restarted = f"last_over_time({series}[{window}]) and {begun}"
+    return f"sum by (job, {label}) ({grown}) > 0 or sum by (job, {label}) ({restarted}) > 0"
 
 
 def _speedup_share(window: str) -> str:

@@ -168,7 +168,7 @@ SETTING_A_LIMIT = """
         gc.collect()
         return said
 
-    told = {}
+    reported = {}
     for value in map(int, values.split(",")):
         reader, writer = os.pipe()
         if not os.fork():
@@ -184,9 +184,9 @@ SETTING_A_LIMIT = """
             os._exit(0)
         os.close(writer)
         with open(reader) as answer:
-            told[value] = json.load(answer)
+            reported[value] = json.load(answer)
         os.wait()
-    print(json.dumps(told))
+    print(json.dumps(reported))
 """
 
 
@@ -198,7 +198,7 @@ def run_within(
     Returns:
         For each value whether all results came, or the error; and the descriptors left open.
     """
-    told = run_program(
+    reported = run_program(
         SETTING_A_LIMIT,
         directory,
         limit,
@@ -207,24 +207,24 @@ def run_within(
         ",".join(map(str, values)),
         stderr=None,
     )
-    assert isinstance(told, dict)
-    return told
+    assert isinstance(reported, dict)
+    return reported
 
 
 def test_the_choice_is_made_within_any_limit_on_descriptors(tmp_path: Path) -> None:
     """Down to those that Python itself needs to load a module."""
-    told = run_within("NOFILE", tmp_path, None, *range(6, 30))
-    assert len(told) == 24
-    assert all(each == [True, 0] for each in told.values()), told
+    reported = run_within("NOFILE", tmp_path, None, *range(6, 30))
+    assert len(reported) == 24
+    assert all(each == [True, 0] for each in reported.values()), reported
 
 
 def test_a_named_engine_within_any_limit_on_descriptors(tmp_path: Path) -> None:
     """It works, with fewer workers, or it gives one clear error."""
-    told = run_within("NOFILE", tmp_path, "process", *range(6, 30))
-    clear = [said for said, _ in told.values() if said is not True]
+    reported = run_within("NOFILE", tmp_path, "process", *range(6, 30))
+    clear = [said for said, _ in reported.values() if said is not True]
     assert all("no worker process can be started: [Errno 24]" in str(said) for said in clear)
-    assert told["6"][0] is not True
-    assert told["29"][0] is True
+    assert reported["6"][0] is not True
+    assert reported["29"][0] is True
 
 
 @pytest.mark.parametrize("kind", ["computes", "waits"])
@@ -232,17 +232,17 @@ def test_the_choice_is_made_within_any_limit_on_the_size_of_files(
     tmp_path: Path, kind: str
 ) -> None:
     """Memory that is shared is a file, too."""
-    told = run_within("FSIZE", tmp_path, None, 0, 1, 4096, 1 << 20, kind=kind)
+    reported = run_within("FSIZE", tmp_path, None, 0, 1, 4096, 1 << 20, kind=kind)
     # The answers go through a pipe, which has no size.
-    assert len(told) == 4
-    assert all(each == [True, 0] for each in told.values()), told
+    assert len(reported) == 4
+    assert all(each == [True, 0] for each in reported.values()), reported
 
 
 @pytest.mark.parametrize("executor", ["process", None])
 def test_a_program_within_a_limit_on_its_memory(tmp_path: Path, executor: str | None) -> None:
     """ulimit -v: what a template and two workers need is no more than the program has."""
-    told = run_within("AS", tmp_path, executor, 150 << 20, 400 << 20)
-    assert [said for said, _ in told.values()] == [True, True]
+    reported = run_within("AS", tmp_path, executor, 150 << 20, 400 << 20)
+    assert [said for said, _ in reported.values()] == [True, True]
 
 
 def test_a_limit_on_the_size_of_files_is_a_clear_error(tmp_path: Path) -> None:
