@@ -256,16 +256,16 @@ def work(x):
     return sum(range(100_000)) * 0 + x
 
 def run_all():
-    told = {"executable": sys.executable}
+    reported = {"executable": sys.executable}
     for executor in ("thread", "process", None):
         try:
             results, chosen = amorsize.execute(
                 work, range(60), executor=executor, n_jobs=2, return_optimization_result=True
             )
-            told[str(executor)] = results == list(range(60))
+            reported[str(executor)] = results == list(range(60))
         except amorsize.AmorsizeError as error:
-            told[str(executor)] = str(error)
-    return told
+            reported[str(executor)] = str(error)
+    return reported
 """
 
 
@@ -295,7 +295,7 @@ def test_an_application_under_uwsgi(tmp_path: Path) -> None:
             stderr=log,
         )
     try:
-        told = json.loads(ask(f"http://127.0.0.1:{port}/", server))
+        reported = json.loads(ask(f"http://127.0.0.1:{port}/", server))
         served = psutil.Process(server.pid).children(recursive=True)
         server.send_signal(signal.SIGINT)
         server.wait(PATIENCE)
@@ -303,8 +303,8 @@ def test_an_application_under_uwsgi(tmp_path: Path) -> None:
         server.kill()
         server.wait()
     lines = (tmp_path / "log").read_text()
-    assert (told["thread"], told["None"]) == (True, True), told
-    assert told["process"] is True or "not a Python interpreter" in told["process"]
+    assert (reported["thread"], reported["None"]) == (True, True), reported
+    assert reported["process"] is True or "not a Python interpreter" in reported["process"]
     assert lines.count("loaded in") == 1, lines
     assert not still_running(served)
 
@@ -389,12 +389,12 @@ def test_a_program_that_embeds_python(tmp_path: Path, host: Path, path: str) -> 
         timeout=PATIENCE,
         check=True,
     )
-    *_, told_line, last = done.stdout.splitlines()
-    told = json.loads(told_line)
-    assert (told["thread"], told["None"]) == (True, True), told
+    *_, reported_line, last = done.stdout.splitlines()
+    reported = json.loads(reported_line)
+    assert (reported["thread"], reported["None"]) == (True, True), reported
     if path == "nothing":
-        assert "sys.executable is empty in this embedded interpreter" in told["process"]
+        assert "sys.executable is empty in this embedded interpreter" in reported["process"]
     else:
-        assert told["process"] is True, told
+        assert reported["process"] is True, reported
     assert done.stderr.count("loaded in") == 1
     assert last == "the host was asked by signal 15"
